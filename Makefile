@@ -1,0 +1,63 @@
+# Every target makes its own environment first, so each works from a bare clone with no more than
+# Python 3.11 or newer, make and git. `make setup` does that alone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 5 -c constraints-dev.txt
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --benchmark-disable
+BENCHMARKS := import_time meta_memory rewrite_cost decode_step
+
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12` overrides.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+
+.PHONY: help setup demo test test-all lint format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(READY) ## make or update the environment in .venv
+
+# torch comes first and alone: once it is there, no other requirement chooses a build of its own.
+# ONNX Runtime's two wheels share their files, so an earlier one goes before the right one comes.
+$(READY): pyproject.toml constraints-dev.txt
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed; none was found." >&2; exit 1; }
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "$(PYTHON) cannot make a virtual environment: install its venv module" \
+		"(Debian, Ubuntu: the package python3-venv)." >&2; exit 1; }
+	@$(PIP) torch
+	@$(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train a small GPT, rewrite it, export it, generate text with torch and ONNX Runtime
+	$(BIN)/python -m cachefree.demo $(ARGS)
+
+test: lint ## lint, types and the quick tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint ## lint, types and every test
+	$(PYTEST) $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## every benchmark, one after the other; results in benchmarks/results/
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+
+clean: ## remove what was built, the environment too
+	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

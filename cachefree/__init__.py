@@ -1,0 +1,58 @@
+"""One torch.fx graph for a decoder's first call and its later calls: the cache is always a tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cachefree.errors import (
+    CacheFreeError,
+    CacheNotFoundError,
+    CaptureError,
+    DomainError,
+    EquivalenceError,
+    UnsupportedBranchError,
+)
+
+if TYPE_CHECKING:
+    from cachefree.onnx import load_onnx, to_onnx
+    from cachefree.report import Verdict
+    from cachefree.rewrite import rewrite
+    from cachefree.rewritten import Rewritten
+    from cachefree.verify import verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "CacheFreeError",
+    "CacheNotFoundError",
+    "CaptureError",
+    "DomainError",
+    "EquivalenceError",
+    "Rewritten",
+    "UnsupportedBranchError",
+    "Verdict",
+    "load_onnx",
+    "rewrite",
+    "to_onnx",
+    "verify",
+]
+
+_HOMES = {
+    "Rewritten": "cachefree.rewritten",
+    "Verdict": "cachefree.report",
+    "load_onnx": "cachefree.onnx",
+    "rewrite": "cachefree.rewrite",
+    "to_onnx": "cachefree.onnx",
+    "verify": "cachefree.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cachefree' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

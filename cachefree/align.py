@@ -1,0 +1,176 @@
+"""Two programs walked together from their outputs: where they agree, they are one; where not, there is a divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+
+from cachefree.facts import Facts
+from cachefree.laws import Law
+from cachefree.laws.elementwise import equal_elementwise
+from cachefree.laws.evaluation import equal_at_every_size, is_of_sizes_alone
+from cachefree.normal import Normaliser
+from cachefree.terms import Table, Term, operands
+
+__all__ = ["Comparison", "Divergence", "compare"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A place where two programs differ.
+
+    Attributes:
+        one: The value in the one graph.
+        other: The value in the model's own path.
+    """
+
+    one: Term
+    other: Term
+
+
+@dataclass
+class Comparison:
+    """What comparing two programs showed.
+
+    Attributes:
+        divergences: Where they differ; empty where they were shown to be equal.
+        laws: The laws that were used.
+        checked: Values that depend on sizes alone and were compared at every size up to a bound, not proved.
+        normaliser: What brought the one graph into normal form.
+    """
+
+    divergences: tuple[Divergence, ...]
+    laws: tuple[Law, ...] = ()
+    checked: tuple[Divergence, ...] = ()
+    normaliser: Normaliser | None = None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the programs were shown to be equal."""
+        return not self.divergences
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every law that was used holds bit for bit."""
+        return all(law.kind == "exact" for law in self.laws)
+
+
+def compare(
+    table: Table,
+    one: Sequence[Term],
+    other: Sequence[Term],
+    facts: Facts,
+    sizes: Mapping[sympy.Symbol, Any] | None = None,
+    inputs: Mapping[str, Term] | None = None,
+) -> Comparison:
+    """Compares two programs over the same inputs.
+
+    Args:
+        table: Of both programs' terms.
+        one: Outputs of the one graph.
+        other: Outputs of the model's own path.
+        facts: What holds of the sizes.
+        sizes: Sizes to substitute in both.
+        inputs: Inputs of the one graph to replace: the neutral cache.
+    """
+    mine = Normaliser(table, facts, sizes, inputs)
+    theirs = Normaliser(table, facts, sizes)
+    left, right = mine.normal(one), theirs.normal(other)
+    walk = _Walk(facts)
+    for a, b in zip(left, right, strict=True):
+        walk.pair(a, b)
+    laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
+    laws.update(dict.fromkeys(walk.laws))
+    return Comparison(tuple(dict.fromkeys(walk.divergences)), tuple(laws), tuple(dict.fromkeys(walk.checked)), mine)
+
+
+@dataclass
+class _Walk:
+    """Pairs of terms, compared from the outputs down."""
+
+    facts: Facts
+    known: dict[tuple[Term, Term], bool] = field(default_factory=dict)
+    divergences: list[Divergence] = field(default_factory=list)
+    checked: list[Divergence] = field(default_factory=list)
+    laws: list[Law] = field(default_factory=list)
+
+    def pair(self, one: Term, other: Term) -> bool:
+        """Whether two terms are equal; else the deepest divergences are noted."""
+        order: list[tuple[Term, Term]] = []
+        stack = [(one, other)]
+        seen: set[tuple[Term, Term]] = set()
+        while stack:
+            pair = stack.pop()
+            if pair[0] is pair[1] or pair in seen or pair in self.known:
+                continue
+            seen.add(pair)
+            order.append(pair)
+            stack.extend(_operand_pairs(*pair) or ())
+        for pair in reversed(order):
+            self.known[pair] = self._decide(*pair)
+        is_equal = self.equal(one, other)
+        if not is_equal:
+            self._note(one, other)
+        return is_equal
+
+    def equal(self, one: Term, other: Term) -> bool:
+        """Whether two terms are known to be equal."""
+        return one is other or self.known.get((one, other), False)
+
+    def _decide(self, one: Term, other: Term) -> bool:
+        pairs = _operand_pairs(one, other)
+        if pairs is not None and all(self.equal(*pair) for pair in pairs):
+            return True
+        if not _same_type(one, other, self.facts):
+            return False
+        law = equal_elementwise(one, other, self.facts, self.equal)
+        if law is not None:
+            self.laws.append(law)
+            return True
+        if is_of_sizes_alone(one) and is_of_sizes_alone(other) and equal_at_every_size(one, other, self.facts):
+            self.checked.append(Divergence(one, other))
+            return True
+        return False
+
+    def _note(self, one: Term, other: Term) -> None:
+        """The deepest unequal pairs below an unequal pair."""
+        stack, seen = [(one, other)], set()
+        while stack:
+            pair = stack.pop()
+            if pair in seen:
+                continue
+            seen.add(pair)
+            below = [p for p in _operand_pairs(*pair) or () if not self.equal(*p)]
+            if below:
+                stack.extend(below)
+            else:
+                self.divergences.append(Divergence(*pair))
+
+
+def _same_type(one: Term, other: Term, facts: Facts) -> bool:
+    if one.shape is None or other.shape is None or one.dtype != other.dtype or len(one.shape) != len(other.shape):
+        return False
+    return all(map(facts.equal, one.shape, other.shape))
+
+
+def _operand_pairs(one: Term, other: Term) -> list[tuple[Term, Term]] | None:
+    """The operands of two terms side by side, where all else of the terms is the same; else None."""
+    if one.op != other.op or one.op in ("input", "attribute", "constant"):
+        return None
+    if not _same_but_terms(one.args, other.args):
+        return None
+    mine, theirs = list(operands(one)), list(operands(other))
+    return list(zip(mine, theirs, strict=True)) if mine else None
+
+
+def _same_but_terms(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same_but_terms, one, other))
+    if isinstance(one, Term) and isinstance(other, Term):
+        return True
+    if isinstance(one, float) and isinstance(other, float):
+        return repr(one) == repr(other)
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,368 @@
+"""One path of a model as an FX graph of ATen operators, with symbolic sizes and the lines it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.overrides import TorchFunctionMode
+
+from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
+from cachefree.isolation import StateChange, sizes_in_builtins, untouched
+from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
+from cachefree.structure import Structure, flatten, leaf_paths
+
+__all__ = ["Call", "Captured", "SizeSpec", "TensorSpec", "capture", "explained", "run_on_fakes"]
+
+log = logging.getLogger(__name__)
+LINE = "cachefree_line"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of a call: its path, its sizes as ints or expressions, its dtype and device."""
+
+    path: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class SizeSpec:
+    """A Python integer in a call that is no constant but an expression of sizes."""
+
+    path: str
+    expr: Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a model is called: ``(args, kwargs)`` taken apart.
+
+    Attributes:
+        structure: The structure of ``(args, kwargs)``.
+        leaves: One spec a leaf of the structure.
+    """
+
+    structure: Structure
+    leaves: tuple[TensorSpec | SizeSpec, ...]
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors among the leaves, in order."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorSpec))
+
+
+@dataclass
+class Captured:
+    """A captured path.
+
+    Attributes:
+        graph: The FX graph: placeholders are the call's tensors, outputs the tensors of the result.
+        call: How the model was called.
+        outputs: The structure of the result.
+        output_leaves: One spec a leaf of the result.
+        questions: What Python code asked about sizes.
+        operator_questions: What torch operators asked about the sizes of their operands.
+        attributes: ``get_attr`` target of the graph → the tensor itself.
+        changes: What the call left in the model's attributes.
+        sizes: The example size of each symbol.
+    """
+
+    graph: fx.Graph
+    call: Call
+    outputs: Structure
+    output_leaves: tuple[TensorSpec | SizeSpec, ...]
+    questions: tuple[Question, ...]
+    operator_questions: tuple[Question, ...]
+    attributes: dict[str, torch.Tensor]
+    changes: tuple[StateChange, ...]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def is_tensor_or_size(value: Any) -> bool:
+    """Whether a value is a leaf of a captured result: a tensor, or a size that is no constant."""
+    return isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)) and not isinstance(
+        value, torch.nn.Parameter
+    )
+
+
+def capture(model: torch.nn.Module, call: Call, hints: Mapping[str, int]) -> Captured:
+    """Captures the path that a call takes through a model.
+
+    No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its buffers and the
+    random states are afterwards as they were.
+
+    Args:
+        model: Any module.
+        call: How to call it. Sizes are expressions in the symbols that ``hints`` names.
+        hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or 1.
+
+    Raises:
+        CaptureError: the call does not run, or depends on the values of tensors.
+    """
+    environment = SizeEnvironment(hints)
+    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    result: dict[str, Any] = {}
+
+    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        iterator = iter(tensors)
+        leaves = [
+            next(iterator) if isinstance(leaf, TensorSpec) else environment.size_of(leaf.expr)
+            for leaf in call.leaves
+        ]
+        args, kwargs = call.structure.rebuild(leaves)
+        with _provenance(model), _ExactSlices():
+            value = model(*args, **kwargs)
+        result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
+        return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
+
+    with untouched(model) as trace, _quiet(model), sizes_in_builtins():
+        try:
+            with mode:
+                inputs = [_fake(environment, spec) for spec in call.tensors]
+                module = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*inputs)
+        except CacheFreeError:
+            raise
+        except Exception as error:
+            raise explained(error, "The model could not be traced.") from error
+    attributes = {
+        str(node.target): getattr(module, str(node.target))
+        for node in module.graph.nodes
+        if node.op == "get_attr"
+    }
+    return Captured(
+        graph=module.graph,
+        call=call,
+        outputs=result["structure"],
+        output_leaves=tuple(_spec_of(*pair) for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)),
+        questions=tuple(environment.questions.values()),
+        operator_questions=tuple(environment.operator_questions.values()),
+        attributes=attributes,
+        changes=tuple(trace.changes),
+        sizes=dict(hints),
+    )
+
+
+def run_on_fakes(model: torch.nn.Module, call: Call, sizes: Mapping[str, int]) -> tuple[list[Any], Structure]:
+    """Runs a call once on fake tensors of fixed sizes, tracing nothing.
+
+    Returns:
+        The leaves of the result (fake tensors and Python values) and its structure.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    values = {size_symbol(name): size for name, size in sizes.items()}
+
+    def fixed(expr: Any) -> int:
+        return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with untouched(model), _quiet(model), mode, torch.no_grad():
+        leaves = [
+            torch.empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            if isinstance(leaf, TensorSpec)
+            else fixed(leaf.expr)
+            for leaf in call.leaves
+        ]
+        args, kwargs = call.structure.rebuild(leaves)
+        return flatten(model(*args, **kwargs))
+
+
+def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:
+    sizes = [environment.size_of(size) for size in spec.shape]
+    return torch.empty(sizes, dtype=spec.dtype, device=spec.device)
+
+
+def _spec_of(leaf: Any, path: str) -> TensorSpec | SizeSpec:
+    if isinstance(leaf, torch.Tensor):
+        return TensorSpec(path, tuple(expression(size) for size in leaf.shape), leaf.dtype, leaf.device)
+    return SizeSpec(path, expression(leaf))
+
+
+class _ExactSlices(TorchFunctionMode):
+    """Gives every slice of a symbolic dimension bounds that are right at every size.
+
+    ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch decides for the example sizes
+    whether ``n`` reaches 4, and the size of the result is right on one side only.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
+            args = (args[0], _exact_index(args[0], args[1]))
+        elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
+            args = (args[0], _exact_index(args[0], args[1]), *args[2:])
+        elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
+            options = dict(kwargs or {})
+            options.pop("requires_grad", None)
+            options.setdefault("dtype", torch.int64)
+            return torch.full((), args[0], **options)
+        return func(*args, **(kwargs or {}))
+
+
+def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if not any(isinstance(part, slice) for part in parts):
+        return index
+    consumed = sum(1 for part in parts if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool))
+    if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
+        return index  # advanced indexing: dimensions do not follow one another simply
+    dim = 0
+    for place, part in enumerate(parts):
+        if part is Ellipsis:
+            dim += tensor.dim() - consumed
+            continue
+        if part is None:
+            continue
+        if isinstance(part, slice):
+            parts[place] = _exact_slice(part, tensor.shape[dim])
+        dim += 1
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
+
+
+def _exact_slice(part: slice, size: Any) -> slice:
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1):
+        return part
+    return slice(_exact_bound(part.start, size), _exact_bound(part.stop, size), part.step)
+
+
+def _exact_bound(bound: Any, size: Any) -> Any:
+    """``bound`` clamped to ``[0, size]`` as slicing does; None where slicing leaves it out."""
+    if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
+        return bound
+    value = expression(bound)
+    if isinstance(bound, int):
+        return torch.sym_max(size + bound, 0) if bound < 0 else torch.sym_min(bound, size)
+    if value.is_nonnegative:
+        total = expression(size)
+        return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)
+    if value.is_nonpositive:
+        # -n: is the whole for n = 0, as in Python
+        return bound
+    return bound
+
+
+@contextlib.contextmanager
+def _provenance(model: torch.nn.Module) -> Iterator[None]:
+    """Writes the user's line and the module's name into each node that is traced inside."""
+    proxy_mode = get_proxy_mode()
+    assert proxy_mode is not None
+    tracer = proxy_mode.tracer
+    names = {id(module): name for name, module in model.named_modules()}
+    stack: list[str] = []
+    thread = threading.get_ident()
+    create_node = tracer.create_node
+
+    def create_node_with_line(*args: Any, **kwargs: Any) -> fx.Node:
+        node = create_node(*args, **kwargs)
+        line = user_line(sys._getframe(1))
+        if line is not None:
+            node.meta[LINE] = SourceLine(line.file, line.line, line.function, stack[-1] if stack else "")
+        return node
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        if threading.get_ident() == thread:
+            stack.append(names.get(id(module), stack[-1] if stack else ""))
+
+    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread and stack:
+            stack.pop()
+
+    hooks = [
+        torch.nn.modules.module.register_module_forward_pre_hook(enter),
+        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    tracer.create_node = create_node_with_line  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del tracer.create_node
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _quiet(model: torch.nn.Module) -> Iterator[None]:
+    """Eager, ordinary torch: compiled submodules run as Python, and warnings of the tracer are not the user's."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for name in _CHATTERING:
+            logger = logging.getLogger(name)
+            silence = _Silence(threading.get_ident())
+            logger.addFilter(silence)
+            stack.callback(logger.removeFilter, silence)
+        yield
+
+
+_CHATTERING = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.recording")
+
+
+class _Silence(logging.Filter):
+    """Drops the records of one thread: an attempt that fails is no news to the user."""
+
+    def __init__(self, thread: int) -> None:
+        super().__init__()
+        self.thread = thread
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def explained(error: Exception, what: str) -> CaptureError:
+    """The error of a traced call, told with the user's own line."""
+    where = None
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        line = SourceLine(frame.filename, frame.lineno or 0, frame.name)
+        if user_line_file(frame.filename):
+            where = line
+            break
+    name = type(error).__name__
+    if name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "UserError", "PendingUnbackedSymbolNotFound"):
+        return CaptureError(
+            Refusal(
+                "The model's Python code depends on the values of a tensor.",
+                why="One graph has no Python: a branch, a size or a number that is read from a tensor cannot be in it.",
+                remedy="Compute it with tensor operators (torch.where, masks), or pass it as an argument.",
+                where=where,
+            )
+        )
+    message = str(error).strip().split("\n")[0]
+    return CaptureError(
+        Refusal(
+            what,
+            why=f"{name}: {message}",
+            remedy="Check that the model runs with these inputs, and that it uses torch operators only.",
+            where=where,
+        )
+    )
+
+
+def user_line_file(file: str) -> bool:
+    """Whether a file is the user's: not torch, not cachefree, not the standard library."""
+    from cachefree import sizes
+
+    return not (file.startswith((sizes._TORCH, sizes._HERE, "<")) or sizes._is_standard(file))

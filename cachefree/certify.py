@@ -1,0 +1,178 @@
+"""The proof that one graph is both of a model's paths, and the sizes at which it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+
+from cachefree.align import Divergence
+from cachefree.capture import TensorSpec
+from cachefree.discover import Discovery
+from cachefree.errors import Refusal, UnsupportedBranchError
+from cachefree.laws import Law
+from cachefree.reading import Program
+from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
+from cachefree.report import Verdict
+from cachefree.rules import Closing, close
+from cachefree.sizes import symbols_of
+from cachefree.spec import Domain
+from cachefree.terms import Table, Term
+
+__all__ = ["Certified", "certify"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Certified:
+    """The one graph with what was shown of it.
+
+    Attributes:
+        outputs: The one graph's outputs, as terms.
+        verdict: How equality was shown.
+        domain: Where it holds.
+        laws: The laws that were used.
+        closings: The rules that changed the later path, with what they closed.
+        excluded: Sizes outside the domain, with the reason.
+    """
+
+    outputs: tuple[Term, ...]
+    verdict: Verdict
+    domain: Domain
+    laws: tuple[Law, ...]
+    closings: tuple[Closing, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
+    neutrals: Mapping[int, str] = field(default_factory=dict)
+
+    def neutral_words(self, place: int) -> str:
+        """The neutral element of a cache tensor of fixed size, in words."""
+        return self.neutrals.get(place, "zeros")
+
+
+def certify(
+    model: torch.nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    later: Program,
+    check: str,
+) -> Certified:
+    """Finds one graph that is both paths, and shows that it is.
+
+    Raises:
+        UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are listed.
+    """
+    past = _past_symbols(discovery)
+    kinds = (
+        Kind("first call", discovery.first, past),
+        Kind("later calls", discovery.later),
+    )
+    outputs = later.outputs
+    closings: list[Closing] = []
+    surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery)
+    for _ in range(4):
+        unequal = [regime for found in surveys for regime in found.unequal]
+        if not unequal:
+            break
+        closing = close(table, outputs, kinds, surveys)
+        if closing is None:
+            break
+        closings.append(closing)
+        outputs = closing.outputs
+        surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery, surveys)
+    _refuse_unserved(surveys, kinds)
+    served = [regime for found in surveys for regime in found.served]
+    laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
+    laws += tuple(law for closing in closings for law in closing.laws if law not in laws)
+    return Certified(
+        outputs,
+        _verdict(served, laws, check),
+        Domain(tuple(regime.region for regime in served), _fixed(discovery)),
+        laws,
+        tuple(closings),
+        tuple(exclusion for found in surveys for exclusion in found.excluded),
+    )
+
+
+def _surveys(
+    model: torch.nn.Module,
+    table: Table,
+    names: dict[int, str],
+    outputs: tuple[Term, ...],
+    kinds: tuple[Kind, Kind],
+    programs: tuple[Program, Program],
+    discovery: Discovery,
+    before: tuple[Survey, ...] = (),
+) -> tuple[Survey, ...]:
+    found = []
+    for place, (kind, program) in enumerate(zip(kinds, programs, strict=True)):
+        known = [
+            (regime.program, regime.pinned, regime.region.conditions)
+            for regime in (*before[place].served, *before[place].unequal)
+        ] if before else []  # fmt: skip
+        found.append(survey(model, table, names, outputs, kind, program, discovery.hints, known))
+    return tuple(found)
+
+
+def _past_symbols(discovery: Discovery) -> tuple[sympy.Symbol, ...]:
+    def symbols(leaves: Any) -> set[sympy.Symbol]:
+        return symbols_of(size for leaf in leaves if isinstance(leaf, TensorSpec) for size in leaf.shape)
+
+    return tuple(sorted(symbols(discovery.later.leaves) - symbols(discovery.first.leaves), key=str))
+
+
+def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str) -> Verdict:
+    if check == "off":
+        return Verdict.NOT_CHECKED
+    if any(regime.comparison.checked for regime in served):
+        return Verdict.CHECKED
+    return Verdict.PROVED_EXACT if all(law.kind == "exact" for law in laws) else Verdict.PROVED_REAL
+
+
+def _fixed(discovery: Discovery) -> tuple[str, ...]:
+    return ()
+
+
+def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> None:
+    """Refuses a graph that serves no ordinary first call, or no later call of one token."""
+    refusals: list[Refusal] = []
+    for found, kind in zip(surveys, kinds, strict=True):
+        query = sympy.Symbol("query", integer=True, nonnegative=True)
+        ordinary = [regime for regime in found.served if not regime.pinned]
+        single = [
+            regime
+            for regime in found.served
+            if all(condition.fact.subs(query, 1) != sympy.false for condition in regime.region.conditions)
+            and set(regime.pinned) <= {query}
+        ]
+        if kind.name == "first call" and not ordinary:
+            refusals += [_divergence_refusal(kind, regime, d) for regime in found.unequal[:1] for d in regime.comparison.divergences[:5]]
+            refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not found.unequal]
+        elif kind.name != "first call" and not single:
+            pinned = [regime for regime in found.unequal if query in regime.pinned] or found.unequal
+            refusals += [_divergence_refusal(kind, regime, d) for regime in pinned[:1] for d in regime.comparison.divergences[:5]]
+            refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not pinned]
+    if refusals:
+        raise UnsupportedBranchError(*dict.fromkeys(refusals))
+
+
+def _divergence_refusal(kind: Kind, regime: Regime, divergence: Divergence) -> Refusal:
+    one, other = divergence.one, divergence.other
+    where = other.line or one.line
+    there = f" where {' and '.join(map(str, regime.region.conditions))}" if regime.region.conditions else ""
+    against = "later calls" if kind.name == "first call" else "the general path"
+    detail = f"{kind.name}{there}: {other.text(3)}\n         {against}: {one.text(3)}"
+    if one.line is not None and one.line != where:
+        detail += f"\n         at {one.line}"
+    return Refusal(
+        f"The {kind.name} and {against} compute different things.",
+        why=detail,
+        remedy="Make the two paths compute the same where the cache is empty; or accept random tests with check=\"test\".",
+        where=where,
+    )

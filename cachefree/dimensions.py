@@ -1,0 +1,115 @@
+"""What the dimensions of a call's inputs are: which vary, which vary together, and which are constant.
+
+Found by behaviour, on fake tensors: a dimension varies if the model runs when it has another size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from cachefree.capture import Call, TensorSpec, run_on_fakes
+
+__all__ = ["Dimension", "find_dimensions", "resized"]
+
+Dimension = tuple[int, int]  # the input's place among the call's leaves, and its axis
+
+
+def resized(call: Call, sizes: dict[Dimension, Any]) -> Call:
+    """The call with some dimensions of another size."""
+    leaves = tuple(
+        TensorSpec(
+            leaf.path,
+            tuple(sizes.get((place, axis), size) for axis, size in enumerate(leaf.shape)),
+            leaf.dtype,
+            leaf.device,
+        )
+        if isinstance(leaf, TensorSpec)
+        else leaf
+        for place, leaf in enumerate(call.leaves)
+    )
+    return Call(call.structure, leaves)
+
+
+def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimension]]]:
+    """Finds the dimensions that vary.
+
+    Args:
+        model: Any module.
+        call: A call that runs, with sizes that are numbers.
+
+    Returns:
+        The call with every varying dimension at least 2 long, and the groups of dimensions that vary together.
+    """
+
+    def runs(sizes: dict[Dimension, int]) -> bool:
+        try:
+            run_on_fakes(model, resized(call, sizes), {})
+        except Exception:  # a size that the model does not take is what is asked here
+            return False
+        return True
+
+    call = _without_ones(call, runs)
+    groups: list[list[Dimension]] = []
+    for size, dims in _by_size(call).items():
+        if size >= 2:
+            groups += _independent(dims, _fresh_size(call), runs)
+    return call, groups
+
+
+def _by_size(call: Call) -> dict[int, list[Dimension]]:
+    found: dict[int, list[Dimension]] = {}
+    for place, leaf in enumerate(call.leaves):
+        if isinstance(leaf, TensorSpec):
+            for axis, size in enumerate(leaf.shape):
+                found.setdefault(size, []).append((place, axis))
+    return found
+
+
+def _fresh_size(call: Call) -> int:
+    used = {size for leaf in call.tensors for size in leaf.shape}
+    return next(size for size in itertools.count(3) if size not in used)
+
+
+def _without_ones(call: Call, runs: Callable[[dict[Dimension, int]], bool]) -> Call:
+    """Sizes 0 and 1 that may be larger are made so: a broadcast would hide what belongs together."""
+    small = [dim for size, dims in _by_size(call).items() if size < 2 for dim in dims]
+    by_axis = [list(group) for _, group in itertools.groupby(sorted(small, key=lambda d: d[1]), key=lambda d: d[1])]
+    for group in itertools.chain(by_axis, [[dim] for dim in small]):
+        left = [dim for dim in group if call.leaves[dim[0]].shape[dim[1]] < 2]  # type: ignore[union-attr]
+        larger = dict.fromkeys(left, 2)
+        if left and runs(larger):
+            call = resized(call, larger)
+    return call
+
+
+def _independent(
+    dims: Sequence[Dimension], size: int, runs: Callable[[dict[Dimension, int]], bool]
+) -> list[list[Dimension]]:
+    """The smallest groups among ``dims`` that can change alone."""
+    left = list(dims)
+    found: list[list[Dimension]] = []
+    for group in _subsets(dims):
+        if all(dim in left for dim in group) and runs(dict.fromkeys(group, size)):
+            found.append(list(group))
+            left = [dim for dim in left if dim not in group]
+    return found
+
+
+def _subsets(dims: Sequence[Dimension]) -> Iterable[tuple[Dimension, ...]]:
+    """Single dimensions, then those of one axis, then all, then any others of few."""
+    yield from ((dim,) for dim in dims)
+    axes = sorted({axis for _, axis in dims})
+    for axis in axes:
+        group = tuple(dim for dim in dims if dim[1] == axis)
+        if len(group) > 1:
+            yield group
+    if len(dims) > 1:
+        yield tuple(dims)
+    for count in range(2, min(len(dims), 4)):
+        yield from itertools.combinations(dims, count)
+
+

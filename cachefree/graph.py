@@ -1,0 +1,357 @@
+"""Terms as a torch.fx graph: flat tensors in and out, the model's own parameters, sizes read from the inputs."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
+
+from cachefree.errors import CaptureError
+from cachefree.terms import Term, topological
+
+__all__ = ["emit", "mirror"]
+
+aten = torch.ops.aten
+CONSTANTS = "_constants"
+
+
+def emit(
+    model: torch.nn.Module,
+    inputs: Sequence[tuple[str, Term]],
+    outputs: Sequence[tuple[str, Term]],
+) -> fx.GraphModule:
+    """Writes terms as a graph module.
+
+    Args:
+        model: Whose parameters and buffers the graph uses; they are shared, not copied.
+        inputs: A name and an ``"input"`` term each; they become the placeholders, in this order.
+        outputs: A name and a term each; they become the tuple that the graph returns.
+
+    Returns:
+        A graph module with no control flow, no ``None`` and no shape but those read from its inputs.
+    """
+    writer = _Writer(inputs, outputs)
+    graph = writer.run()
+    return assemble(graph, mirror(model), writer.constants)
+
+
+def assemble(
+    graph: fx.Graph, containers: Mapping[str, torch.nn.Module], constants: Mapping[str, torch.Tensor]
+) -> fx.GraphModule:
+    """A graph module over containers that share the model's parameters."""
+    root = torch.nn.Module()
+    for name, container in containers.items():
+        if name:
+            root.add_module(name, container)
+        else:
+            root._parameters, root._buffers = container._parameters, container._buffers
+    if constants:
+        holder = torch.nn.Module()
+        for name, tensor in constants.items():
+            holder.register_buffer(name, tensor, persistent=False)
+        root.add_module(CONSTANTS, holder)
+    module = fx.GraphModule(root, graph, class_name="OneGraph")
+    # GraphModule copies the tensors it uses into new containers; share the model's own instead.
+    for name in list(module._modules):
+        del module._modules[name]
+    for name, child in root._modules.items():
+        module.add_module(name, child)
+    module._parameters, module._buffers = root._parameters, root._buffers
+    return module
+
+
+def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Empty modules in the model's hierarchy whose parameters and buffers *are* the model's.
+
+    The dictionaries themselves are shared: a parameter that the model replaces later is seen here too, while
+    ``train()`` of one does not reach the other.
+
+    Returns:
+        The mirrored children by name, and under ``""`` a holder of the model's own parameters and buffers.
+    """
+    seen: dict[int, torch.nn.Module] = {}
+
+    def copy(module: torch.nn.Module) -> torch.nn.Module:
+        if id(module) not in seen:
+            container = torch.nn.Module()
+            container._parameters, container._buffers = module._parameters, module._buffers
+            container._non_persistent_buffers_set = module._non_persistent_buffers_set
+            container.training = module.training
+            seen[id(module)] = container
+            for name, child in module.named_children():
+                container.add_module(name, copy(child))
+        return seen[id(module)]
+
+    top = copy(model)
+    return {"": top, **{name: child for name, child in top._modules.items() if child is not None}}
+
+
+class _Writer:
+    def __init__(self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.graph = fx.Graph()
+        self.nodes: dict[Term, fx.Node] = {}
+        self.sizes: dict[Any, Any] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.device_node: fx.Node | None = None
+        self.device: torch.device | None = None
+
+    def run(self) -> fx.Graph:
+        for name, term in self.inputs:
+            node = self.graph.placeholder(_identifier(name))
+            self.nodes[term] = node
+            self.device = self.device or term.device
+        self._find_sizes()
+        order = sorted(topological(term for _, term in self.outputs), key=lambda term: term.number)
+        for term in order:
+            if term not in self.nodes:
+                self.nodes[term] = self._node(term)
+        results = []
+        returned: set[fx.Node] = set()
+        for name, term in self.outputs:
+            node = self.nodes[term]
+            if node.op == "placeholder" or node in returned:
+                # an output of its own: exporters name outputs by their nodes
+                node = self.graph.call_function(aten.clone.default, (node,))
+            returned.add(node)
+            node.meta["output_name"] = name
+            results.append(node)
+        self.graph.output(tuple(results))
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        return self.graph
+
+    def _find_sizes(self) -> None:
+        """Where each size symbol is read: a dimension that is it, else one that it can be solved from."""
+        pending: list[tuple[fx.Node, int, Any]] = []
+        for _, term in self.inputs:
+            for dim, size in enumerate(term.sizes):
+                if isinstance(size, sympy.Symbol):
+                    self._define(size, self.nodes[term], dim)
+                elif isinstance(size, sympy.Basic):
+                    pending.append((self.nodes[term], dim, size))
+        for node, dim, size in pending:
+            unknown = [symbol for symbol in size.free_symbols if symbol not in self.sizes]
+            if len(unknown) == 1:
+                whole = sympy.Dummy("whole", integer=True)
+                solved = sympy.solve(sympy.Eq(whole, size), unknown[0])
+                if len(solved) == 1 and _is_affine(size, unknown[0]):
+                    self.sizes[whole] = self.graph.call_method("size", (node, dim))
+                    self.sizes[unknown[0]] = self._size(solved[0])
+
+    def _define(self, symbol: sympy.Symbol, node: fx.Node, dim: int) -> None:
+        if symbol not in self.sizes:
+            size = self.graph.call_method("size", (node, dim))
+            self.sizes[symbol] = size
+
+    def _size(self, expr: Any) -> Any:
+        """The node that computes a size expression."""
+        if not isinstance(expr, sympy.Basic):
+            return expr
+        if expr.is_Integer:
+            return int(expr)
+        if expr.is_Float or expr.is_Rational:
+            return float(expr)
+        if expr not in self.sizes:
+            self.sizes[expr] = self._computed(expr)
+        return self.sizes[expr]
+
+    def _computed(self, expr: sympy.Basic) -> Any:
+        if isinstance(expr, sympy.Symbol):
+            raise CaptureError(f"The size {expr} cannot be read from any input of the graph.")
+        call = self.graph.call_function
+        if isinstance(expr, sympy.Add):
+            positive = [arg for arg in expr.args if not arg.could_extract_minus_sign()]
+            negative = [-arg for arg in expr.args if arg.could_extract_minus_sign()]
+            total = self._size(positive[0]) if positive else 0
+            for arg in positive[1:]:
+                total = call(operator.add, (total, self._size(arg)))
+            for arg in negative:
+                total = call(operator.sub, (total, self._size(arg)))
+            return total
+        function = next((f for cls, f in _SIZE_FUNCTIONS if isinstance(expr, cls)), None)
+        if function is not None:
+            values = [self._size(arg) for arg in expr.args]
+            total = values[0]
+            for value in values[1:]:
+                total = call(function, (total, value))
+            return total
+        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
+            base = self._size(expr.base)
+            total = base
+            for _ in range(int(expr.exp) - 1):
+                total = call(operator.mul, (total, base))
+            return total
+        if type(expr).__name__ in _FLOAT_FUNCTIONS:
+            function = _FLOAT_FUNCTIONS[type(expr).__name__]
+            return call(function, tuple(self._size(arg) for arg in expr.args))
+        raise CaptureError(f"The size expression {expr} ({type(expr).__name__}) cannot be written in the graph.")
+
+    def _node(self, term: Term) -> fx.Node:
+        if term.op == "attribute":
+            return self.graph.get_attr(str(term.args[0]))
+        if term.op == "constant":
+            name = f"tensor_{len(self.constants)}"
+            self.constants[name] = term.payload
+            return self.graph.get_attr(f"{CONSTANTS}.{name}")
+        if term.op == "item":
+            return self._call(term, operator.getitem, self._written(term.args), {})
+        if isinstance(term.op, str):
+            op, args = _CANONICAL[term.op](term)
+        else:
+            op, args = term.op, term.args
+        if op in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+            op = aten.reshape.default if op is aten.reshape.default else aten.view.default
+            args = (args[0], term.sizes)  # every -1 is resolved: it is ambiguous at zero elements
+        elif op is aten.expand.default:
+            args = (args[0], _expanded(term), *args[2:])
+        elif op is aten.slice.Tensor:
+            args = _plain_slice(term.op, args)
+        return self._call(term, op, *self._schema_arguments(op, args))
+
+    def _call(self, term: Term, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        name = re.split(r"[.:]", term.name)[0]
+        module = term.line.module if term.line is not None else ""
+        node = self.graph.create_node(
+            "call_function", op, args, kwargs, name=_identifier(f"{module}.{name}" if module else name)
+        )
+        if term.line is not None:
+            node.meta["stack_trace"] = f'File "{term.line.file}", line {term.line.line}, in {term.line.function}'
+        return node
+
+    def _schema_arguments(self, op: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments; defaults at the end left out; the device that of the inputs."""
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        schema = op._schema.arguments
+        for argument, value in zip(schema, args, strict=False):
+            if argument.name == "device" and value is not None and value == self.device:
+                keywords["device"] = self._input_device()
+                continue
+            value = self._written(value)
+            if argument.kwarg_only:
+                if not (argument.has_default_value() and _is_default(argument.default_value, value)):
+                    keywords[argument.name] = value
+            else:
+                positional.append(value)
+        if keywords.get("device") is not None and any(a.name == "device" and not a.kwarg_only for a in schema):
+            place = next(i for i, a in enumerate(schema) if a.name == "device")
+            positional.insert(place, keywords.pop("device"))
+        positional_schema = [argument for argument in schema if not argument.kwarg_only]
+        while positional:
+            argument = positional_schema[len(positional) - 1]
+            if argument.has_default_value() and _is_default(argument.default_value, positional[-1]):
+                positional.pop()
+            else:
+                break
+        return tuple(positional), keywords
+
+    def _input_device(self) -> fx.Node:
+        if self.device_node is None:
+            first = self.nodes[self.inputs[0][1]]
+            with self.graph.inserting_after(first):
+                self.device_node = self.graph.call_function(getattr, (first, "device"))
+        return self.device_node
+
+    def _written(self, args: Any) -> Any:
+        if isinstance(args, tuple):
+            return type(args)(self._written(arg) for arg in args)
+        if isinstance(args, Term):
+            return self.nodes[args]
+        return self._size(args)
+
+
+def _is_default(default: Any, value: Any) -> bool:
+    if isinstance(value, (fx.Node, torch.Tensor)):
+        return False
+    if isinstance(default, list):
+        default = tuple(default)
+    return type(default) is type(value) and bool(default == value)
+
+
+def _is_affine(size: Any, symbol: sympy.Symbol) -> bool:
+    return bool(sympy.diff(size, symbol) == 1) if not size.has(Max, Min, FloorDiv, Mod) else False
+
+
+def _expanded(term: Term) -> tuple[Any, ...]:
+    """-1 where a dimension is kept, so that no size is needed for it."""
+    source = term.args[0].sizes
+    added = len(term.sizes) - len(source)
+    return tuple(
+        -1 if dim >= added and source[dim - added] == size and size != 1 else size
+        for dim, size in enumerate(term.sizes)
+    )
+
+
+def _plain_slice(op: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A slice in the words of Python: ``-w:`` rather than ``max(n - w, 0):``."""
+    source, dim, start, end, *rest = args
+    size = source.sizes[dim]
+    if isinstance(start, Max) and len(start.args) == 2 and 0 in start.args:
+        width = sympy.expand(size - next(arg for arg in start.args if arg != 0))
+        if width.is_Integer and width > 0:
+            start = -int(width)
+    if isinstance(end, Min) and size in end.args and len(end.args) == 2:
+        end = next(arg for arg in end.args if arg != size)
+        end = int(end) if end.is_Integer else end
+    if isinstance(size, sympy.Basic) and end == size:
+        end = 9223372036854775807
+    return (source, dim, start, end, *rest)
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W+", "_", name).strip("_")
+    return text if text and not text[0].isdigit() else f"_{text}"
+
+
+def _canonical_cast(term: Term) -> tuple[Any, tuple[Any, ...]]:
+    source, dtype, device = term.args
+    if device == source.device:
+        return aten.to.dtype, (source, dtype)
+    return aten.to.device, (source, device, dtype)
+
+
+def _canonical_slice(term: Term) -> tuple[Any, tuple[Any, ...]]:
+    source, dim, start, end, step = term.args
+    return aten.slice.Tensor, (source, dim, start, end, step)
+
+
+_CANONICAL: dict[str, Any] = {
+    "reshape": lambda term: (aten.reshape.default, term.args),
+    "permute": lambda term: (aten.permute.default, term.args),
+    "expand": lambda term: (aten.expand.default, (*term.args, False)),
+    "slice": _canonical_slice,
+    "cat": lambda term: (aten.cat.default, term.args),
+    "cast": _canonical_cast,
+    "full": lambda term: (
+        aten.full.default,
+        (term.args[0], term.args[1], term.args[2], None, term.args[3], None),
+    ),
+}
+
+_SIZE_FUNCTIONS: tuple[tuple[type, Any], ...] = (
+    (sympy.Mul, operator.mul),
+    (Max, torch.sym_max),
+    (sympy.Max, torch.sym_max),
+    (Min, torch.sym_min),
+    (sympy.Min, torch.sym_min),
+    (CleanDiv, operator.floordiv),
+    (FloorDiv, operator.floordiv),
+    (PythonMod, operator.mod),
+    (Mod, operator.mod),
+)
+_FLOAT_FUNCTIONS: dict[str, Any] = {
+    "ToFloat": torch.sym_float,
+    "FloatTrueDiv": operator.truediv,
+    "IntTrueDiv": operator.truediv,
+    "FloatPow": operator.pow,
+    "OpaqueUnaryFn_sqrt": torch.sym_sqrt,
+}
+

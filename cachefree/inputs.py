@@ -1,0 +1,222 @@
+"""Example inputs of a first call: given, offered by the model, or probed on fake tensors."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.errors import CaptureError, Refusal
+from cachefree.structure import flatten, leaf_paths
+
+__all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_device"]
+
+log = logging.getLogger(__name__)
+
+CACHE_NAMES = re.compile(
+    r"past|cache|mem(s|ory|ories)?(_|$|\d)|state|hidden|(^|_)kvs?(_|$)|incremental|prev|hist|present|context_window|buffer|presents",
+    re.IGNORECASE,
+)
+BATCH, QUERY, FEATURES = 3, 5, 4
+_EMPTY_ARGUMENTS = (None, (), [], {})
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """How the model is called first.
+
+    Attributes:
+        args: Positional arguments; tensors stand for their shape and dtype only.
+        kwargs: Keyword arguments.
+        assumed: What was assumed to find them, in words.
+        is_given: Whether the user gave them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    assumed: tuple[str, ...] = ()
+    is_given: bool = True
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU where it has none."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's first floating-point parameter; torch's default where it has none."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if tensor.dtype.is_floating_point:
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def call_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[int, str]) -> Call:
+    """A call taken apart; sizes are those of the tensors.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        names: Position → parameter name, for readable paths.
+    """
+    leaves, structure = flatten((args, dict(kwargs)))
+    specs = tuple(
+        TensorSpec(_readable(path, names), tuple(leaf.shape), leaf.dtype, leaf.device)
+        for leaf, path in zip(leaves, leaf_paths(structure), strict=True)
+    )
+    return Call(structure, specs)
+
+
+def _readable(path: str, names: Mapping[int, str]) -> str:
+    positional = re.match(r"\[0\]\[(\d+)\](.*)", path)
+    if positional:
+        return names.get(int(positional[1]), f"args[{positional[1]}]") + positional[2]
+    keyword = re.match(r"\[1\]\['(\w+)'\](.*)", path)
+    return keyword[1] + keyword[2] if keyword else path
+
+
+def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
+    """The inputs of a first call.
+
+    Args:
+        model: Any module.
+        example_inputs: A tuple of positional inputs, a dict of keyword inputs, one tensor, or None.
+
+    Raises:
+        CaptureError: the given inputs do not run, or none were found.
+    """
+    if example_inputs is not None:
+        call = _given(example_inputs)
+        _must_run(model, call)
+        return call
+    for attribute in ("dummy_inputs", "example_input_array"):
+        offered = getattr(model, attribute, None)
+        if offered is not None and not callable(offered):
+            call = _given(offered)
+            call = FirstCall(call.args, _on(call.kwargs, model_device(model)), (f"inputs taken from model.{attribute}",), False)
+            if _runs(model, call) is None:
+                return call
+    return _probe(model)
+
+
+def _on(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: torch.empty_like(value, device=device) if isinstance(value, torch.Tensor) else value
+        for name, value in kwargs.items()
+    }
+
+
+def _given(example_inputs: Any) -> FirstCall:
+    if isinstance(example_inputs, Mapping):
+        return FirstCall((), dict(example_inputs))
+    if isinstance(example_inputs, (tuple, list)):
+        return FirstCall(tuple(example_inputs), {})
+    return FirstCall((example_inputs,), {})
+
+
+def _runs(model: nn.Module, first: FirstCall) -> Exception | None:
+    """None where the call runs on fake tensors, else what it raised."""
+    try:
+        run_on_fakes(model, call_of(first.args, first.kwargs, {}), {})
+    except Exception as error:
+        return error
+    return None
+
+
+def _must_run(model: nn.Module, first: FirstCall) -> None:
+    from cachefree.capture import explained
+
+    error = _runs(model, first)
+    if error is not None:
+        raise explained(error, "The model does not run with the example inputs.") from error
+
+
+def _probe(model: nn.Module) -> FirstCall:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    required = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    wanted = required or [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][:1]
+    source = _source(model)
+    choices = [list(_choices(model, parameter, source)) for parameter in wanted]
+    tried = 0
+    last: Exception | None = None
+    for values in itertools.islice(itertools.product(*choices), 200):
+        tried += 1
+        named = dict(zip((parameter.name for parameter in wanted), values, strict=True))
+        if all(value is None for value in named.values()):
+            continue
+        first = FirstCall((), named, tuple(f"{name}: {_words(value)}" for name, value in named.items()), False)
+        last = _runs(model, first)
+        if last is None:
+            log.info("example inputs assumed: %s", "; ".join(first.assumed))
+            return first
+    names = ", ".join(parameter.name for parameter in wanted)
+    raise CaptureError(
+        Refusal(
+            f"No example inputs were found for {type(model).__name__}.forward({names}).",
+            why=f"{tried} guesses from its signature and its first layers did not run; the last raised {type(last).__name__}: {str(last).splitlines()[0] if last and str(last) else ''}",
+            remedy="Pass example_inputs: the inputs of a first call, as a tuple or as a dict.",
+        )
+    )
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return repr(value)
+
+
+def _source(model: nn.Module) -> str:
+    try:
+        return inspect.getsource(type(model).forward)
+    except (OSError, TypeError):
+        return ""
+
+
+def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Iterator[Any]:
+    """What a parameter could take, likeliest first."""
+    name = parameter.name
+    device, dtype = model_device(model), model_dtype(model)
+    ids = torch.empty((BATCH, QUERY), dtype=torch.int64, device="meta")
+    tests_none = re.search(rf"\b{name}\s+is\s+(not\s+)?None\b|\bnot\s+{name}\b|\bif\s+{name}\b", source)
+    if CACHE_NAMES.search(name) or tests_none:
+        yield None
+        yield from ((), [], {})
+    if "mask" in name:
+        for kind in (torch.int64, torch.bool, dtype):
+            yield torch.empty((BATCH, QUERY), dtype=kind, device=device)
+    shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            shapes[(torch.int64, (BATCH, QUERY))] = None
+        elif isinstance(module, nn.Linear):
+            shapes[(dtype, (BATCH, QUERY, module.in_features))] = None
+        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            shapes[(dtype, (BATCH, module.in_channels, QUERY + 2))] = None
+        elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+            shapes[(dtype, (BATCH, QUERY, module.normalized_shape[0]))] = None
+    kinds = list(shapes)[:12]
+    if re.search(r"ids|tokens?|idx|input_ids", name):
+        kinds.sort(key=lambda kind: kind[0] != torch.int64)
+    for kind, shape in kinds:
+        yield torch.empty(shape, dtype=kind, device=device)
+    if not kinds:
+        yield torch.empty((BATCH, QUERY, FEATURES), dtype=dtype, device=device)
+        yield torch.empty((BATCH, FEATURES, QUERY, FEATURES), dtype=dtype, device=device)
+        yield torch.empty(ids.shape, dtype=torch.int64, device=device)
+    if not (CACHE_NAMES.search(name) or tests_none):
+        yield None

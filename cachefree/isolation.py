@@ -1,0 +1,216 @@
+"""Running a model without leaving a trace on it, on torch or on the process.
+
+A forward pass may write to its module: caches, counters, buffers. While a model is captured those writes would put
+fake tensors there. `untouched` remembers every attribute of every module, and what plain containers in them
+hold, puts all of it back, and tells what had changed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import random
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["StateChange", "sizes_in_builtins", "untouched"]
+
+_CONTAINERS = (list, dict, set, deque)
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class StateChange:
+    """An attribute that a forward pass set.
+
+    Attributes:
+        module: The qualified name of the module, ``""`` for the model itself.
+        attribute: The attribute's name.
+        before: What it held.
+        after: What the forward pass left there.
+    """
+
+    module: str
+    attribute: str
+    before: Any
+    after: Any
+
+    @property
+    def path(self) -> str:
+        """``module.attribute``."""
+        return f"{self.module}.{self.attribute}" if self.module else self.attribute
+
+
+@dataclass
+class Trace:
+    """What `untouched` found when the block was left."""
+
+    changes: list[StateChange] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def untouched(model: torch.nn.Module) -> Iterator[Trace]:
+    """Puts the model's attributes and all random states back, whatever the block does.
+
+    Yields:
+        A `Trace` whose ``changes`` are filled in when the block ends.
+    """
+    trace = Trace()
+    before = {name: _remember(module) for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
+    random_states = (random.getstate(), torch.random.get_rng_state())
+    try:
+        yield trace
+    finally:
+        random.setstate(random_states[0])
+        torch.random.set_rng_state(random_states[1])
+        for name, module in modules.items():
+            trace.changes += _put_back(name, module, before[name])
+
+
+def _remember(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {name: (value, _contents(value)) for name, value in vars(module).items()}
+
+
+def _contents(value: Any) -> Any:
+    """A copy of the plain containers in ``value``, to any depth; the rest by reference."""
+    if isinstance(value, dict):
+        return {key: (part, _contents(part)) for key, part in value.items()}
+    if isinstance(value, (list, deque)):
+        return [(part, _contents(part)) for part in value]
+    if isinstance(value, set):
+        return set(value)
+    return None
+
+
+def _put_back(
+    name: str, module: torch.nn.Module, before: dict[str, tuple[Any, Any]]
+) -> list[StateChange]:
+    changes: list[StateChange] = []
+    state = vars(module)
+    for attribute in [key for key in state if key not in before]:
+        changes.append(StateChange(name, attribute, _ABSENT, state.pop(attribute)))
+    for attribute, (value, contents) in before.items():
+        now = state.get(attribute, _ABSENT)
+        if now is not value:
+            changes.append(StateChange(name, attribute, value, now))
+            state[attribute] = value
+        elif not _holds(value, contents):
+            changes.append(StateChange(name, attribute, _shallow(contents), _copied(value)))
+        _restore(value, contents)
+    return changes
+
+
+def _holds(value: Any, contents: Any) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == contents.keys() and all(
+            value[key] is part and _holds(part, below) for key, (part, below) in contents.items()
+        )
+    if isinstance(value, (list, deque)):
+        return len(value) == len(contents) and all(
+            now is part and _holds(part, below)
+            for now, (part, below) in zip(value, contents, strict=True)
+        )
+    if isinstance(value, set):
+        return bool(value == contents)
+    return True
+
+
+def _restore(value: Any, contents: Any) -> None:
+    if isinstance(value, dict):
+        if not _holds(value, contents):
+            for part, below in contents.values():
+                _restore(part, below)
+            value.clear()
+            value.update({key: part for key, (part, _) in contents.items()})
+    elif isinstance(value, (list, deque)):
+        if not _holds(value, contents):
+            for part, below in contents:
+                _restore(part, below)
+            value.clear()
+            value.extend(part for part, _ in contents)
+    elif isinstance(value, set) and value != contents:
+        value.clear()
+        value.update(contents)
+
+
+def _shallow(contents: Any) -> Any:
+    if isinstance(contents, dict):
+        return {key: part for key, (part, _) in contents.items()}
+    if isinstance(contents, list):
+        return [part for part, _ in contents]
+    return contents
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if isinstance(value, _CONTAINERS) else value
+
+
+# Python's own min, max and len ask for truth values and for a machine integer; torch has symbolic ones.
+_lock = threading.Lock()
+_capturing = threading.local()
+_users = 0
+_originals: dict[str, Any] = {}
+
+
+def _has_size(values: Any) -> bool:
+    return any(isinstance(value, torch.SymInt) for value in values)
+
+
+def _symbolic(name: str, symbolic: Any) -> Any:
+    original = getattr(builtins, name)
+
+    @functools.wraps(original)
+    def extremum(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_capturing, "active", False) and not kwargs and args:
+            if len(args) == 1:
+                args = (list(args[0]),)
+                if len(args[0]) > 1 and _has_size(args[0]):
+                    return functools.reduce(symbolic, args[0])
+            elif _has_size(args):
+                return functools.reduce(symbolic, args)
+        return original(*args, **kwargs)
+
+    return extremum
+
+
+def _symbolic_len() -> Any:
+    original = builtins.len
+
+    @functools.wraps(original)
+    def length(value: Any, /) -> Any:
+        if getattr(_capturing, "active", False) and isinstance(value, torch.Tensor) and value.dim():
+            return value.shape[0]
+        return original(value)
+
+    return length
+
+
+@contextlib.contextmanager
+def sizes_in_builtins() -> Iterator[None]:
+    """Lets ``min``, ``max`` and ``len`` of this thread keep symbolic sizes symbolic."""
+    global _users
+    with _lock:
+        if _users == 0:
+            _originals.update({name: getattr(builtins, name) for name in ("min", "max", "len")})
+            builtins.min = _symbolic("min", torch.sym_min)
+            builtins.max = _symbolic("max", torch.sym_max)
+            builtins.len = _symbolic_len()
+        _users += 1
+    before = getattr(_capturing, "active", False)
+    _capturing.active = True
+    try:
+        yield
+    finally:
+        _capturing.active = before
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                for name, original in _originals.items():
+                    setattr(builtins, name, original)

@@ -1,0 +1,205 @@
+"""The one graph as a ``torch.export.ExportedProgram`` in which no size was decided.
+
+``torch.export.export`` refuses named dimensions where an operator asks about a size: a table of positions with W rows,
+sliced by ``past + query``, leaves ``2 <= past <= W - 2``. Here the graph is written as a program directly. Its sizes are the symbols
+of the interface, each from 0 on; its nodes compute every size that they need; no guard is made, and so none can fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from cachefree.errors import CaptureError, Refusal
+from cachefree.sizes import SizeEnvironment, size_symbol
+
+if TYPE_CHECKING:
+    from cachefree.spec import Interface
+
+__all__ = ["example_sizes", "exported_program"]
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = ((2, 3, 4, 5, 6, 7, 8, 9), (3, 5, 7, 11, 13, 17, 19, 23), (3, 2, 5, 7, 4, 9, 8, 11))
+
+
+def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
+    """Sizes inside the domain, the best first: at least 2 each and all different where the domain has room.
+
+    Sizes 0 and 1 would be frozen by an exporter, and two equal ones could be taken for one.
+    """
+    symbols = interface.symbols
+    found = False
+    for numbers in _NUMBERS:
+        sizes = dict(zip(symbols, numbers, strict=False))
+        narrowed = ({**sizes, name: size} for size in (2, 1) for name in symbols)  # such as "one token later"
+        for candidate in (sizes, *narrowed):
+            if interface.domain.holds(candidate):
+                found = True
+                yield candidate
+    if not found:
+        yield dict(zip(symbols, _NUMBERS[0], strict=False))
+
+
+def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedProgram:
+    """Writes the graph as an exported program.
+
+    Args:
+        module: The graph of the interface; parameters and buffers are shared, and tied ones come in once.
+        interface: Its inputs, whose sizes become the program's symbols.
+
+    Raises:
+        CaptureError: a parameter or buffer has no storage, or the graph runs at no sizes of its domain.
+    """
+    device = _device(module)
+    reason: Exception | None = None
+    for sizes in itertools.islice(example_sizes(interface), 8):
+        try:
+            with torch.no_grad(), torch.inference_mode(False):
+                return _ProgramWriter(module, interface, sizes, device).run()
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.debug("The graph does not run at %s: %s", sizes, error)
+            reason = reason or error
+    raise CaptureError(
+        Refusal("The graph runs at none of the example sizes of its domain.", why=str(reason))
+    ) from reason
+
+
+class _ProgramWriter:
+    def __init__(
+        self, module: fx.GraphModule, interface: Interface, sizes: Mapping[str, int], device: torch.device
+    ) -> None:
+        self.module = module
+        self.interface = interface
+        self.device = device
+        self.sizes = sizes
+        self.environment = SizeEnvironment(sizes)
+        self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, Any] = {}
+        self.inputs: list[InputSpec] = []
+        self.outputs: list[OutputSpec] = []
+        self.state: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+
+    def run(self) -> ExportedProgram:
+        fakes = self._fakes()
+        self._lift_tensors()
+        remaining = iter(fakes)
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.nodes[node] = self._placeholder(node.name, next(remaining), InputKind.USER_INPUT, None)
+            elif node.op == "output":
+                self._write_output(node)
+            elif node.op != "get_attr":
+                self.nodes[node] = self._write_call(node)
+        return self._program(fakes)
+
+    def _fakes(self) -> list[torch.Tensor]:
+        with self.mode:
+            return [
+                torch.empty(
+                    [self.environment.size_of(size) for size in spec.shape], dtype=spec.dtype, device=self.device
+                )
+                for spec in self.interface.inputs
+            ]
+
+    def _placeholder(self, name: str, value: Any, kind: InputKind, target: str | None) -> fx.Node:
+        node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        persistent = target in self.state if kind is InputKind.BUFFER else None
+        self.inputs.append(InputSpec(kind, TensorArgument(node.name), target, persistent))
+        return node
+
+    def _lift_tensors(self) -> None:
+        """Makes an input of each parameter and buffer; one for tensors that are tied."""
+        seen: dict[int, fx.Node] = {}
+        used = [node for node in self.module.graph.nodes if node.op == "get_attr"]
+        tensors = [_tensor(self.module, str(node.target)) for node in used]
+        is_parameter = [isinstance(tensor, torch.nn.Parameter) for tensor in tensors]
+        order = sorted(range(len(used)), key=lambda place: not is_parameter[place])
+        for place in order:  # parameters stand before buffers
+            node, tensor, name = used[place], tensors[place], str(used[place].target)
+            if id(tensor) not in seen:
+                kind = InputKind.PARAMETER if is_parameter[place] else InputKind.BUFFER
+                self.state[name] = tensor
+                fake = self.mode.from_tensor(tensor, static_shapes=True)
+                prefix = "p" if is_parameter[place] else "b"
+                seen[id(tensor)] = self._placeholder(f"{prefix}_{name.replace('.', '_')}", fake, kind, name)
+            self.nodes[node] = seen[id(tensor)]
+
+    def _write_call(self, node: fx.Node) -> Any:
+        def written(argument: Any) -> Any:
+            return self.nodes[argument] if isinstance(argument, fx.Node) else argument
+
+        args = fx.node.map_aggregate(node.args, written)
+        kwargs = fx.node.map_aggregate(node.kwargs, written)
+        if node.target is getattr:  # the only attribute that the graph reads is the device
+            return self.device
+        target = torch.ops.aten.sym_size.int if node.op == "call_method" else node.target
+        new = self.graph.call_function(target, args, kwargs, name=node.name)  # type: ignore[arg-type]
+        new.meta.update({key: node.meta[key] for key in ("stack_trace",) if key in node.meta})
+        with self.mode:
+            values = fx.node.map_arg((args, kwargs), lambda operand: operand.meta["val"])
+            new.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator, index]
+        return new
+
+    def _write_output(self, node: fx.Node) -> None:
+        returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index, arg-type]
+        self.graph.output(tuple(returned))
+        self.outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None) for result in returned]
+
+    def _program(self, fakes: list[torch.Tensor]) -> ExportedProgram:
+        _, input_tree = pytree.tree_flatten((tuple(fakes), {}))
+        _, output_tree = pytree.tree_flatten(tuple(range(len(self.outputs))))
+        entry = ModuleCallEntry("", ModuleCallSignature([], [], input_tree, output_tree))
+        return ExportedProgram(
+            fx.GraphModule(torch.nn.Module(), self.graph),
+            self.graph,
+            ExportGraphSignature(self.inputs, self.outputs),
+            self.state,
+            {size_symbol(name): ValueRanges(0, int_oo) for name in self.sizes},
+            [entry],
+            example_inputs=(tuple(fakes), {}),
+            constants=self.constants,
+        )
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_meta:
+            raise CaptureError(
+                Refusal(
+                    "The model's weights are on the meta device: they have a shape but no values.",
+                    why="An ONNX file holds the weights.",
+                    remedy="Load the weights first (model.to_empty, load_state_dict), then export.",
+                )
+            )
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+
+
+def _tensor(module: torch.nn.Module, path: str) -> torch.Tensor:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    assert isinstance(value, torch.Tensor)
+    return value

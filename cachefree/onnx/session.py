@@ -1,0 +1,225 @@
+"""A cachefree ONNX file on ONNX Runtime: called like the model, with or without a cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.calling import bind_arguments
+from cachefree.onnx.domain import check_domain, concrete, read_sizes
+from cachefree.onnx.generation import generate
+from cachefree.onnx.metadata import FileDescription, read_description
+from cachefree.onnx.runtime import TensorSession, open_session
+from cachefree.onnx.storage import check_storage
+
+if TYPE_CHECKING:
+    from cachefree.spec import Interface
+
+__all__ = ["OnnxDecoder", "load_onnx"]
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    like: Any = None,
+    providers: Sequence[Any] | None = None,
+    session_options: Any = None,
+) -> OnnxDecoder:
+    """Opens a file that `to_onnx` wrote.
+
+    Args:
+        path: The ``.onnx`` file; its ``.data`` file stands beside it.
+        like: The rewritten module that it was exported from: then calls take and give the model's own classes.
+            Without it, they take the names in the file or plain containers, and give a dict. A file never
+            makes Python import what it names.
+        providers: ONNX Runtime's execution providers. None: CUDA where this machine has it, else the CPU.
+        session_options: An ``onnxruntime.SessionOptions``.
+
+    Returns:
+        What is called like the model.
+
+    Raises:
+        CacheFreeError: the file, its data file or a provider is missing, it was not written by cachefree, ``like``
+            is another model, or ONNX Runtime cannot run it.
+    """
+    file = Path(path)
+    metadata, uses_bfloat16 = check_storage(file)
+    description = read_description(metadata, str(file))
+    if like is not None:
+        _check_like(like, description.interface, file)
+    session = open_session(file, providers, session_options, uses_bfloat16)
+    return OnnxDecoder(session, description, like)
+
+
+class OnnxDecoder:
+    """The one graph on ONNX Runtime. Made by `load_onnx`.
+
+    Attributes:
+        interface: Inputs, outputs, cache slots and domain; the names are those in the file.
+        verdict: The verdict when the file was written.
+        session: The ``onnxruntime.InferenceSession``.
+    """
+
+    def __init__(self, session: TensorSession, description: FileDescription, like: Any = None) -> None:
+        self._session = session
+        self._description = description
+        self._like = like
+        self.interface: Interface = description.interface
+        self.verdict = description.verdict
+        self.session = session.session
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(spec.name for spec in self.interface.inputs if not spec.is_cache)
+        return (
+            f"OnnxDecoder({inputs}; {len(self.interface.cache)} cache tensors; {self.verdict}; "
+            f"{', '.join(self._session.providers)})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where results are; inputs are moved there."""
+        return self._session.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the graph once.
+
+        With ``like``, takes and gives what the model does. Without, takes tensors by their names in the file, or the
+        model's arguments by position or keyword in plain tuples, lists and dicts; and gives a dict of all outputs, in which
+        `next_cache` finds the cache. A cache that is left out (or None) is the neutral one.
+
+        Raises:
+            DomainError: an input is missing, or has another structure, dtype or size than the graph takes.
+        """
+        if self._like is not None:
+            flat = list(self._like.flatten_call(*args, **kwargs))
+            return self._like.unflatten_result(self.run_flat(flat), flat)
+        given = bind_arguments(self.interface, args, kwargs)
+        sizes = read_sizes(self.interface, given)
+        flat = [
+            given[spec.name] if spec.name in given else self._neutral(place, sizes)
+            for place, spec in enumerate(self.interface.inputs)
+        ]
+        outputs = self.run_flat(flat)
+        return dict(zip((spec.name for spec in self.interface.outputs), outputs, strict=True))
+
+    def run_flat(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the graph on its flat inputs, in the order of ``interface.inputs``.
+
+        Raises:
+            DomainError: a dtype, rank or size is outside the domain.
+        """
+        names = [spec.name for spec in self.interface.inputs]
+        sizes = read_sizes(self.interface, dict(zip(names, tensors, strict=True)))
+        check_domain(self.interface, sizes)
+        results = {spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs}
+        return self._session.run(dict(zip(names, tensors, strict=True)), results)
+
+    def empty_cache(self, batch_size: int = 1, **sizes: int) -> Any:
+        """The neutral cache: in the model's own structure with ``like``, else a dict of tensors by name.
+
+        Args:
+            batch_size: B.
+            sizes: Further sizes that the cache has but that do not grow, by symbol.
+        """
+        if self._like is not None:
+            return self._like.empty_cache(batch_size)
+        known = {"batch": batch_size, **dict.fromkeys(self.interface.past_symbols, 0), **sizes}
+        return {
+            spec.name: self._neutral(place, known)
+            for place, spec in enumerate(self.interface.inputs)
+            if spec.is_cache
+        }
+
+    def next_cache(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The cache for the next call, by input name, out of the outputs of a call without ``like``."""
+        return {slot.past.name: outputs[slot.present.name] for slot in self.interface.cache}
+
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int = 20,
+        *,
+        eos_token_id: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Continues token ids, with the cache.
+
+        Args:
+            input_ids: Token ids, BS (or SB where the model has time first).
+            max_new_tokens: How many tokens to add at most.
+            eos_token_id: A row that reaches it is filled up with it; all rows there ends the generation.
+            do_sample: Whether to draw tokens; else the likeliest is taken.
+            temperature: Divides the scores before a token is drawn.
+            top_k: Draw among the K likeliest only.
+            top_p: Draw among the likeliest that together have this probability only.
+            seed: For the same tokens again.
+            inputs: The model's other inputs for ``input_ids``, by name. A mask over past and new tokens is continued with
+                ones (and is all ones where it is left out), positions count on, the rest is passed to each call.
+
+        Returns:
+            The ids with the new ones behind them.
+
+        Raises:
+            DomainError: the graph takes no token ids or gives no scores, or a call is outside the domain.
+        """
+        return generate(
+            self._plain(),
+            self._description,
+            input_ids,
+            inputs,
+            max_new_tokens,
+            eos_token_id=eos_token_id,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def _plain(self) -> OnnxDecoder:
+        return self if self._like is None else OnnxDecoder(self._session, self._description)
+
+    def _neutral(self, place: int, sizes: Mapping[str, int]) -> torch.Tensor:
+        spec = self.interface.inputs[place]
+        slot = next(index for index, slot in enumerate(self.interface.cache) if slot.past.name == spec.name)
+        unknown = {str(s) for size in spec.shape for s in getattr(size, "free_symbols", ())} - sizes.keys()
+        if unknown:
+            raise DomainError(f"The sizes {', '.join(sorted(unknown))} of {spec.name} are not known.")
+        shape = concrete(spec.shape, sizes)
+        return self._description.neutral[slot].tensor(shape, spec.dtype, self.device)
+
+
+def _check_like(like: Any, interface: Interface, file: Path) -> None:
+    """Refuses a module whose inputs and outputs are not those of the file."""
+    for kind in ("inputs", "outputs"):
+        theirs = [(spec.path, spec.dtype, str(spec.shape)) for spec in getattr(like.interface, kind)]
+        ours = [(spec.path, spec.dtype, str(spec.shape)) for spec in getattr(interface, kind)]
+        if theirs == ours:
+            continue
+        place = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        why = (
+            f"It has {len(theirs)} {kind}, the file has {len(ours)}."
+            if place is None
+            else f"{kind.capitalize()[:-1]} {place} is {_said(theirs[place])} there and {_said(ours[place])} in the file."
+        )
+        raise CacheFreeError(
+            Refusal(
+                f"{file} was not exported from this rewritten module.",
+                why=why,
+                remedy="Pass the rewritten module that it was exported from, or leave like= out.",
+            )
+        )
+
+
+def _said(spec: tuple[str, torch.dtype, str]) -> str:
+    return f"{spec[0] or 'the result'} {spec[2]} {str(spec[1]).removeprefix('torch.')}"

@@ -1,0 +1,137 @@
+"""ONNX files on disk: looked at before they are opened, and written so that no half of one is ever seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cachefree.errors import CacheFreeError, Refusal
+
+__all__ = ["check_storage", "data_file", "replace_files"]
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of an ONNX file are: ``model.onnx.data`` beside ``model.onnx``."""
+    return path.with_name(path.name + ".data")
+
+
+def check_storage(path: Path) -> tuple[dict[str, str], bool]:
+    """Looks at a file without reading weights.
+
+    Returns:
+        Its metadata, and whether a weight is bfloat16.
+
+    Raises:
+        CacheFreeError: the file or its data is missing, cut off, or no ONNX file.
+    """
+    import onnx
+
+    if not path.is_file():
+        raise CacheFreeError(Refusal(f"There is no file {path}.", remedy="Check the path."))
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except Exception as error:
+        raise CacheFreeError(Refusal(f"{path} is no ONNX file.", why=_first_line(error))) from error
+    if not model.graph.node:
+        raise CacheFreeError(Refusal(f"{path} is no ONNX file.", why="It holds no graph."))
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external({entry.key: entry.value for entry in tensor.external_data}, path)
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    types |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return metadata, onnx.TensorProto.BFLOAT16 in types
+
+
+def _check_external(entry: dict[str, str], path: Path) -> None:
+    location = entry.get("location", "")
+    data = path.parent / location
+    if Path(location).name != location:
+        raise CacheFreeError(
+            Refusal(
+                f"{path} names a data file in another directory: {location!r}.",
+                why="A file is read from nowhere but beside the model.",
+                remedy="Export the model again.",
+            )
+        )
+    if not data.is_file():
+        raise CacheFreeError(
+            Refusal(
+                f"The weights of {path} are missing: there is no file {data}.",
+                why="An ONNX file keeps large weights in a data file beside it.",
+                remedy=f"Put {location} beside {path.name}, or export the model again.",
+            )
+        )
+    end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+    if data.stat().st_size < end:
+        raise CacheFreeError(
+            Refusal(
+                f"The weights of {path} are cut off: {data} has {data.stat().st_size} bytes of at least {end}.",
+                remedy="Copy the file again, or export the model again.",
+            )
+        )
+
+
+@contextlib.contextmanager
+def replace_files(path: Path) -> Iterator[Path]:
+    """A path in a temporary directory beside ``path``; what is written there takes the place of the old files.
+
+    The files are moved when the block ends, the data first, and put back as they were if a move fails. If the
+    block raises, nothing has changed.
+
+    Raises:
+        CacheFreeError: the directory cannot be written to.
+    """
+    try:
+        directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        if path.is_dir():
+            raise _unwritable(path, IsADirectoryError("it is a directory"))
+        yield directory / path.name
+        _move([data_file(path), path], directory)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _move(targets: list[Path], directory: Path) -> None:
+    """Moves the new files into place; the old ones are kept aside until all are."""
+    kept: list[tuple[Path, Path]] = []
+    moved: list[Path] = []
+    try:
+        for target in targets:
+            if target.exists():
+                aside = directory / f"old-{target.name}"
+                os.replace(target, aside)
+                kept.append((aside, target))
+            if (directory / target.name).exists():
+                os.replace(directory / target.name, target)
+                moved.append(target)
+    except BaseException:
+        for target in moved:
+            target.unlink(missing_ok=True)
+        for aside, target in kept:
+            os.replace(aside, target)
+        raise
+
+
+def _unwritable(path: Path, error: Exception) -> CacheFreeError:
+    return CacheFreeError(
+        Refusal(
+            f"{path} cannot be written.",
+            why=_first_line(error),
+            remedy="Choose a path in a directory that exists and that you may write to.",
+        )
+    )
+
+
+def _first_line(error: Any) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]

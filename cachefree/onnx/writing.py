@@ -1,0 +1,190 @@
+"""The one graph as an ONNX file: exported, named, described, checked, and put in place whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cachefree.errors import CacheFreeError, Refusal
+from cachefree.onnx.metadata import describe, neutral_elements
+from cachefree.onnx.names import Names, Style, axis_name, name_interface
+from cachefree.onnx.program import exported_program
+from cachefree.onnx.storage import data_file, replace_files
+from cachefree.vocabulary import vocabulary_sizes
+
+if TYPE_CHECKING:
+    from cachefree.spec import Interface
+
+__all__ = ["default_opset", "to_onnx"]
+
+log = logging.getLogger(__name__)
+_CONTROL_FLOW = ("If", "Loop", "Scan")
+_PREFERRED_OPSET = 23  # the first with Attention
+
+
+def to_onnx(
+    rewritten: Any,
+    path: str | os.PathLike[str],
+    *,
+    names: Style = "optimum",
+    opset: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes the one graph as an ONNX file that serves the first call and every later one.
+
+    The weights stand in ``<path>.data`` beside it, each once (tensors under 256 bytes stand in the file). The file says its verdict, its domain and what a neutral cache is,
+    so that `load_onnx` needs nothing else. Files that were there before are replaced when the new ones are complete.
+
+    Args:
+        rewritten: What ``cachefree.rewrite`` gave.
+        path: Where to, usually ``model.onnx``.
+        names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"`` (onnxruntime-genai's), or ``"model"``
+            (the arguments' own paths).
+        opset: The ONNX opset. None: 23, or the newest that this torch writes.
+        progress: Called with a few words before each step.
+
+    Returns:
+        The path.
+
+    Raises:
+        CacheFreeError: the weights are on the meta device, the exporter cannot write an operator, or the path
+            cannot be written.
+    """
+    target = Path(path)
+    say = progress or (lambda step: None)
+    interface: Interface = rewritten.interface
+    rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
+    vocabulary = {spec.name: size for spec, size in rows if size is not None}
+    chosen = name_interface(interface, names, vocabulary)
+    with replace_files(target) as temporary:
+        say("writing the graph")
+        program = exported_program(rewritten.graph_module, interface)
+        say("exporting to ONNX")
+        model = _export(program, opset or default_opset())
+        _name(model, interface, chosen)
+        verdict = _verdict(rewritten)
+        model.metadata_props.update(describe(interface, chosen, _neutral(rewritten), verdict, vocabulary))
+        _check_no_control_flow(model)
+        say("saving the weights")
+        _save(model, temporary)
+    return target
+
+
+def default_opset() -> int:
+    """23 where this torch writes it, else the newest that it does."""
+    newest = int(getattr(torch.onnx._constants, "ONNX_MAX_OPSET", 18))
+    return min(_PREFERRED_OPSET, newest)
+
+
+def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
+    """The ``onnx_ir.Model`` of a program."""
+    try:
+        with _quiet_exporter():
+            onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+    except ImportError as error:
+        raise CacheFreeError(
+            Refusal(f"{error.name} is not installed.", remedy="pip install onnx onnxscript")
+        ) from error
+    except Exception as error:
+        raise CacheFreeError(
+            Refusal(
+                "torch.onnx could not write the graph.",
+                why=_cause(error),
+                remedy="Try another opset=, or register a translation of the operator with torch.onnx.",
+            )
+        ) from error
+    assert onnx_program is not None
+    if onnx_program.model.opset_imports.get("") != opset:
+        raise CacheFreeError(
+            Refusal(
+                f"The graph cannot be written in opset {opset}.",
+                why=f"torch.onnx wrote it in opset {onnx_program.model.opset_imports.get('')}.",
+                remedy=f"Leave opset= out for {default_opset()}.",
+            )
+        )
+    return onnx_program.model
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter's advice is for its own users, and torchvision is none of our business."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _name(model: Any, interface: Interface, names: Names) -> None:
+    """Names inputs, outputs and every axis of them."""
+    import onnx_ir
+
+    values = [*zip(model.graph.inputs, interface.inputs, names.inputs, strict=True)]
+    values += zip(model.graph.outputs, interface.outputs, names.outputs, strict=True)
+    ours = {id(value) for value, _, _ in values}
+    taken = {name for _, _, name in values}
+    for value in _values(model.graph):
+        if id(value) not in ours and value.name in taken:
+            value.name = f"{value.name}_value"
+    for place, (value, _, _) in enumerate(values):
+        value.name = f"cachefree_{place}"  # no two values have one name while they are renamed
+    for value, spec, name in values:
+        value.name = name
+        value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
+
+
+def _values(graph: Any) -> Iterator[Any]:
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _neutral(rewritten: Any) -> list[Any]:
+    interface: Interface = rewritten.interface
+    sizes = {name: 2 for name in interface.symbols} | dict.fromkeys(interface.past_symbols, 0)
+    one = rewritten.neutral_slots({**sizes, "batch": 1})
+    return neutral_elements(
+        one, rewritten.neutral_slots({**sizes, "batch": 2}), [slot.past.path for slot in interface.cache]
+    )
+
+
+def _verdict(rewritten: Any) -> str:
+    verdict = rewritten.report.verdict
+    return str(getattr(verdict, "name", verdict))
+
+
+def _check_no_control_flow(model: Any) -> None:
+    nodes = [node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()]
+    found = sorted({node.op_type for node in nodes if node.op_type in _CONTROL_FLOW})
+    if found:
+        raise CacheFreeError(
+            Refusal(
+                f"The exported graph has {', '.join(found)}.",
+                why="One graph without control flow was promised; an operator of the model was written with it.",
+                remedy="Try another opset=, or write that operator of the model in another way.",
+            )
+        )
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx_ir
+
+    onnx_ir.save(model, path, external_data=data_file(path).name, size_threshold_bytes=256)

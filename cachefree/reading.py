@@ -1,0 +1,378 @@
+"""A captured FX graph read as terms: sizes become expressions, writes in place become values.
+
+An operator that writes to a tensor changes every view of it. Here each tensor is its base and the chain of views that leads to it;
+a write puts a new value into the base, and views are taken again when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from cachefree.capture import LINE, Captured, TensorSpec
+from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.sizes import expression
+from cachefree.terms import Table, Term, operands
+
+__all__ = ["Program", "read"]
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Program:
+    """A path as terms.
+
+    Attributes:
+        captured: What it was read from.
+        inputs: One term a tensor of the call.
+        outputs: One term a tensor of the result.
+        written: Terms of inputs and attributes that the path writes to, with their last value.
+    """
+
+    captured: Captured
+    inputs: tuple[Term, ...]
+    outputs: tuple[Term, ...]
+    written: dict[Term, Term]
+
+
+@dataclass
+class _Base:
+    """Storage: the value that it holds now, and how often it was written."""
+
+    term: Term
+    version: int = 0
+
+
+@dataclass
+class _Value:
+    """A tensor: a base, the views from it, and the term as last read."""
+
+    base: _Base
+    views: tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...] = ()
+    term: Term | None = None
+    version: int = 0
+    storage: Any = field(default=None)
+
+
+def read(captured: Captured, table: Table, names: dict[int, str]) -> Program:
+    """Reads a captured path.
+
+    Args:
+        captured: The path.
+        table: Where the terms are made.
+        names: ``id`` of a parameter or buffer → its qualified name.
+
+    Raises:
+        CaptureError: the path draws random numbers, or writes in a way that has no value.
+    """
+    return _Reader(captured, table, names).run()
+
+
+class _Reader:
+    def __init__(self, captured: Captured, table: Table, names: dict[int, str]) -> None:
+        self.captured = captured
+        self.table = table
+        self.names = names
+        self.values: dict[fx.Node, Any] = {}
+        self.leaves: dict[Term, _Base] = {}
+        self.is_grad_enabled = True
+        self.tracked: set[Term] = set()  # terms that gradients flow through
+
+    def run(self) -> Program:
+        specs = iter(self.captured.call.tensors)
+        inputs: list[Term] = []
+        outputs: tuple[Term, ...] = ()
+        for node in self.captured.graph.nodes:
+            if node.op == "placeholder":
+                spec: TensorSpec = next(specs)
+                term = self.table.input(spec.path, spec.shape, spec.dtype, spec.device)
+                inputs.append(term)
+                self.values[node] = self._leaf(term, node)
+            elif node.op == "get_attr":
+                self.values[node] = self._leaf(self._attribute(str(node.target)), node)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                outputs = tuple(self._read(self.values[arg]) for arg in node.args[0])
+        written = {term: base.term for term, base in self.leaves.items() if base.version}
+        return Program(self.captured, tuple(inputs), outputs, written)
+
+    def _leaf(self, term: Term, node: fx.Node) -> _Value:
+        base = self.leaves.setdefault(term, _Base(term))
+        is_trained = term.op == "input" or getattr(term.payload, "requires_grad", False)
+        if is_trained and term.dtype is not None and term.dtype.is_floating_point:
+            self.tracked.add(term)
+        return _Value(base, (), base.term, base.version, _storage(node.meta.get("val")))
+
+    def _attribute(self, target: str) -> Term:
+        tensor = self.captured.attributes[target]
+        name = self.names.get(id(tensor))
+        return self.table.attribute(name, tensor) if name else self.table.constant(tensor)
+
+    def _read(self, value: _Value) -> Term:
+        if value.term is None or value.version != value.base.version:
+            term = value.base.term
+            for node, op, args in value.views:
+                assert node is not None
+                term = self._apply(node, op, (term, *args))
+            value.term, value.version = term, value.base.version
+        return value.term
+
+    def _call(self, node: fx.Node) -> None:
+        target: Any = node.target
+        example = node.meta.get("val")
+        if target is torch._C._set_grad_enabled:
+            self.is_grad_enabled = bool(node.args[0])
+            return
+        if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
+            if _reads_values(node):
+                self._refuse(node, "The model's Python code depends on the values of a tensor.", "a number is read from a tensor")
+            return
+        if target.__name__ == "getitem" and target.__module__ == "_operator":
+            self._item(node)
+            return
+        if not isinstance(target, torch._ops.OpOverload):
+            self._refuse(node, f"The path calls {target}, which is no torch operator.", "it cannot be compared with the other path")
+        if target._schema.is_mutable:
+            self._write(node, target)
+            return
+        args = self._arguments(node, target)
+        if _is_random(target, args):
+            self._refuse(
+                node,
+                f"The path draws random numbers ({target}).",
+                "two calls of the model differ, so that no graph can equal them",
+                "call model.eval(), or pass the random numbers as an argument",
+            )
+        term = self._without_gradient(self._apply(node, target, args))
+        parent = self._aliased(node, target)
+        if parent is not None and term.shape is not None:
+            self.values[node] = _Value(parent.base, (*parent.views, (node, target, args[1:])), term, parent.base.version, parent.storage)
+        elif term.shape is None:
+            self.values[node] = (term, parent, (node, target, args[1:]))
+        else:
+            self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
+
+    def _without_gradient(self, term: Term) -> Term:
+        """Detaches what a ``no_grad`` block computes from something that gradients flow through."""
+        if term.dtype is None or not term.dtype.is_floating_point or term.op is aten.detach.default:
+            return term
+        if not any(operand in self.tracked for operand in operands(term)):
+            return term
+        if self.is_grad_enabled:
+            self.tracked.add(term)
+            return term
+        return self.table.like(term, aten.detach.default, (term,))
+
+    def _aliased(self, node: fx.Node, target: Any) -> _Value | None:
+        """The first operand's value where the result shares its storage."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node) or not isinstance(self.values.get(first), _Value):
+            return None
+        example = node.meta.get("val")
+        if isinstance(example, (tuple, list)):
+            example = example[0] if example else None
+        parent = self.values[first]
+        shares = parent.storage is not None and _storage(example) == parent.storage
+        return parent if shares and len(target._schema.arguments) else None
+
+    def _item(self, node: fx.Node) -> None:
+        source, index = node.args
+        several, parent, (producer, target, rest) = self.values[source]
+        example = node.meta["val"]
+        shape, dtype, device = _type_of(example)
+        term = self.table.make("item", (several, index), shape, dtype, device, node.meta.get(LINE))
+        if parent is None:
+            self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
+        else:
+            view = (node, ("item", producer, target, index), rest)
+            self.values[node] = _Value(parent.base, (*parent.views, view), term, parent.base.version, parent.storage)
+
+    def _apply(self, node: fx.Node, op: Any, args: tuple[Any, ...]) -> Term:
+        if isinstance(op, tuple):
+            _, producer, target, index = op
+            several = self._apply(producer, target, args)
+            shape, dtype, device = _type_of(node.meta["val"])
+            return self.table.make("item", (several, index), shape, dtype, device, node.meta.get(LINE))
+        example = node.meta.get("val")
+        line: SourceLine | None = node.meta.get(LINE)
+        if isinstance(example, (tuple, list)):
+            types = tuple(_type_of(part) for part in example)
+            return self.table.make(op, args, None, None, None, line, payload=types)
+        return self.table.make(op, args, *_type_of(example), line)
+
+    def _arguments(self, node: fx.Node, target: Any) -> tuple[Any, ...]:
+        """All arguments by position, defaults filled in, terms and expressions in place of nodes."""
+        given = list(node.args)
+        full: list[Any] = []
+        for place, argument in enumerate(target._schema.arguments):
+            if place < len(given):
+                value = given[place]
+            elif argument.name in node.kwargs:
+                value = node.kwargs[argument.name]
+            else:
+                value = argument.default_value if argument.has_default_value() else None
+            if argument.name == "pin_memory":
+                value = None
+            full.append(self._argument(value))
+        return tuple(full)
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            known = self.values.get(value)
+            if isinstance(known, _Value):
+                return self._read(known)
+            return expression(value.meta["val"])
+        if isinstance(value, (list, tuple)):
+            return tuple(self._argument(part) for part in value)
+        return expression(value)
+
+    def _write(self, node: fx.Node, target: Any) -> None:
+        written = [argument.name for argument in target._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+        name = target._schema.name.removeprefix("aten::")
+        destination = node.args[0] if node.args else None
+        value = self.values.get(destination) if isinstance(destination, fx.Node) else None
+        if written != ["self"] or not name.endswith("_") or not isinstance(value, _Value):
+            self._refuse(node, f"The path writes in place with {target}.", "this operator has no form without the write")
+        assert isinstance(value, _Value)
+        args = self._arguments(node, target)
+        before = self._read(value)
+        if name == "detach_":
+            self.values[node] = value
+            return
+        after = self._written(node, name, target, before, args)
+        self._put(node, value, after)
+        self.values[node] = value
+
+    def _written(self, node: fx.Node, name: str, target: Any, before: Term, args: tuple[Any, ...]) -> Term:
+        """The value that a write leaves in the tensor it writes to."""
+        table = self.table
+        if name == "copy_":
+            source = args[1]
+            assert isinstance(source, Term)
+            if source.dtype != before.dtype or source.device != before.device:
+                source = table.make("cast", (source, before.dtype, before.device), source.shape, before.dtype, before.device, source.line)
+            if source.shape != before.shape:
+                source = table.make("expand", (source, before.shape), before.shape, before.dtype, before.device, source.line)
+            return source
+        if name in ("fill_", "zero_") and not any(isinstance(arg, Term) for arg in args[1:]):
+            number = args[1] if name == "fill_" else 0
+            return table.make("full", (before.shape, number, before.dtype, before.device), before.shape, before.dtype, before.device, node.meta.get(LINE))
+        packet = getattr(aten, name[:-1], None)
+        functional = getattr(packet, target._overloadname, None) if packet is not None else None
+        if functional is None:
+            self._refuse(node, f"The path writes in place with {target}.", "this operator has no form without the write")
+        if _is_random(functional, args):
+            self._refuse(node, f"The path draws random numbers ({target}).", "two calls of the model differ")
+        return table.make(functional, args, before.shape, before.dtype, before.device, node.meta.get(LINE))
+
+    def _put(self, node: fx.Node, value: _Value, after: Term) -> None:
+        """Writes ``after`` through the chain of views into the base."""
+        terms = [value.base.term]
+        for view, op, args in value.views:
+            assert view is not None
+            terms.append(self._apply(view, op, (terms[-1], *args)))
+        for place in range(len(value.views) - 1, -1, -1):
+            _, op, args = value.views[place]
+            back = _PUT_BACK.get(op[2] if isinstance(op, tuple) else op)
+            if back is None:
+                self._refuse(node, f"The path writes in place through the view {op}.", "this view cannot be written back")
+            assert back is not None
+            index = op[3] if isinstance(op, tuple) else None
+            after = back(self.table, terms[place], after, args, index)
+        value.base.term = after
+        value.base.version += 1
+        value.term = None
+
+    def _refuse(self, node: fx.Node, what: str, why: str, remedy: str = "") -> None:
+        raise CaptureError(Refusal(what, why=why, remedy=remedy, where=node.meta.get(LINE)))
+
+
+def _storage(example: Any) -> Any:
+    return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else None
+
+
+def _type_of(example: Any) -> tuple[tuple[Any, ...], torch.dtype, torch.device]:
+    return tuple(expression(size) for size in example.shape), example.dtype, example.device
+
+
+def _reads_values(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target in (
+        aten._local_scalar_dense.default,
+        aten.item.default,
+    )
+
+
+def _is_random(target: Any, args: tuple[Any, ...]) -> bool:
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    name = target._schema.name
+    if name in ("aten::dropout", "aten::native_dropout", "aten::feature_dropout", "aten::alpha_dropout"):
+        return bool(args[2]) and args[1] != 0.0
+    if name == "aten::scaled_dot_product_attention":
+        return bool(args[4])
+    if name == "aten::rrelu":
+        return bool(args[3])
+    return True
+
+
+# How a changed view is put back into what it views: (table, whole, part, the view's other arguments, index).
+_PutBack = Callable[[Table, Term, Term, tuple[Any, ...], Any], Term]
+
+
+def _reshaped(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, "reshape", (part, whole.shape))
+
+
+def _same(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return part
+
+
+def _transposed(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, aten.transpose.int, (part, *args))
+
+
+def _permuted(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    inverse = [0] * len(args[0])
+    for place, dim in enumerate(args[0]):
+        inverse[dim] = place
+    return table.like(whole, aten.permute.default, (part, tuple(inverse)))
+
+
+def _sliced(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, aten.slice_scatter.default, (whole, part, *args))
+
+
+def _selected(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, aten.select_scatter.default, (whole, part, *args))
+
+
+def _unbound(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, aten.select_scatter.default, (whole, part, args[0], index))
+
+
+_PUT_BACK: dict[Any, _PutBack] = {
+    aten.view.default: _reshaped,
+    aten.reshape.default: _reshaped,
+    aten._unsafe_view.default: _reshaped,
+    aten.unsqueeze.default: _reshaped,
+    aten.squeeze.default: _reshaped,
+    aten.squeeze.dim: _reshaped,
+    aten.flatten.using_ints: _reshaped,
+    aten.unflatten.int: _reshaped,
+    aten.alias.default: _same,
+    aten.detach.default: _same,
+    aten.contiguous.default: _same,
+    aten.to.dtype: _same,
+    aten.to.device: _same,
+    aten.transpose.int: _transposed,
+    aten.permute.default: _permuted,
+    aten.slice.Tensor: _sliced,
+    aten.select.int: _selected,
+    aten.unbind.int: _unbound,
+}

@@ -1,0 +1,248 @@
+"""Which sizes a graph was shown to serve: every choice that the model's code makes by sizes, captured on both sides.
+
+A captured path is right where the questions that its code asked have the answers that they had. Sizes at which another answer is due are
+captured too, and compared. What is left is outside the domain, and a call there raises.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+
+from cachefree.align import Comparison, compare
+from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, capture, run_on_fakes
+from cachefree.errors import CacheFreeError, Refusal
+from cachefree.facts import Facts
+from cachefree.reading import Program, read
+from cachefree.sizes import Question, size_symbol, substitute, symbols_of
+from cachefree.spec import Condition, Region
+from cachefree.terms import Table, Term
+
+__all__ = ["Exclusion", "Regime", "Survey", "conditions_of", "survey"]
+
+log = logging.getLogger(__name__)
+_MOST_CAPTURES = 12
+
+
+@dataclass
+class Regime:
+    """A region with the path that the model takes there.
+
+    Attributes:
+        region: The sizes.
+        pinned: Sizes that are fixed there.
+        program: The model's own path.
+        comparison: How the one graph compares to it there.
+    """
+
+    region: Region
+    pinned: dict[sympy.Symbol, int]
+    program: Program
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Sizes that the one graph does not serve, and why."""
+
+    conditions: tuple[Condition, ...]
+    refusal: Refusal
+
+
+@dataclass
+class Survey:
+    """What was found of one call: the regimes that the one graph serves, and the sizes that it does not."""
+
+    served: list[Regime] = field(default_factory=list)
+    unequal: list[Regime] = field(default_factory=list)
+    excluded: list[Exclusion] = field(default_factory=list)
+    captures: int = 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """First call or later calls.
+
+    Attributes:
+        name: ``"first call"`` or ``"later calls"``.
+        call: The call, in symbols.
+        zero: Symbols of the one graph that are 0 here: the past's lengths on a first call.
+        inputs: Inputs of the one graph that are replaced here: the neutral cache.
+    """
+
+    name: str
+    call: Call
+    zero: tuple[sympy.Symbol, ...] = ()
+    inputs: Mapping[str, Term] = field(default_factory=dict)
+
+    @property
+    def symbols(self) -> tuple[sympy.Symbol, ...]:
+        """The size symbols of the call."""
+        sizes = [size for leaf in self.call.leaves for size in (leaf.shape if isinstance(leaf, TensorSpec) else (leaf.expr,))]
+        return tuple(sorted(symbols_of(sizes), key=str))
+
+    @property
+    def basics(self) -> tuple[Any, ...]:
+        """What holds of every such call: no size is 0."""
+        return tuple(sympy.Ge(symbol, 1) for symbol in self.symbols)
+
+
+def conditions_of(captured: Captured, kind: Kind) -> tuple[Condition, ...]:
+    """The facts that a captured path needs and that do not hold of every call.
+
+    Questions of Python code count, whatever they are. Of the questions that operators ask, equalities and bounds count: an operator
+    that is run again decides the rest again.
+    """
+    kept: list[Condition] = []
+    facts = Facts(kind.basics)
+    for question in captured.questions:
+        if not _follows(facts, question.fact):
+            kept.append(Condition(question.fact, question.where))
+            facts = facts.and_also(question.fact)
+    for question in sorted(captured.operator_questions, key=lambda q: sympy.count_ops(q.fact)):
+        if _counts(question) and not _follows(facts, question.fact):
+            kept.append(Condition(question.fact, question.where))
+            facts = facts.and_also(question.fact)
+    return tuple(kept)
+
+
+def _counts(question: Question) -> bool:
+    return isinstance(question.fact, (sympy.Eq, sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt))
+
+
+def _follows(facts: Facts, fact: Any) -> bool:
+    if isinstance(fact, sympy.core.relational.Relational):
+        difference = facts.simplified(sympy.expand(fact.lhs - fact.rhs))
+        fact = fact.func(difference, 0)
+        if fact is sympy.true or fact is True:
+            return True
+    return facts.holds(fact)
+
+
+def survey(
+    model: torch.nn.Module,
+    table: Table,
+    names: dict[int, str],
+    one: Sequence[Term],
+    kind: Kind,
+    base: Program,
+    hints: Mapping[str, int],
+    known: Sequence[tuple[Program, dict[sympy.Symbol, int], tuple[Condition, ...]]] = (),
+) -> Survey:
+    """Finds the sizes at which the one graph equals the model's own path.
+
+    Args:
+        model: The model.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        one: The outputs of the one graph.
+        kind: Which call.
+        base: The path that was captured first.
+        hints: Example sizes.
+        known: Regimes that were captured before, so that they need not be again.
+    """
+    result = Survey()
+    paths = list(known) or [(base, {}, conditions_of(base.captured, kind))]
+    covered: list[tuple[Condition, ...]] = []
+
+    def judge(program: Program, pinned: dict[sympy.Symbol, int], conditions: tuple[Condition, ...]) -> None:
+        covered.append(conditions)
+        facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
+        values = {**dict.fromkeys(kind.zero, 0), **pinned}
+        comparison = compare(table, one, program.outputs, facts, values, kind.inputs)
+        regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
+        (result.served if comparison.is_equal else result.unequal).append(regime)
+
+    for path in paths:
+        judge(*path)
+    while result.captures < _MOST_CAPTURES:
+        found = _uncovered(kind, covered, hints)
+        if found is None:
+            break
+        sizes, pinned = found
+        result.captures += 1
+        pins = tuple(Condition(sympy.Eq(symbol, value)) for symbol, value in pinned.items())
+        try:
+            program = _captured_at(model, table, names, kind, sizes, pinned)
+        except CacheFreeError as error:
+            conditions = pins or tuple(Condition(sympy.Eq(size_symbol(name), value)) for name, value in sizes.items())
+            conditions = _outside(kind, covered, conditions, pins)
+            covered.append(conditions)
+            result.excluded.append(Exclusion(conditions, error.refusals[0]))
+            continue
+        judge(program, pinned, (*pins, *_unpinned(conditions_of(program.captured, kind), pinned)))
+    return result
+
+
+def _unpinned(conditions: tuple[Condition, ...], pinned: Mapping[sympy.Symbol, int]) -> Iterator[Condition]:
+    for condition in conditions:
+        fact = condition.fact.subs(pinned)
+        if fact is not sympy.true:
+            yield Condition(fact, condition.where)
+
+
+def _outside(
+    kind: Kind, covered: list[tuple[Condition, ...]], exact: tuple[Condition, ...], pins: tuple[Condition, ...]
+) -> tuple[Condition, ...]:
+    """All sizes that break one condition of the first regime: where one such size does not run, none is served."""
+    if pins or not covered or not covered[0]:
+        return exact
+    broken = next(
+        (
+            condition
+            for condition in covered[0]
+            if condition.fact.subs({c.fact.lhs: c.fact.rhs for c in exact}) == sympy.false
+        ),
+        None,
+    )
+    return (Condition(sympy.Not(broken.fact), broken.where),) if broken is not None else exact
+
+
+def _uncovered(
+    kind: Kind, covered: Sequence[tuple[Condition, ...]], hints: Mapping[str, int]
+) -> tuple[dict[str, int], dict[sympy.Symbol, int]] | None:
+    """Sizes in no regime yet, with as few of them below 2 as can be."""
+    left = [sympy.Or(*[sympy.Not(c.fact) for c in conditions]) for conditions in covered]
+    if any(fact is sympy.false for fact in left):
+        return None
+    facts = Facts((*kind.basics, *left))
+    own = {str(symbol): hints.get(str(symbol), 5) for symbol in kind.symbols}
+    for count in range(len(kind.symbols) + 1):
+        for small in itertools.combinations(kind.symbols, count):
+            others = [sympy.Ge(symbol, 2) for symbol in kind.symbols if symbol not in small]
+            ones = [sympy.Le(symbol, 1) for symbol in small]
+            sizes = facts.witness(*others, *ones, hints=own)
+            if sizes is not None:
+                return sizes, {symbol: sizes[str(symbol)] for symbol in small}
+    return None
+
+
+def _captured_at(
+    model: torch.nn.Module,
+    table: Table,
+    names: dict[int, str],
+    kind: Kind,
+    sizes: Mapping[str, int],
+    pinned: Mapping[sympy.Symbol, int],
+) -> Program:
+    leaves = tuple(
+        replace(leaf, shape=tuple(substitute(size, pinned) for size in leaf.shape))
+        if isinstance(leaf, TensorSpec)
+        else SizeSpec(leaf.path, substitute(leaf.expr, pinned))
+        for leaf in kind.call.leaves
+    )
+    call = Call(kind.call.structure, leaves)
+    hints = {name: size for name, size in sizes.items() if size_symbol(name) not in pinned}
+    try:
+        run_on_fakes(model, call, hints)
+    except Exception as error:
+        from cachefree.capture import explained
+
+        raise explained(error, "The model itself does not run at these sizes.") from error
+    return read(capture(model, call, hints), table, names)

@@ -1,0 +1,192 @@
+"""Symbolic sizes, and a shape environment that hears every question which is asked about them.
+
+``torch.export`` decides comparisons with 0 and 1 from ranges and leaves no guard. Here every symbol ranges over
+``[0, ∞)``, so nothing is decided by range: each question is answered for the example sizes and written down,
+with the line of code that asked it. Questions that a torch operator asks about its own operands are kept
+apart: the operator is run again later and answers them itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, SLoc, ValueRangesSLoc
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from cachefree.errors import SourceLine
+
+__all__ = ["Question", "SizeEnvironment", "expression", "size_symbol", "user_line"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+
+
+def size_symbol(name: str) -> sympy.Symbol:
+    """The symbol of a size: a nonnegative integer. Equal names are equal symbols."""
+    return sympy.Symbol(name, integer=True, nonnegative=True)
+
+
+def expression(size: Any) -> Any:
+    """The sympy expression of a ``SymInt``, ``SymFloat`` or ``SymBool``; a plain int stays an int."""
+    if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        expr = size.node.expr
+        return int(expr) if expr.is_Integer else expr
+    if isinstance(size, sympy.Integer):
+        return int(size)
+    return size
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a program asked about sizes while it was captured.
+
+    Attributes:
+        fact: The Boolean expression that was true of the example sizes (the question, or its negation).
+        where: The user's line that asked, or that called the torch operator which did.
+        froze: Whether a size was turned into a Python number (``int(n)``, ``range(n)``, ``len(x)``).
+    """
+
+    fact: sympy.Basic
+    where: SourceLine | None
+    froze: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.fact}" + (f"  asked at {self.where}" if self.where else "")
+
+
+class SizeEnvironment(ShapeEnv):
+    """A ``ShapeEnv`` whose symbols start at 0 and whose questions are all written down."""
+
+    def __init__(self, hints: Mapping[str, int]) -> None:
+        super().__init__(specialize_zero_one=False, duck_shape=False)
+        self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
+        self.operator_questions: dict[sympy.Basic, Question] = {}
+        self._answers: dict[sympy.Basic, Any] = {}
+        self.sizes: dict[str, Any] = {name: self._new_size(name, hint) for name, hint in hints.items()}
+
+    def _new_size(self, name: str, hint: int) -> Any:
+        symbol, source = size_symbol(name), ConstantSource(name)
+        sloc = SLoc(None, None)
+        self.backed_var_to_val[symbol] = sympy.Integer(hint)
+        self.var_to_sources[symbol] = [source]
+        self.source_to_var[name] = symbol
+        self.var_to_range[symbol] = ValueRanges(0, int_oo)
+        self.var_to_range_sloc[symbol] = ValueRangesSLoc(sloc, sloc)
+        return self.create_symintnode(symbol, hint=hint, source=source)
+
+    def size_of(self, expr: Any) -> Any:
+        """The ``SymInt`` of an expression in this environment's symbols; an int for a number."""
+        expr = sympy.sympify(expr)
+        if expr.is_Integer:
+            return int(expr)
+        expr = expr.xreplace({size_symbol(n): s.node.expr for n, s in self.sizes.items() if isinstance(s, torch.SymInt)})
+        if expr.is_Integer:
+            return int(expr)
+        hint = int(expr.xreplace(self.backed_var_to_val))
+        return self.create_symintnode(expr, hint=hint)
+
+    def evaluate_expr(  # type: ignore[override]
+        self,
+        orig_expr: sympy.Basic,
+        hint: Any = None,
+        fx_node: Any = None,
+        size_oblivious: bool = False,
+        fallback_value: bool | None = None,
+        *,
+        forcing_spec: bool = False,
+    ) -> sympy.Basic:
+        """Answers a question for the example sizes, and writes it down."""
+
+        def ask_torch() -> sympy.Basic:
+            return super(SizeEnvironment, self).evaluate_expr(
+                orig_expr, hint, fx_node, size_oblivious, fallback_value, forcing_spec=forcing_spec
+            )
+
+        if orig_expr.is_number or isinstance(
+            orig_expr, (sympy.logic.boolalg.BooleanTrue, sympy.logic.boolalg.BooleanFalse)
+        ):
+            return orig_expr
+        if not orig_expr.free_symbols <= self.backed_var_to_val.keys():
+            return ask_torch()  # sizes that depend on values: torch refuses with its own words
+        answer = self._answers.get(orig_expr)
+        if answer is None:
+            answer = self._answers[orig_expr] = orig_expr.xreplace(self.backed_var_to_val)
+        asks_truth = answer in (sympy.true, sympy.false)
+        if asks_truth:
+            fact = orig_expr if answer is sympy.true else sympy.Not(orig_expr)
+        else:
+            fact = sympy.Eq(orig_expr, answer)
+        inside_operator, where = asking_line(sys._getframe(1))
+        question = Question(fact, where, froze=not asks_truth)
+        if inside_operator and asks_truth:
+            self.operator_questions.setdefault(fact, question)
+        else:
+            self.questions.setdefault((fact, where), question)
+        if not asks_truth or (answer is sympy.true and isinstance(orig_expr, sympy.Eq)):
+            return ask_torch()  # torch learns the equality, so that equal sizes get one name
+        return answer
+
+
+_PYTHON_ASKS = ("__bool__", "__int__", "__index__", "__float__", "__len__")
+
+
+def asking_line(frame: FrameType | None) -> tuple[bool, SourceLine | None]:
+    """Whether an operator asks (in C++, or while it is dispatched), and the user's line."""
+    start = frame
+    asked_in_python = False
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name == "__torch_dispatch__":
+            return True, user_line(start)
+        if name in _PYTHON_ASKS:
+            asked_in_python = True
+        if not _is_foreign(frame):
+            break
+        frame = frame.f_back
+    return not asked_in_python, user_line(start)
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return file.startswith((_TORCH, _HERE)) or file.startswith("<frozen")
+
+
+def user_line(frame: FrameType | None) -> SourceLine | None:
+    """The nearest line outside torch, cachefree and the standard library."""
+    while frame is not None:
+        code = frame.f_code
+        if not (_is_foreign(frame) or _is_standard(code.co_filename)):
+            return SourceLine(code.co_filename, frame.f_lineno, code.co_name)
+        frame = frame.f_back
+    return None
+
+
+def _is_standard(file: str) -> bool:
+    return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith("<")
+
+
+def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
+    """``expr`` with symbols replaced; ints stay ints."""
+    if isinstance(expr, sympy.Basic):
+        # xreplace keeps what sympy evaluated under other assumptions; subs evaluates again
+        return expression(expr.subs(values) if expr.free_symbols & values.keys() else expr)
+    return expr
+
+
+def symbols_of(exprs: Iterable[Any]) -> set[sympy.Symbol]:
+    """The size symbols that occur in any of the expressions."""
+    found: set[sympy.Symbol] = set()
+    for expr in exprs:
+        if isinstance(expr, sympy.Basic):
+            found |= {symbol for symbol in expr.free_symbols if isinstance(symbol, sympy.Symbol)}
+    return found

@@ -1,0 +1,165 @@
+"""The interface of a rewritten model: its flat inputs and outputs, its cache slots, and its domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+
+from cachefree.errors import SourceLine
+
+__all__ = ["AXIS_NAMES", "CacheSlot", "Condition", "Domain", "InputSpec", "Interface", "OutputSpec", "Region"]
+
+AXIS_NAMES: dict[str, str] = {
+    "batch": "B, the batch",
+    "query": "S, the new tokens",
+    "past": "P, what the cache holds",
+    "encoder": "E, the encoder's length",
+}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A flat input of the one graph.
+
+    Attributes:
+        name: The placeholder's name.
+        path: Where it stands in the model's call, such as ``past_key_values[0][1]``.
+        shape: Its sizes: ints, or sympy expressions in the symbols ``batch``, ``query``, ``past`` …
+        dtype: Its dtype.
+        is_cache: Whether it belongs to the cache.
+    """
+
+    name: str
+    path: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    is_cache: bool = False
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A flat output of the one graph; the fields are those of `InputSpec`."""
+
+    name: str
+    path: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    is_cache: bool = False
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """One tensor of the cache.
+
+    Attributes:
+        past: The input that takes it.
+        present: The output that gives its next value.
+        growing_axes: The axes of ``past`` whose size is the past's length; empty for a state of fixed size.
+        neutral: In words: the value with which the later path is the first.
+    """
+
+    past: InputSpec
+    present: OutputSpec
+    growing_axes: tuple[int, ...]
+    neutral: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A fact about sizes that a verdict needs, and the line that asked for it.
+
+    Attributes:
+        fact: A sympy Boolean in the size symbols.
+        where: The user's line; None where no line asked.
+    """
+
+    fact: Any
+    where: SourceLine | None = None
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the fact holds at these sizes."""
+        values = {symbol: sizes[str(symbol)] for symbol in self.fact.free_symbols if str(symbol) in sizes}
+        return bool(self.fact.subs(values) == sympy.true)
+
+    def __str__(self) -> str:
+        return str(self.fact)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the domain: all sizes at which its conditions hold.
+
+    Attributes:
+        name: ``"first call"`` or ``"later calls"``, with what singles it out.
+        conditions: What must hold.
+    """
+
+    name: str
+    conditions: tuple[Condition, ...] = ()
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a call of these sizes is in the region."""
+        return all(condition.holds(sizes) for condition in self.conditions)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {' and '.join(map(str, self.conditions)) or 'every size'}"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the verdict holds: the union of its regions, with what was fixed in all of them.
+
+    Attributes:
+        regions: The regions.
+        fixed: What a call may not change, in words: flags, absent optional inputs, the mode.
+    """
+
+    regions: tuple[Region, ...]
+    fixed: tuple[str, ...] = ()
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a call of these sizes is inside."""
+        return any(region.holds(sizes) for region in self.regions)
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.regions), *self.fixed])
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What goes into the one graph and what comes out, flat and in order.
+
+    Attributes:
+        inputs: The placeholders of the graph.
+        outputs: The tensors that the graph returns.
+        cache: The cache slots, in the order of the inputs.
+        domain: Where the verdict holds.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    cache: tuple[CacheSlot, ...]
+    domain: Domain
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The names of all size symbols, in order of first use."""
+        found: dict[str, None] = {}
+        for spec in self.inputs:
+            for size in spec.shape:
+                if isinstance(size, sympy.Basic):
+                    found.update(dict.fromkeys(sorted(str(symbol) for symbol in size.free_symbols)))
+        return tuple(found)
+
+    @property
+    def past_symbols(self) -> tuple[str, ...]:
+        """The names of the symbols that measure what the cache holds."""
+        found: dict[str, None] = {}
+        for slot in self.cache:
+            for axis in slot.growing_axes:
+                found.update(dict.fromkeys(sorted(str(symbol) for symbol in sympy.sympify(slot.past.shape[axis]).free_symbols)))
+        return tuple(found)

@@ -1,0 +1,285 @@
+"""Nested Python values as flat lists of tensors, and back, without registering anybody's class anywhere.
+
+Tuples, lists, named tuples, dicts and their subclasses, dataclasses and plain attribute objects are taken apart
+for the one call only. What is no tensor is kept: sizes (``torch.SymInt``) as expressions, all else as constants.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["MismatchError", "Structure", "flatten", "leaf_paths"]
+
+Leaf = Any
+
+
+class MismatchError(ValueError):
+    """A value is not made as a structure says; the message names the place."""
+
+
+class Structure:
+    """How a nested value is made of its leaves.
+
+    Attributes:
+        kind: ``"leaf"``, ``"constant"``, ``"tuple"``, ``"list"``, ``"namedtuple"``, ``"mapping"`` or ``"object"``.
+        cls: The class to rebuild, where there is one.
+        keys: Indices, mapping keys or attribute names of the children.
+        children: One structure a key.
+        value: The constant, or the emptied template of a mapping or an object.
+    """
+
+    __slots__ = ("children", "cls", "keys", "kind", "value")
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        cls: type | None = None,
+        keys: tuple[Any, ...] = (),
+        children: tuple[Structure, ...] = (),
+        value: Any = None,
+    ) -> None:
+        self.kind = kind
+        self.cls = cls
+        self.keys = keys
+        self.children = children
+        self.value = value
+
+    @property
+    def leaf_count(self) -> int:
+        """The number of leaves below."""
+        return 1 if self.kind == "leaf" else sum(child.leaf_count for child in self.children)
+
+    def rebuild(self, leaves: list[Leaf]) -> Any:
+        """The value again, with ``leaves`` in the order of `flatten`."""
+        iterator = iter(leaves)
+        value = self._rebuild(iterator)
+        if next(iterator, self) is not self:
+            raise ValueError("more leaves than the structure has")
+        return value
+
+    def _rebuild(self, leaves: Iterator[Leaf]) -> Any:
+        if self.kind == "leaf":
+            return next(leaves)
+        if self.kind == "constant":
+            return self.value
+        parts = [child._rebuild(leaves) for child in self.children]
+        if self.kind == "tuple":
+            return tuple(parts)
+        if self.kind == "list":
+            return parts
+        assert self.cls is not None
+        if self.kind == "namedtuple":
+            return self.cls(*parts)
+        if self.kind == "mapping":
+            if dataclasses.is_dataclass(self.cls):
+                return self.cls(**dict(zip(self.keys, parts, strict=True)))
+            mapping = copy.copy(self.value)
+            mapping.update(zip(self.keys, parts, strict=True))
+            return mapping
+        new = copy.copy(self.value)
+        for key, part in zip(self.keys, parts, strict=True):
+            object.__setattr__(new, key, part)
+        return new
+
+    def take(self, value: Any, path: str = "") -> list[Leaf]:
+        """The leaves of a value that is made like this structure; whatever stands at a leaf is one.
+
+        Lists and tuples stand for one another; constants must be equal.
+
+        Raises:
+            MismatchError: the value is made differently, with the place.
+        """
+        leaves: list[Leaf] = []
+        self._take(value, path, leaves)
+        return leaves
+
+    def _take(self, value: Any, path: str, leaves: list[Leaf]) -> None:
+        if self.kind == "leaf":
+            if value is None or isinstance(value, (tuple, list, dict)):
+                raise MismatchError(f"{path} is {_words(value)} where a tensor is expected")
+            leaves.append(value)
+            return
+        if self.kind == "constant":
+            if not _same_constant(self.value, value):
+                raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
+            return
+        for key, child, part in zip(self.keys, self.children, self._parts(value, path), strict=True):
+            child._take(part, path + _step(self.kind, key), leaves)
+
+    def _parts(self, value: Any, path: str) -> list[Any]:
+        """The children of a value, in the order of the keys."""
+        if self.kind in ("tuple", "list"):
+            if not isinstance(value, (tuple, list)):
+                raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
+            if len(value) != len(self.children):
+                raise MismatchError(f"{path} has {len(value)} entries where {len(self.children)} are expected")
+            return list(value)
+        if not isinstance(value, self.cls or object):
+            raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
+        if self.kind == "mapping":
+            if set(value.keys()) != set(self.keys):
+                missing = [key for key in self.keys if key not in value]
+                extra = [key for key in value if key not in self.keys]
+                raise MismatchError(f"{path} has other keys: missing {missing}, not expected {extra}")
+            return [value[key] for key in self.keys]
+        if self.kind == "namedtuple":
+            return list(value)
+        absent = [key for key in self.keys if not hasattr(value, key)]
+        if absent:
+            raise MismatchError(f"{path} has no attribute {absent[0]!r}")
+        return [getattr(value, key) for key in self.keys]
+
+    def difference(self, other: Structure, path: str = "") -> str | None:
+        """The first place where another structure is made differently, in words; None where both are alike."""
+        sequences = ("tuple", "list")
+        if self.kind != other.kind and not (self.kind in sequences and other.kind in sequences):
+            return f"{path} is {other.describe()} where {self.describe()} is expected"
+        if self.kind == "constant":
+            if _same_constant(self.value, other.value):
+                return None
+            return f"{path} is {other.describe()} where {self.describe()} is expected"
+        if self.keys != other.keys or (self.kind not in sequences and self.cls is not other.cls):
+            return f"{path} is {other.describe()} where {self.describe()} is expected"
+        pairs = zip(self.keys, self.children, other.children, strict=True)
+        found = (mine.difference(theirs, path + _step(self.kind, key)) for key, mine, theirs in pairs)
+        return next((problem for problem in found if problem), None)
+
+    def describe(self) -> str:
+        """A few words: what this is."""
+        if self.kind == "leaf":
+            return "a tensor"
+        if self.kind == "constant":
+            return "None" if self.value is None else f"{type(self.value).__name__} {self.value!r}"
+        name = self.cls.__name__ if self.cls is not None else self.kind
+        return f"a {name} of {len(self.children)}"
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, torch.Tensor):
+        return "a tensor"
+    if isinstance(value, (tuple, list, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def _same_constant(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # an equality that a user's class does not answer is no equality
+        return False
+
+
+def _step(kind: str, key: Any) -> str:
+    if kind == "object":
+        return f".{key}"
+    if kind == "namedtuple":
+        return f".{key}"
+    return f"[{key!r}]"
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+
+
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type,
+    torch.nn.Module, torch.nn.Parameter, torch.Generator,
+)  # fmt: skip
+
+
+def flatten(value: Any, is_leaf: Callable[[Any], bool] = _is_leaf) -> tuple[list[Leaf], Structure]:
+    """Takes a nested value apart.
+
+    Args:
+        value: Anything.
+        is_leaf: What counts as a leaf; by default a tensor that is no parameter.
+
+    Returns:
+        The leaves in order, and the structure that puts them together again.
+    """
+    leaves: list[Leaf] = []
+    structure = _flatten(value, is_leaf, leaves, set())
+    return leaves, structure
+
+
+def _flatten(
+    value: Any, is_leaf: Callable[[Any], bool], leaves: list[Leaf], above: set[int]
+) -> Structure:
+    if is_leaf(value):
+        leaves.append(value)
+        return Structure("leaf")
+    if isinstance(value, _ATOMS) or callable(value) or id(value) in above:
+        return Structure("constant", value=value)
+    above = above | {id(value)}
+
+    def below(parts: Any) -> tuple[Structure, ...]:
+        return tuple(_flatten(part, is_leaf, leaves, above) for part in parts)
+
+    cls = type(value)
+    if isinstance(value, tuple):
+        fields = getattr(cls, "_fields", None)
+        if fields is not None:
+            return Structure("namedtuple", cls=cls, keys=tuple(fields), children=below(value))
+        return Structure("tuple", keys=tuple(range(len(value))), children=below(value))
+    if isinstance(value, list):
+        return Structure("list", keys=tuple(range(len(value))), children=below(value))
+    if isinstance(value, Mapping) and hasattr(value, "update"):
+        keys = tuple(value.keys())
+        return Structure(
+            "mapping", cls=cls, keys=keys, children=below(value[key] for key in keys), value=_emptied(value)
+        )
+    attributes = _attributes(value)
+    if attributes is None:
+        return Structure("constant", value=value)
+    children = below(attributes.values())
+    if not any(child.leaf_count for child in children):
+        return Structure("constant", value=value)
+    return Structure("object", cls=cls, keys=tuple(attributes), children=children, value=_bare(value, attributes))
+
+
+def _emptied(mapping: Any) -> Any:
+    if type(mapping) is dict:
+        return {}
+    if dataclasses.is_dataclass(mapping):
+        return None
+    template = copy.copy(mapping)
+    template.clear()
+    return template
+
+
+def _bare(value: Any, attributes: Mapping[str, Any]) -> Any:
+    template = copy.copy(value)
+    for name, part in attributes.items():
+        if not isinstance(part, _ATOMS):
+            object.__setattr__(template, name, None)
+    return template
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes that hold an object's state; None where it has none to be set."""
+    names = list(getattr(value, "__dict__", {}))
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else list(slots)
+    found = {name: getattr(value, name) for name in names if hasattr(value, name) and not name.startswith("__")}
+    return found or None
+
+
+def leaf_paths(structure: Structure, prefix: str = "") -> list[str]:
+    """One Python-like path a leaf, such as ``past[0].key``."""
+    if structure.kind == "leaf":
+        return [prefix]
+    paths: list[str] = []
+    for key, child in zip(structure.keys, structure.children, strict=True):
+        paths += leaf_paths(child, prefix + _step(structure.kind, key))
+    return paths

@@ -1,0 +1,149 @@
+"""The original, the rewritten module and ONNX Runtime, each called as the model is, each with a cache of its own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cachefree.capture import TensorSpec
+from cachefree.onnx.domain import concrete
+from cachefree.structure import Structure, flatten
+
+__all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner"]
+
+Model = Callable[..., Any]
+
+
+class OwnCall:
+    """The model's own calls, made of flat tensors.
+
+    Args:
+        rewritten: What ``cachefree.rewrite`` gave.
+    """
+
+    def __init__(self, rewritten: Any) -> None:
+        self.calling = rewritten.calling
+        self.interface = rewritten.interface
+
+    def arguments(
+        self, tensors: Mapping[str, torch.Tensor], cache: Sequence[torch.Tensor] | None, sizes: Mapping[str, int]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments.
+
+        Args:
+            tensors: Input name → tensor, for what is no cache.
+            cache: One tensor a cache slot; None for the first call, which leaves the cache out.
+            sizes: Of the call, for Python integers among the arguments.
+        """
+        past = {} if cache is None else {s.past.name: t for s, t in zip(self.interface.cache, cache, strict=True)}
+        flat = iter([tensors.get(spec.name, past.get(spec.name)) for spec in self.interface.inputs])
+        leaves = [
+            next(flat) if isinstance(spec, TensorSpec) else concrete((spec.expr,), sizes)[0]
+            for spec in self.calling.leaves
+        ]
+        named: dict[str, Any] = self.calling.structure.rebuild(leaves)
+        if cache is None:
+            for place in self.calling.caches:
+                _leave_out(named, place.parameter, place.steps)
+        return self._positional(named)
+
+    def _positional(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional only and variadic arguments by position, all others by keyword."""
+        args: list[Any] = []
+        parameters = self.calling.signature.parameters
+        variadic = next((name for name in named if name.startswith("*")), None)
+        for name, parameter in parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                args += named.pop(f"*{name}", ())
+            elif name in named and (variadic or parameter.kind is inspect.Parameter.POSITIONAL_ONLY):
+                if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                    args.append(named.pop(name))
+        return tuple(args), named
+
+
+def _leave_out(named: dict[str, Any], parameter: str, steps: tuple[Any, ...]) -> None:
+    if not steps:
+        del named[parameter]
+        return
+    container = named[parameter] = copy.copy(named[parameter])
+    for step in steps[:-1]:
+        container[step] = copy.copy(container[step])
+        container = container[step]
+    if isinstance(container, dict):
+        del container[steps[-1]]
+    else:
+        container[steps[-1]] = None
+
+
+class Runner:
+    """One implementation and its cache.
+
+    Args:
+        name: For messages.
+        model: What is called.
+        own_call: How.
+        dtype: What floating-point inputs are cast to; None for as they are.
+    """
+
+    def __init__(self, name: str, model: Model, own_call: OwnCall, dtype: torch.dtype | None = None) -> None:
+        self.name = name
+        self.model = model
+        self.own_call = own_call
+        self.dtype = dtype
+        self.cache: list[torch.Tensor] | None = None
+        self.result: Structure | None = None
+
+    def start(self) -> None:
+        """Forgets the cache."""
+        self.cache = None
+
+    def call(self, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
+        """Calls once, keeps the cache that comes out, and gives all outputs, flat."""
+        cast = {name: self._cast(tensor) for name, tensor in tensors.items()}
+        args, kwargs = self.own_call.arguments(cast, self.cache, sizes)
+        with torch.no_grad():
+            value = self.model(*args, **kwargs)
+        leaves, self.result = flatten(value)
+        outputs = [leaf.detach() for leaf in leaves]
+        interface = self.own_call.interface
+        if len(outputs) != len(interface.outputs):
+            raise ValueError(f"{len(outputs)} tensors came out; {len(interface.outputs)} are expected")
+        by_name = dict(zip((spec.name for spec in interface.outputs), outputs, strict=True))
+        self.cache = [by_name[slot.present.name].clone() for slot in interface.cache]
+        return outputs
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.dtype is None or not tensor.dtype.is_floating_point:
+            return tensor.clone()
+        return tensor.to(self.dtype)
+
+
+def double_copy(model: nn.Module) -> nn.Module | None:
+    """The model in float64; None where it cannot be copied, or is float64 already."""
+    floating = {tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point}
+    if floating <= {torch.float64}:
+        return None
+    try:
+        return copy.deepcopy(model).double()
+    except Exception:  # a model may hold anything, and whatever it holds may refuse a copy
+        return None
+
+
+def onnx_runner(rewritten: Any, own_call: OwnCall, directory: Path, providers: Sequence[Any] | None) -> Runner:
+    """The model exported to ``directory`` and opened with ONNX Runtime."""
+    from cachefree.onnx import load_onnx, to_onnx
+
+    path = to_onnx(rewritten, directory / "model.onnx")
+    return Runner("onnxruntime", load_onnx(path, like=rewritten, providers=providers), own_call)
+
+
+def temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Where the ONNX file is for as long as it is needed."""
+    return tempfile.TemporaryDirectory(prefix="cachefree-", ignore_cleanup_errors=True)

@@ -1,0 +1,85 @@
+"""When two results are the same: bits, or what the dtype's own rounding explains. No number here was chosen to pass a test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Comparison", "compare"]
+
+_TIMES_THE_ERROR = 4
+"""How much larger than the original's own rounding error another order of the same operations may come out: each is a
+sum of as many roundings, and the largest over a tensor of one sum is within this of another's."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one output.
+
+    Attributes:
+        is_same: Whether it passes.
+        has_same_bits: Whether nothing differs at all.
+        difference: The largest absolute difference; ``nan`` where shapes or dtypes differ.
+        why: What differs, in words.
+    """
+
+    is_same: bool
+    has_same_bits: bool
+    difference: float
+    why: str = ""
+
+
+def compare(
+    actual: torch.Tensor, original: torch.Tensor, exact: torch.Tensor | None, *, skip_nan: bool = False
+) -> Comparison:
+    """Compares a result with the original's.
+
+    Passes where the bits are equal; or by the defaults of ``torch.testing.assert_close`` for the dtype; or where its
+    distance from the exact result is at most a few times the original's own.
+
+    Args:
+        actual: The result.
+        original: What the original model gives.
+        exact: What the original gives in float64, where it can be had.
+        skip_nan: Whether positions at which the original is not a number are left out.
+    """
+    if actual.shape != original.shape or actual.dtype != original.dtype:
+        said = f"{tuple(actual.shape)} {actual.dtype}, and {tuple(original.shape)} {original.dtype} in the original"
+        return Comparison(False, False, float("nan"), said)
+    actual = actual.to(original.device)
+    if skip_nan and original.dtype.is_floating_point:
+        undefined = original.isnan()
+        actual = torch.where(undefined, original, actual)
+    if torch.equal(actual, original):
+        return Comparison(True, True, 0.0)
+    if not original.dtype.is_floating_point:
+        places = int((actual != original).sum())
+        return Comparison(False, False, float((actual.double() - original.double()).abs().max()), f"{places} values differ")
+    difference = _distance(actual, original)
+    try:
+        torch.testing.assert_close(actual, original, equal_nan=True)
+    except AssertionError:
+        pass
+    else:
+        return Comparison(True, difference == 0, difference)
+    return _against_exact(actual, original, exact, difference)
+
+
+def _against_exact(
+    actual: torch.Tensor, original: torch.Tensor, exact: torch.Tensor | None, difference: float
+) -> Comparison:
+    if exact is None or exact.shape != original.shape:
+        return Comparison(False, False, difference, f"the largest difference is {difference:.3g}")
+    allowed = _TIMES_THE_ERROR * _distance(original, exact)
+    error = _distance(actual, exact)
+    why = f"it is {error:.3g} from the float64 result, the original {allowed / _TIMES_THE_ERROR:.3g}"
+    return Comparison(error <= allowed, False, difference, why)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest absolute difference; infinite where only one is a number, or they are different infinities."""
+    one, other = one.double(), other.double()
+    same = (one == other) | (one.isnan() & other.isnan())
+    gaps = torch.where(same, torch.zeros_like(one), (one - other).abs())
+    return float(gaps.nan_to_num(nan=float("inf")).max()) if gaps.numel() else 0.0

@@ -1,0 +1,298 @@
+"""Random generations, the smallest that differs told with a snippet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cachefree.errors import CacheFreeError, EquivalenceError, Refusal
+from cachefree.spec import Interface
+from cachefree.verification.plan import Plan, draw_plan, next_sizes
+from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner, temporary_directory
+from cachefree.verification.trial import Difference, OriginalFailedError, Trial, device_of
+
+__all__ = ["Verification", "replay", "verify"]
+
+BACKENDS = ("eager", "onnxruntime")
+_SHORT = ((1, 1, 1), (2, 1), (1, 3), (3, 2, 1), (1,), (4,))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was tested, and how close it came.
+
+    Attributes:
+        generations: How many whole generations ran, each from no cache on.
+        calls: How many calls of the model.
+        backends: What was compared with the original.
+        differences: Backend → the largest absolute difference of any output; 0 where all bits agree.
+        exact: Backend → the share of outputs that agree bit for bit.
+        invariant: In how many generations chunks gave the same as one long call, in the original …
+        chunked: … of how many.
+    """
+
+    generations: int
+    calls: int
+    backends: tuple[str, ...]
+    differences: Mapping[str, float]
+    exact: Mapping[str, float]
+    invariant: int
+    chunked: int
+
+    def __str__(self) -> str:
+        lines = [f"tested on {self.generations} generations, {self.calls} calls: no difference from the model"]
+        for backend in self.backends:
+            difference, exact = self.differences.get(backend, 0.0), self.exact.get(backend, 1.0)
+            said = "all bits equal" if exact == 1 else f"{exact:.0%} of outputs bit for bit, the others within {difference:.2g}"
+            lines.append(f"  {backend:<12} {said}")
+        if self.chunked:
+            lines.append(f"  chunks       as one long call in {self.invariant} of {self.chunked} generations of the model")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def verify(
+    model: nn.Module,
+    rewritten: Any,
+    *,
+    backends: Sequence[str] = BACKENDS,
+    providers: Sequence[Any] | None = None,
+    max_examples: int = 100,
+    seed: int | None = None,
+) -> Verification:
+    """Tests that a rewritten model is the original, on whole generations.
+
+    Draws a batch, the new tokens of each call (one token, many, a first call without a cache and later ones, each implementation with its own
+    cache), padding and values inside the domain, and compares every output of every call, the cache too. Where one long call
+    gives the original what its chunks give, the same is asked of the others. Equal bits pass, and so does what the dtype's
+    rounding explains, measured against the original in float64.
+
+    Args:
+        model: The original.
+        rewritten: What ``cachefree.rewrite`` gave for it.
+        backends: ``"eager"`` for the rewritten module, ``"onnxruntime"`` for its export.
+        providers: ONNX Runtime's execution providers.
+        max_examples: How many generations to draw.
+        seed: For the same generations again.
+
+    Returns:
+        What was run and how large the differences were.
+
+    Raises:
+        EquivalenceError: something differs; the smallest counterexample, with a snippet that replays it.
+        CacheFreeError: hypothesis is missing, or the model runs on none of the generations.
+    """
+    hypothesis = _hypothesis()
+    with temporary_directory() as directory:
+        trial = _trial(model, rewritten, backends, providers, Path(directory))
+        failures: list[str] = []
+        for plan in _corners(trial.interface):
+            _run_or_skip(trial, plan, failures)
+        _search(hypothesis, trial, max_examples, seed, failures)
+    if not trial.tally.generations:
+        raise CacheFreeError(
+            Refusal(
+                "The model itself ran on none of the generations.",
+                why=failures[-1] if failures else "No sizes fit into the domain.",
+                remedy="Check that the model runs with random inputs of the shapes in rewritten.interface.",
+            )
+        )
+    return _summary(trial, tuple(backends))
+
+
+def replay(
+    model: nn.Module,
+    rewritten: Any,
+    plan: Plan,
+    *,
+    backends: Sequence[str] = BACKENDS,
+    providers: Sequence[Any] | None = None,
+) -> Verification:
+    """Runs one generation again, as the message of an `EquivalenceError` says.
+
+    Raises:
+        EquivalenceError: it differs.
+        CacheFreeError: the model does not run on it.
+    """
+    with temporary_directory() as directory:
+        trial = _trial(model, rewritten, backends, providers, Path(directory))
+        try:
+            difference = trial.run(plan)
+        except OriginalFailedError as error:
+            raise CacheFreeError(Refusal("The model itself does not run on this generation.", why=str(error))) from error
+    if difference is not None:
+        raise _error(difference, plan)
+    return _summary(trial, tuple(backends))
+
+
+def _hypothesis() -> Any:
+    try:
+        import hypothesis
+    except ImportError as error:
+        raise CacheFreeError(
+            Refusal(
+                "hypothesis is not installed.",
+                why="cachefree.verify draws its generations with it, and finds the smallest that differs.",
+                remedy="pip install cachefree[verify]",
+            )
+        ) from error
+    return hypothesis
+
+
+def _trial(
+    model: nn.Module, rewritten: Any, backends: Sequence[str], providers: Sequence[Any] | None, directory: Path
+) -> Trial:
+    unknown = [backend for backend in backends if backend not in BACKENDS]
+    if unknown or not backends:
+        raise CacheFreeError(
+            Refusal(f"Unknown backends: {', '.join(unknown) or 'none given'}.", remedy=f"Known are {', '.join(BACKENDS)}.")
+        )
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise CacheFreeError(
+            Refusal(
+                "The model's weights are on the meta device: it computes nothing that could be compared.",
+                remedy="Load the weights first, or trust the proof: rewritten.report.verdict.",
+            )
+        )
+    if model.training and rewritten.calling.mode_matters:
+        raise CacheFreeError(
+            Refusal(
+                "The model is in training mode.",
+                why=f"The graph was captured in evaluation mode, and {rewritten.calling.mode_matters}.",
+                remedy="Call model.eval() first.",
+            )
+        )
+    own_call = OwnCall(rewritten)
+    others = []
+    if "eager" in backends:
+        others.append(Runner("eager", rewritten, own_call))
+    if "onnxruntime" in backends:
+        others.append(onnx_runner(rewritten, own_call, directory, providers))
+    exact = double_copy(model)
+    return Trial(
+        Runner("original", model, own_call),
+        None if exact is None else Runner("float64", exact, own_call, _float64()),
+        others,
+        rewritten.graph_module,
+        device_of(model),
+    )
+
+
+def _float64() -> Any:
+    import torch
+
+    return torch.float64
+
+
+def _corners(interface: Interface) -> Iterator[Plan]:
+    """Small generations that are always run: batch 1 and 2; one token first, one token later, several later."""
+    pasts = set(interface.past_symbols)
+    names = [name for name in interface.symbols if name not in pasts | {"query"}]
+    for number, queries in itertools.product((1, 2), _SHORT):
+        fixed = dict.fromkeys(names, number)
+        sizes = {**fixed, **dict.fromkeys(pasts, 0)}
+        for query in queries:
+            if not interface.domain.holds({**sizes, "query": query}):
+                break
+            sizes = next_sizes(interface, {**sizes, "query": query})
+        else:
+            yield Plan(queries, fixed)
+
+
+class _DifferenceFoundError(Exception):
+    def __init__(self, difference: Difference, plan: Plan) -> None:
+        super().__init__(difference, plan)
+        self.difference = difference
+        self.plan = plan
+
+
+def _run_or_skip(trial: Trial, plan: Plan, failures: list[str]) -> bool:
+    """Runs a generation; whether the original could."""
+    try:
+        difference = trial.run(plan)
+    except OriginalFailedError as error:
+        failures.append(str(error))
+        return False
+    if difference is not None:
+        raise _error(difference, plan)
+    return True
+
+
+def _search(hypothesis: Any, trial: Trial, max_examples: int, seed: int | None, failures: list[str]) -> None:
+    """Draws generations, and shrinks one that differs."""
+    strategies = hypothesis.strategies
+
+    @strategies.composite  # type: ignore[untyped-decorator]
+    def plans(draw: Any) -> Plan | None:
+        return draw_plan(lambda options: draw(strategies.sampled_from(options)), trial.interface, trial.has_masks)
+
+    @hypothesis.settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        verbosity=hypothesis.Verbosity.quiet,
+        report_multiple_bugs=False,
+        print_blob=False,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+    )  # type: ignore[untyped-decorator]
+    @hypothesis.given(plans())  # type: ignore[untyped-decorator]
+    def run(plan: Plan | None) -> None:
+        hypothesis.assume(plan is not None)
+        assert plan is not None
+        try:
+            difference = trial.run(plan)
+        except OriginalFailedError as error:
+            failures.append(str(error))
+            hypothesis.reject()
+        else:
+            if difference is not None:
+                raise _DifferenceFoundError(difference, plan)
+
+    try:
+        (run if seed is None else hypothesis.seed(seed)(run))()
+    except _DifferenceFoundError as found:
+        raise _error(found.difference, found.plan) from None
+    except hypothesis.errors.Unsatisfiable:
+        return
+    except hypothesis.errors.Flaky as error:
+        raise CacheFreeError(
+            Refusal(
+                "The same generation differed once and agreed once.",
+                why="The model, or a backend, gives other results for the same inputs.",
+                remedy="Call model.eval(), and look for random numbers in forward.",
+            )
+        ) from error
+
+
+def _error(difference: Difference, plan: Plan) -> EquivalenceError:
+    snippet = (
+        "replay it with\n"
+        "         from cachefree.verification import Plan, replay\n"
+        f"         replay(model, rewritten, {plan!r}, backends=({difference.backend!r},))"
+    )
+    sizes = ", ".join(f"{name} = {size}" for name, size in plan.sizes.items())
+    calls = f"{sizes}; new tokens a call: {', '.join(map(str, plan.queries))}; padding: {plan.padding}; seed: {plan.seed}"
+    why = f"{difference.why}\n         {calls}" + (f"\n         inputs: {difference.shapes}" if difference.shapes else "")
+    return EquivalenceError(
+        Refusal(f"{difference.backend} is not the model: {difference.place}.", why=why, remedy=snippet)
+    )
+
+
+def _summary(trial: Trial, backends: tuple[str, ...]) -> Verification:
+    tally = trial.tally
+    return Verification(
+        generations=tally.generations,
+        calls=tally.calls,
+        backends=backends,
+        differences=dict(tally.differences),
+        exact={name: tally.exact[name] / count for name, count in tally.outputs.items()},
+        invariant=tally.invariant,
+        chunked=tally.chunked,
+    )

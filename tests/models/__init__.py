@@ -1,0 +1,52 @@
+"""Decoders as people write them, and decoders that must be refused."""
+
+from __future__ import annotations
+
+from . import (
+    audio,
+    containers,
+    dtypes,
+    flags,
+    gpt,
+    masks,
+    mems,
+    mixed,
+    neox,
+    positions,
+    refused_branches,
+    refused_inputs,
+    refused_regimes,
+    rotary,
+    sentinels,
+    sinusoid,
+    transformer_xl,
+    windows,
+    wrapped,
+)
+from .case import ModelCase, RefusalCase
+
+CASES: tuple[ModelCase, ...] = (
+    *gpt.CASES,
+    *rotary.CASES,
+    *neox.CASES,
+    *masks.CASES,
+    *positions.CASES,
+    *sinusoid.CASES,
+    *mems.CASES,
+    *transformer_xl.CASES,
+    *containers.CASES,
+    *sentinels.CASES,
+    *flags.CASES,
+    *windows.CASES,
+    *dtypes.CASES,
+    *wrapped.CASES,
+    *audio.CASES,
+    *mixed.CASES,
+)
+REFUSALS: tuple[RefusalCase, ...] = (
+    *refused_inputs.REFUSALS,
+    *refused_branches.REFUSALS,
+    *refused_regimes.REFUSALS,
+)
+
+__all__ = ["CASES", "REFUSALS", "ModelCase", "RefusalCase"]

@@ -1,0 +1,150 @@
+"""Decoders with something wrapped around or inside them: hooks, scripts, compiled parts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from .case import ModelCase, calls, frames, seeded, tokens
+from .gpt import MLP, GPTConfig, NanoGPT
+
+
+def clamp_residual(module, args, output):
+    hidden, kv = output
+    return hidden.clamp(-4.0, 4.0), kv
+
+
+def scale_input(module, args):
+    return (args[0] * module.input_scale, *args[1:])
+
+
+def hooked_gpt():
+    """Activations are clamped after each block and scaled before the head, as for quantisation."""
+    model = NanoGPT(GPTConfig())
+    for block in model.transformer.h:
+        block.register_forward_hook(clamp_residual)
+    model.lm_head.input_scale = 0.7
+    model.lm_head.register_forward_pre_hook(scale_input)
+    return model
+
+
+class ActivationRecorder:
+    def __init__(self, model):
+        self.seen = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.register_forward_hook(self.make_hook(name))
+
+    def make_hook(self, name):
+        def hook(module, args, output):
+            self.seen[name] = output.detach().abs().amax(dim=(0, 1))
+
+        return hook
+
+
+def recorded_gpt():
+    """Hooks that keep the last activations of every norm, as profilers and probes do."""
+    model = NanoGPT(GPTConfig(n_layer=1))
+    model.recorder = ActivationRecorder(model)
+    return model
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.gate = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def scripted_gpt():
+    model = NanoGPT(GPTConfig())
+    for block in model.transformer.h:
+        block.mlp = torch.jit.script(GatedMLP(16, 24))
+    return model
+
+
+def compiled_gpt():
+    model = NanoGPT(GPTConfig())
+    for block in model.transformer.h:
+        block.mlp = torch.compile(MLP(GPTConfig()), backend="eager", dynamic=True)
+    return model
+
+
+class SnakeBlock(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(dim))
+        self.query, self.key, self.value = (weight_norm(nn.Linear(dim, dim)) for _ in range(3))
+
+    def forward(self, x, cache=None):
+        x = x + (1.0 / (self.alpha + 1e-9)) * torch.sin(self.alpha * x).pow(2)
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if cache is not None:
+            k, v = (torch.cat((old, new), 1) for old, new in zip(cache, (k, v)))
+        t, s = q.shape[1], k.shape[1]
+        mask = x.new_ones(t, s).tril(s - t).log()
+        return x + torch.softmax(q @ k.transpose(1, 2) / 4.0 + mask, -1) @ v, (k, v)
+
+
+class LatentPredictor(nn.Module):
+    """Weight-normalised projections over the frames of an audio codec."""
+
+    def __init__(self, latent=6, dim=16, depth=2):
+        super().__init__()
+        self.pre = weight_norm(nn.Linear(latent, dim))
+        self.blocks = nn.ModuleList([SnakeBlock(dim) for _ in range(depth)])
+        self.post = weight_norm(nn.Linear(dim, 2 * latent))
+
+    def forward(self, z, caches=None):
+        h = self.pre(z)
+        new_caches = []
+        for i, block in enumerate(self.blocks):
+            h, cache = block(h, caches[i] if caches is not None else None)
+            new_caches.append(cache)
+        mean, log_scale = self.post(h).chunk(2, dim=-1)
+        return {"mean": mean, "log_scale": log_scale.clamp(-7, 2), "caches": tuple(new_caches)}
+
+
+CASES = (
+    ModelCase(
+        "hooks_that_change_activations",
+        seeded(hooked_gpt),
+        **calls(tokens(37)),
+        patterns=("P1", "P2", "P3"),
+    ),
+    ModelCase(
+        "hooks_that_record",
+        seeded(recorded_gpt),
+        **calls(tokens(37)),
+        patterns=("P1", "P2", "P3"),
+        may_refuse=True,
+    ),
+    ModelCase(
+        "scripted_submodule",
+        seeded(scripted_gpt),
+        **calls(tokens(37), cache="past_kvs"),
+        patterns=("P1", "P2", "P3"),
+        example_inputs=(torch.tensor([[1, 2, 3, 4]]),),
+        may_refuse=True,
+    ),
+    ModelCase(
+        "compiled_submodule",
+        seeded(compiled_gpt),
+        **calls(tokens(37), cache="past_kvs"),
+        patterns=("P1", "P2", "P3"),
+        example_inputs=(torch.tensor([[1, 2, 3, 4]]),),
+        may_refuse=True,
+    ),
+    ModelCase(
+        "weight_norm_over_codec_frames",
+        seeded(LatentPredictor),
+        **calls(frames(6), cache="caches", take=lambda out: out["caches"]),
+        patterns=("P1",),
+    ),
+)
