@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from cachefree.facts import Facts
-from cachefree.laws import Law
+from cachefree.laws import COMMUTATIVE, Law
 from cachefree.laws.elementwise import equal_elementwise
 from cachefree.laws.evaluation import equal_at_every_size, is_of_sizes_alone
 from cachefree.normal import Normaliser
@@ -99,6 +99,14 @@ class _Walk:
 
     def pair(self, one: Term, other: Term) -> bool:
         """Whether two terms are equal; else the deepest divergences are noted."""
+        self._settle(one, other)
+        is_equal = self.equal(one, other)
+        if not is_equal:
+            self._note(one, other)
+        return is_equal
+
+    def _settle(self, one: Term, other: Term) -> None:
+        """Decides a pair, after all pairs below it."""
         order: list[tuple[Term, Term]] = []
         stack = [(one, other)]
         seen: set[tuple[Term, Term]] = set()
@@ -110,15 +118,18 @@ class _Walk:
             order.append(pair)
             stack.extend(_operand_pairs(*pair) or ())
         for pair in reversed(order):
+            self.known.setdefault(pair, False)  # while it is being decided
             self.known[pair] = self._decide(*pair)
-        is_equal = self.equal(one, other)
-        if not is_equal:
-            self._note(one, other)
-        return is_equal
 
     def equal(self, one: Term, other: Term) -> bool:
-        """Whether two terms are known to be equal."""
-        return one is other or self.known.get((one, other), False)
+        """Whether two terms are equal: known, or found now."""
+        if one is other:
+            return True
+        if (one, other) not in self.known:
+            if one.op != other.op or not _same_type(one, other, self.facts):
+                return False
+            self._settle(one, other)
+        return self.known[one, other]
 
     def _decide(self, one: Term, other: Term) -> bool:
         pairs = _operand_pairs(one, other)
@@ -163,7 +174,20 @@ def _operand_pairs(one: Term, other: Term) -> list[tuple[Term, Term]] | None:
     if not _same_but_terms(one.args, other.args):
         return None
     mine, theirs = list(operands(one)), list(operands(other))
+    if one.op in COMMUTATIVE and len(mine) == 2 and _is_crossed(mine, theirs):
+        theirs.reverse()
     return list(zip(mine, theirs, strict=True)) if mine else None
+
+
+def _is_crossed(mine: list[Term], theirs: list[Term]) -> bool:
+    """Whether the operands of a commutative operator correspond crosswise."""
+    straight = sum(_likeness(*pair) for pair in zip(mine, theirs, strict=True))
+    crossed = sum(_likeness(*pair) for pair in zip(mine, reversed(theirs), strict=True))
+    return crossed > straight
+
+
+def _likeness(one: Term, other: Term) -> int:
+    return 4 * (one is other) + 2 * (one.op == other.op) + (one.shape == other.shape)
 
 
 def _same_but_terms(one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -212,7 +213,20 @@ class _ExactSlices(TorchFunctionMode):
             options.pop("requires_grad", None)
             options.setdefault("dtype", torch.int64)
             return torch.full((), args[0], **options)
+        elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
+            return _descending(args[0], args[1], args[2], kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _has_size(values: Any) -> bool:
+    return any(isinstance(value, torch.SymInt) for value in values)
+
+
+def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
+    """``arange(start, end, -1)`` as ``start - arange(start - end)``, whose length is no rounded quotient."""
+    dtype = options.get("dtype") or (torch.get_default_dtype() if isinstance(step, float) else torch.int64)
+    count = torch.arange(start - end, **{**options, "dtype": dtype})
+    return start - count
 
 
 def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
@@ -245,7 +259,7 @@ def _exact_bound(bound: Any, size: Any) -> Any:
     """``bound`` clamped to ``[0, size]`` as slicing does; None where slicing leaves it out."""
     if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
         return bound
-    value = expression(bound)
+    value = sympy.sympify(expression(bound))
     if isinstance(bound, int):
         return torch.sym_max(size + bound, 0) if bound < 0 else torch.sym_min(bound, size)
     if value.is_nonnegative:
@@ -306,6 +320,7 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         if any(_is_compiled(module) for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
         for name in _CHATTERING:
             logger = logging.getLogger(name)
             silence = _Silence(threading.get_ident())

@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cachefree.demo", description=__doc__)
     parser.add_argument("--large", action="store_true", help="124 million random weights instead")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="where the file goes")
-    parser.add_argument("--steps", type=int, default=600, help="steps of training")
+    parser.add_argument("--steps", type=int, default=350, help="steps of training")
     parser.add_argument("--tokens", type=int, default=100, help="how many tokens to generate")
     options = parser.parse_args(arguments)
 

@@ -10,7 +10,7 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -251,6 +251,7 @@ class _Search:
 
     def _candidates(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Iterator[tuple[float, tuple[Link, ...]]]:
         places = self._places(args, kwargs)
+        places += self._absent_entries(args, kwargs, result)
         selectors = list(_selectors(result))
         if self.wanted and len(self.wanted) > 1:
             chosen = [place for name in self.wanted for place in places if place.path == name or place.parameter == name]
@@ -292,6 +293,18 @@ class _Search:
                 found += [Place(name, at, steps) for steps in _empty_entries(value)]
             elif _is_empty(value) or (not is_given and parameter.default is parameter.empty):
                 found.append(Place(name, at))
+        return found
+
+    def _absent_entries(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[Place]:
+        """Entries that a dict argument lacks and that the result, a dict too, has."""
+        if not isinstance(result, Mapping):
+            return []
+        found = []
+        for position, name in self.names.items():
+            value = args[position] if position < len(args) else kwargs.get(name)
+            if isinstance(value, dict):
+                at = position if position < len(args) else None
+                found += [Place(name, at, (key,)) for key in result if key not in value]
         return found
 
     def _accepts(
@@ -389,12 +402,12 @@ def _step(value: Any, structure: Structure, key: Any) -> Any:
 def _select(result: Any, selector: Selector) -> Any:
     value = result
     for step in selector:
-        if isinstance(step, tuple) and step[0] == "tail":
+        if isinstance(step, tuple) and step[:1] == ("tail",):
             value = tuple(value[step[1] :])
-        elif isinstance(step, str) and not (isinstance(value, dict) or hasattr(value, "keys")):
-            value = getattr(value, step)
-        else:
+        elif isinstance(value, (Mapping, list)) or type(value) is tuple:
             value = value[step]
+        else:
+            value = getattr(value, str(step))
     return value
 
 
@@ -557,7 +570,17 @@ def _as_past(spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]) ->
     """A tensor of the result as the input of a later call: what grew with the call's sizes gets a size of its own."""
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, _past_size(spec.expr, lengths))
-    return TensorSpec(path, tuple(_past_size(size, lengths) for size in spec.shape), spec.dtype, spec.device)
+    query = size_symbol("query")
+    grows = any(isinstance(size, sympy.Basic) and query in size.free_symbols for size in spec.shape)
+    return TensorSpec(
+        path,
+        tuple(
+            size if grows and isinstance(size, sympy.Basic) and query not in size.free_symbols else _past_size(size, lengths)
+            for size in spec.shape
+        ),
+        spec.dtype,
+        spec.device,
+    )
 
 
 def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:

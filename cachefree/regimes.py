@@ -16,11 +16,12 @@ import sympy
 import torch
 
 from cachefree.align import Comparison, compare
-from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, capture, run_on_fakes
+from cachefree.capture import Call, SizeSpec, TensorSpec, capture, run_on_fakes
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.reading import Program, read
-from cachefree.sizes import Question, size_symbol, substitute, symbols_of
+from cachefree.shapes import Signatures
+from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.spec import Condition, Region
 from cachefree.terms import Table, Term
 
@@ -93,27 +94,28 @@ class Kind:
         return tuple(sympy.Ge(symbol, 1) for symbol in self.symbols)
 
 
-def conditions_of(captured: Captured, kind: Kind) -> tuple[Condition, ...]:
+def conditions_of(program: Program, kind: Kind) -> tuple[Condition, ...]:
     """The facts that a captured path needs and that do not hold of every call.
 
-    Questions of Python code count, whatever they are. Of the questions that operators ask, equalities and bounds count: an operator
-    that is run again decides the rest again.
+    Questions of Python code count, whatever they are. A question that an operator asked counts if, at sizes where its answer is another
+    one, some operator of the path does not run or gives another size than was written down (`cachefree.shapes`).
     """
+    captured, outputs = program.captured, program.outputs
     kept: list[Condition] = []
     facts = Facts(kind.basics)
     for question in captured.questions:
         if not _follows(facts, question.fact):
             kept.append(Condition(question.fact, question.where))
             facts = facts.and_also(question.fact)
+    signatures = Signatures(outputs)
     for question in sorted(captured.operator_questions, key=lambda q: sympy.count_ops(q.fact)):
-        if _counts(question) and not _follows(facts, question.fact):
+        if _follows(facts, question.fact):
+            continue
+        elsewhere = facts.witness(sympy.Not(question.fact), hints={str(s): captured.sizes.get(str(s), 5) for s in kind.symbols})
+        if elsewhere is not None and not signatures.hold(elsewhere):
             kept.append(Condition(question.fact, question.where))
             facts = facts.and_also(question.fact)
     return tuple(kept)
-
-
-def _counts(question: Question) -> bool:
-    return isinstance(question.fact, (sympy.Eq, sympy.Le, sympy.Lt, sympy.Ge, sympy.Gt))
 
 
 def _follows(facts: Facts, fact: Any) -> bool:
@@ -148,7 +150,7 @@ def survey(
         known: Regimes that were captured before, so that they need not be again.
     """
     result = Survey()
-    paths = list(known) or [(base, {}, conditions_of(base.captured, kind))]
+    paths = list(known) or [(base, {}, conditions_of(base, kind))]
     covered: list[tuple[Condition, ...]] = []
 
     def judge(program: Program, pinned: dict[sympy.Symbol, int], conditions: tuple[Condition, ...]) -> None:
@@ -176,7 +178,7 @@ def survey(
             covered.append(conditions)
             result.excluded.append(Exclusion(conditions, error.refusals[0]))
             continue
-        judge(program, pinned, (*pins, *_unpinned(conditions_of(program.captured, kind), pinned)))
+        judge(program, pinned, (*pins, *_unpinned(conditions_of(program, kind), pinned)))
     return result
 
 

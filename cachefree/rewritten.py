@@ -382,7 +382,7 @@ class Rewritten(nn.Module):
     # The neutral cache.
 
     def _neutral_tensor(self, spec: TensorSpec, sizes: Mapping[str, int], leaves: Sequence[Any]) -> torch.Tensor:
-        device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), self._device())
+        device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf is not _NEUTRAL), self._device())
         return self._neutral(spec, sizes, device, None)
 
     def _neutral(

@@ -30,6 +30,13 @@ ELEMENTWISE = Law(
 )
 
 
+ELEMENTWISE_REAL = Law(
+    "elementwise-real",
+    "x = y  if x[i] = y[i] over the reals for every index i and all sizes, where z + 0.0 = z",
+    "real", (), lambda term, rewriter: None,
+)  # fmt: skip
+
+
 class _UnknownError(Exception):
     """An element that the solver is not asked about."""
 
@@ -75,7 +82,10 @@ def equal_elementwise(
         return None
     with facts.solver_lock:
         try:
-            return ELEMENTWISE if _Elements(facts, equal).same(one, other) else None
+            elements = _Elements(facts, equal)
+            if not elements.same(one, other):
+                return None
+            return ELEMENTWISE_REAL if elements.is_real else ELEMENTWISE
         except (_UnknownError, NotImplementedError):
             return None
 
@@ -91,6 +101,7 @@ class _Elements:
         self.equal = equal
         self.representatives: list[tuple[Term, Any]] = []
         self.symbols: set[Any] = set()
+        self.is_real = False
         self.assumptions: list[Any] = [self.size(fact) for fact in facts.known]
 
     def size(self, expr: Any) -> Any:
@@ -229,9 +240,27 @@ class _Elements:
     def folded(self, term: Term, leaves: tuple[Any, ...]) -> Any:
         """An operator on constants as the constant that it gives."""
         if all(isinstance(leaf, _Constant) for leaf in leaves):
-            numbers = [torch.tensor(float(leaf.text), dtype=term.dtype) for leaf in leaves]
+            numbers: list[Any] = [torch.tensor(float(leaf.text), dtype=term.dtype) for leaf in leaves]
+            if "Scalar" in term.op._overloadname:
+                numbers[1:] = [number.item() for number in numbers[1:]]
             return _Constant(repr(term.op(*numbers).item()))
-        return _Applied(term.op, term.dtype, leaves)
+        return self.neutral(term, leaves) or _Applied(term.op, term.dtype, leaves)
+
+    def neutral(self, term: Term, leaves: tuple[Any, ...]) -> Any:
+        """The other operand where one is the operator's neutral number; None where none is."""
+        name = str(term.op).split(".")[1]
+        for number, other in (leaves[::-1], leaves) if len(leaves) == 2 else ():
+            if not isinstance(number, _Constant) or isinstance(other, _Constant):
+                continue
+            is_second = number is leaves[1]
+            if (name == "mul" or (name == "div" and is_second)) and number.text == "1.0":
+                return other
+            if name == "sub" and is_second and number.text == "0.0":
+                return other
+            if name == "add" and number.text in ("0.0", "-0.0"):
+                self.is_real = self.is_real or number.text == "0.0"
+                return other
+        return None
 
 
 def _is_float(term: Term) -> bool:

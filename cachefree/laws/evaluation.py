@@ -13,7 +13,7 @@ from cachefree.facts import Facts
 from cachefree.sizes import symbols_of
 from cachefree.terms import Term, replace_operands, topological
 
-__all__ = ["BOUND", "equal_at_every_size", "evaluate", "is_of_sizes_alone"]
+__all__ = ["BOUND", "apply", "equal_at_every_size", "evaluate", "is_of_sizes_alone"]
 
 aten = torch.ops.aten
 BOUND: dict[int, int] = {0: 1, 1: 64, 2: 20, 3: 9, 4: 5}
@@ -93,16 +93,23 @@ def evaluate(term: Term, sizes: Mapping[sympy.Symbol, int]) -> Any:
                 total *= int(given(size))
             if total > _MOST_ELEMENTS:
                 raise MemoryError("too large to be tried")
-        values[below] = _value(below, replace_operands(below.args, given), tuple(map(given, below.shape or ())))
+        values[below] = apply(below, replace_operands(below.args, given), tuple(map(given, below.shape or ())))
     return values[term]
 
 
-def _value(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+def apply(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
+    """A term's operator on given operands and numbers.
+
+    Args:
+        term: The term; its own operands are not looked at.
+        args: Its arguments as tensors and numbers.
+        shape: Its shape, as numbers.
+    """
     op = term.op
     if op == "full":
-        return torch.full(shape, args[1], dtype=term.dtype)
+        return torch.full(shape, args[1], dtype=term.dtype, device=args[3])
     if op == "arange":
-        return torch.arange(args[0], args[0] + args[1] * args[2], args[2], dtype=term.dtype)
+        return torch.arange(args[0], args[0] + args[1] * args[2], args[2], dtype=term.dtype, device=args[4])
     if op == "reshape":
         return args[0].reshape(shape)
     if op == "permute":

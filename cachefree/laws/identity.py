@@ -9,7 +9,7 @@ import torch
 from cachefree.laws.law import Law, Rewriter
 from cachefree.terms import Term
 
-__all__ = ["IDENTITY_LAWS"]
+__all__ = ["COMMUTATIVE", "IDENTITY_LAWS"]
 
 aten = torch.ops.aten
 
@@ -151,6 +151,11 @@ _COPIES = (
     aten.lift_fresh.default, aten.lift.default, aten.positive.default, aten.expand_copy.default, aten.detach_copy.default,
 )  # fmt: skip
 
+COMMUTATIVE = (
+    aten.add.Tensor, aten.mul.Tensor, aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor,
+    aten.bitwise_or.Tensor, aten.eq.Tensor, aten.ne.Tensor,
+)  # fmt: skip
+
 IDENTITY_LAWS: tuple[Law, ...] = (
     Law("copy", "copy(x) = x", "exact", _COPIES, _operand),
     Law("evaluated-dropout", "dropout(x, p, train) = x  if not train or p = 0", "exact",
@@ -161,9 +166,7 @@ IDENTITY_LAWS: tuple[Law, ...] = (
     Law("add-zero-float", "x + 0.0 = x  over the reals (−0.0 + 0.0 is 0.0)", "real",
         (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _add_float_zero),
     Law("times-one", "x · 1 = x / 1 = x", "exact", (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar), _times_one),
-    Law("commute", "x ∘ y = y ∘ x  for +, ·, ∧, ∨, =, max, min", "exact",
-        (aten.add.Tensor, aten.mul.Tensor, aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor,
-         aten.bitwise_or.Tensor, aten.eq.Tensor, aten.ne.Tensor), _ordered),
+    Law("commute", "x ∘ y = y ∘ x  for +, ·, ∧, ∨, =, ≠", "exact", COMMUTATIVE, _ordered),
     Law("mirror", "(x > y) = (y < x);  (x ≥ y) = (y ≤ x)", "exact", tuple(_MIRRORED), _mirrored),
     Law("not", "~x = not x  for Booleans", "exact", (aten.bitwise_not.default,), _negated),
     Law("not-not", "not not x = x  for Booleans", "exact", (aten.logical_not.default,), _double_negation),

@@ -21,6 +21,15 @@ def _as_cat(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build("cat", (parts, dim % rank), term.shape, term)
 
 
+def _as_stacked_rows(term: Term, rewriter: Rewriter) -> Term | None:
+    """``hstack`` joins on axis 1, or 0 for vectors; ``vstack`` on axis 0."""
+    parts = term.args[0]
+    if any(len(part.sizes) != len(term.sizes) for part in parts):
+        return None
+    dim = 0 if term.op is aten.vstack.default or len(term.sizes) == 1 else 1
+    return rewriter.build("cat", (parts, dim), term.shape, term)
+
+
 def _as_joined_unsqueezed(term: Term, rewriter: Rewriter) -> Term | None:
     parts, dim = term.args
     dim %= len(term.sizes)
@@ -133,6 +142,7 @@ def _slice_each(term: Term, rewriter: Rewriter) -> Term:
 
 JOIN_LAWS: tuple[Law, ...] = (
     Law("concat", "concat(xs, d) = cat(xs, d)", "exact", (aten.cat.default, aten.concat.default, aten.concatenate.default), _as_cat),
+    Law("hstack", "hstack(xs) = cat(xs, 1);  vstack(xs) = cat(xs, 0)", "exact", (aten.hstack.default, aten.vstack.default), _as_stacked_rows),
     Law("stack", "stack(xs, d) = cat([unsqueeze(x, d) for x in xs], d)", "exact", (aten.stack.default,), _as_joined_unsqueezed),
     Law("cat-empty", "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  cat is associative", "exact",
         ("cat",), _cat),

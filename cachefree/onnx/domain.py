@@ -11,7 +11,7 @@ import torch
 
 from cachefree.errors import DomainError, Refusal
 from cachefree.sizes import size_symbol
-from cachefree.spec import InputSpec, Interface
+from cachefree.spec import Domain, InputSpec, Interface
 
 __all__ = ["check_domain", "concrete", "read_sizes"]
 
@@ -49,7 +49,7 @@ def check_domain(interface: Interface, sizes: Mapping[str, int]) -> None:
     Raises:
         DomainError: no region of the domain holds at these sizes.
     """
-    if not interface.domain.holds(sizes):
+    if not _is_inside(interface.domain, tuple(sorted(sizes.items()))):
         said = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise DomainError(
             Refusal(
@@ -59,6 +59,11 @@ def check_domain(interface: Interface, sizes: Mapping[str, int]) -> None:
                 remedy="Call inside the domain, or rewrite the model with such inputs as examples.",
             )
         )
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_inside(domain: Domain, sizes: tuple[tuple[str, int], ...]) -> bool:
+    return domain.holds(dict(sizes))
 
 
 def concrete(shape: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:

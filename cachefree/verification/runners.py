@@ -141,7 +141,18 @@ def onnx_runner(rewritten: Any, own_call: OwnCall, directory: Path, providers: S
     from cachefree.onnx import load_onnx, to_onnx
 
     path = to_onnx(rewritten, directory / "model.onnx")
-    return Runner("onnxruntime", load_onnx(path, like=rewritten, providers=providers), own_call)
+    decoder = load_onnx(path, like=rewritten, providers=providers, session_options=_idle_options())
+    return Runner("onnxruntime", decoder, own_call)
+
+
+def _idle_options() -> Any:
+    """Threads that sleep between runs: they would take the processor from torch, whose turn it is then."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
 
 
 def temporary_directory() -> tempfile.TemporaryDirectory[str]:

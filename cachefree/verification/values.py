@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from cachefree.sizes import size_symbol
 from cachefree.spec import InputSpec, Interface
 from cachefree.verification.plan import Plan
 
-__all__ = ["InputValues", "is_mask"]
+__all__ = ["InputValues", "is_mask", "kept_positions"]
 
 _QUERY = size_symbol("query")
 
@@ -24,6 +25,13 @@ def is_mask(spec: InputSpec) -> bool:
     if spec.dtype.is_floating_point:
         return False
     return any(_counts_past(size) for size in spec.shape) or "mask" in spec.path or spec.dtype is torch.bool
+
+
+def kept_positions(spec: InputSpec, tensor: torch.Tensor) -> torch.Tensor | None:
+    """Which positions a mask of shape (batch, past + query) keeps, as Booleans; None for any other input."""
+    if len(spec.shape) != 2 or not is_mask(spec) or not _counts_past(spec.shape[1]):
+        return None
+    return tensor == (0 if _marks_dropped(spec) else 1)
 
 
 class InputValues:
@@ -71,7 +79,8 @@ class InputValues:
         if "pos" in spec.path and _QUERY in spec.shape:
             return _positions(spec, shape, rows)
         if is_mask(spec):
-            return self._mask(shape, generator).to(spec.dtype)
+            mask = self._mask(shape, generator)
+            return (1 - mask if _marks_dropped(spec) else mask).to(spec.dtype)
         return torch.randint(rows or 2, shape, generator=generator).to(spec.dtype)
 
     def _mask(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -97,6 +106,11 @@ def _positions(spec: InputSpec, shape: tuple[int, ...], rows: int | None) -> tor
 
 def _symbols(spec: InputSpec) -> set[Any]:
     return {symbol for size in spec.shape for symbol in getattr(size, "free_symbols", ())}
+
+
+def _marks_dropped(spec: InputSpec) -> bool:
+    """Whether a mask is 1 where a position does *not* count, as ``key_padding_mask`` is."""
+    return re.search(r"padding_mask|pad_mask|is_pad|ignore", spec.path) is not None
 
 
 def _counts_past(size: Any) -> bool:

@@ -1,0 +1,44 @@
+"""`import cachefree` loads torch and the standard library, and nothing that a call may not need."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+LEFT_FOR_LATER = (
+    "hypothesis",
+    "numpy.testing",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "rich",
+    "transformers",
+    "z3",
+)
+
+
+def modules_after(statement: str) -> set[str]:
+    """The names of all modules that a fresh interpreter has after `statement`."""
+    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(finished.stdout))
+
+
+@pytest.fixture(scope="module")
+def added_to_torch() -> set[str]:
+    return modules_after("import torch, cachefree") - modules_after("import torch")
+
+
+@pytest.mark.parametrize("package", LEFT_FOR_LATER)
+def test_import_leaves_it_for_later(added_to_torch: set[str], package: str) -> None:
+    loaded = {name for name in added_to_torch if f"{name}.".startswith(f"{package}.")}
+    assert not loaded
+
+
+def test_import_adds_only_itself_and_the_standard_library(added_to_torch: set[str]) -> None:
+    allowed = {*sys.stdlib_module_names, "cachefree", "torch"}
+    assert {name.partition(".")[0] for name in added_to_torch} <= allowed
