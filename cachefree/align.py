@@ -76,10 +76,27 @@ def compare(
         sizes: Sizes to substitute in both.
         inputs: Inputs of the one graph to replace: the neutral cache.
     """
-    mine = Normaliser(table, facts, sizes, inputs)
-    theirs = Normaliser(table, facts, sizes)
+    exact = _compare(table, one, other, facts, sizes, inputs, is_exact=True)
+    if exact.is_equal:
+        return exact
+    real = _compare(table, one, other, facts, sizes, inputs, is_exact=False)
+    return real if real.is_equal else exact
+
+
+def _compare(
+    table: Table,
+    one: Sequence[Term],
+    other: Sequence[Term],
+    facts: Facts,
+    sizes: Mapping[sympy.Symbol, Any] | None,
+    inputs: Mapping[str, Term] | None,
+    *,
+    is_exact: bool,
+) -> Comparison:
+    mine = Normaliser(table, facts, sizes, inputs, is_exact=is_exact)
+    theirs = Normaliser(table, facts, sizes, is_exact=is_exact)
     left, right = mine.normal(one), theirs.normal(other)
-    walk = _Walk(facts)
+    walk = _Walk(facts, is_exact)
     for a, b in zip(left, right, strict=True):
         walk.pair(a, b)
     laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
@@ -92,6 +109,7 @@ class _Walk:
     """Pairs of terms, compared from the outputs down."""
 
     facts: Facts
+    is_exact: bool
     known: dict[tuple[Term, Term], bool] = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
     checked: list[Divergence] = field(default_factory=list)
@@ -138,7 +156,7 @@ class _Walk:
         if not _same_type(one, other, self.facts):
             return False
         law = equal_elementwise(one, other, self.facts, self.equal)
-        if law is not None:
+        if law is not None and (law.kind == "exact" or not self.is_exact):
             self.laws.append(law)
             return True
         if is_of_sizes_alone(one) and is_of_sizes_alone(other) and equal_at_every_size(one, other, self.facts):

@@ -88,16 +88,12 @@ def train(model: GPT, corpus: CharacterCorpus, steps: int) -> float:
         torch.optim.Muon(matrices, lr=0.03, weight_decay=0.01),
         torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95)),
     ]
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            [group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=0.1,
-            cycle_momentum=False,
-        )
-        for optimizer in optimizers
-    ]
+
+    def rate(step: int) -> float:
+        """Warm up for a tenth of the steps, then follow half a cosine down to zero."""
+        return min(1.0, 10 * (step + 1) / steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     mean_loss = math.log(model.config.vocabulary)
     with tqdm(total=steps, desc="training", unit="step") as bar:
         for _ in range(steps):

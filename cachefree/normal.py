@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from cachefree.facts import Facts
-from cachefree.laws import LAWS, NO_ELEMENTS, Law
+from cachefree.laws import EXACT_LAWS, LAWS, NO_ELEMENTS, Law
 from cachefree.sizes import substitute
 from cachefree.terms import Table, Term, replace_operands, topological
 
@@ -35,6 +35,7 @@ class Normaliser:
         facts: What holds of the sizes.
         sizes: Sizes to substitute.
         inputs: Input terms (by path) that are replaced by other terms.
+        is_exact: Whether to use exact laws only.
     """
 
     def __init__(
@@ -43,7 +44,10 @@ class Normaliser:
         facts: Facts,
         sizes: Mapping[sympy.Symbol, Any] | None = None,
         inputs: Mapping[str, Term] | None = None,
+        *,
+        is_exact: bool = True,
     ) -> None:
+        self.is_exact = is_exact
         self.table = table
         self.facts = facts
         self.substitution = dict(sizes or {})
@@ -53,7 +57,7 @@ class Normaliser:
         self._settled: dict[Term, Term] = {}
         self._sizes: dict[Any, Any] = {}
         self._laws: dict[Any, list[Law]] = {}
-        for law in LAWS:
+        for law in EXACT_LAWS if is_exact else LAWS:
             for op in law.ops:
                 self._laws.setdefault(op, []).append(law)
 

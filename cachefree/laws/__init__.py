@@ -1,13 +1,15 @@
 """The laws, in the order in which they are tried."""
 
+from cachefree.laws.attention import ATTENTION_LAWS
 from cachefree.laws.identity import COMMUTATIVE, IDENTITY_LAWS
 from cachefree.laws.join import JOIN_LAWS
 from cachefree.laws.law import Law, Rewriter
+from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
 from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS
 
-__all__ = ["COMMUTATIVE", "LAWS", "NO_ELEMENTS", "Law", "Rewriter"]
+__all__ = ["COMMUTATIVE", "EXACT_LAWS", "LAWS", "NO_ELEMENTS", "Law", "Rewriter"]
 
 LAWS: tuple[Law, ...] = (
     *IDENTITY_LAWS,
@@ -15,4 +17,9 @@ LAWS: tuple[Law, ...] = (
     *JOIN_LAWS,
     *SEQUENCE_LAWS,
     *MASK_LAWS,
+    *ATTENTION_LAWS,
+    *LINEAR_LAWS,
 )
+"""All laws. They are tried after the exact ones alone did not suffice."""
+
+EXACT_LAWS: tuple[Law, ...] = tuple(law for law in LAWS if law.kind == "exact" and law not in LINEAR_LAWS)

@@ -57,6 +57,13 @@ class _Element:
 
 
 @dataclass(frozen=True)
+class _Integer:
+    """An integer of the solver, as an operand of a floating-point operator."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class _Applied:
     """An elementwise operator applied to elements."""
 
@@ -130,12 +137,14 @@ class _Elements:
 
     def agree(self, one: Any, other: Any, condition: Any) -> bool:
         """Whether two floating-point elements are the same wherever the condition holds."""
-        if one == other and isinstance(one, _Constant):
+        if isinstance(one, _Constant) and one == other:
             return True
         if isinstance(one, _Element) and isinstance(other, _Element):
             if one.term is other.term or self.equal(one.term, other.term):
                 differs = [a != b for a, b in zip(one.index, other.index, strict=True)]
                 return self.never(self.z3.And(condition, self.z3.Or(*differs) if differs else False))
+        if isinstance(one, _Integer) and isinstance(other, _Integer):
+            return self.never(self.z3.And(condition, one.value != other.value))
         if isinstance(one, _Applied) and isinstance(other, _Applied) and (one.op, one.dtype) == (other.op, other.dtype):
             if len(one.operands) == len(other.operands) and all(
                 self.agree(a, b, condition) for a, b in zip(one.operands, other.operands, strict=True)
@@ -147,10 +156,11 @@ class _Elements:
         """The element: a solver's integer or truth value, or the cases of a floating-point element."""
         reader = _READERS.get(term.op)
         if reader is not None:
-            value = reader(self, term, index)
-            if value is not None:
-                if _is_float(term) and len(value) > _MOST_CASES:
-                    raise _UnknownError
+            try:
+                value = reader(self, term, index)
+            except (_UnknownError, NotImplementedError):
+                value = None
+            if value is not None and not (_is_float(term) and len(value) > _MOST_CASES):
                 return value
         return self.opaque(term, index)
 
@@ -202,7 +212,7 @@ class _Elements:
                 return [(value, _Constant("1.0")), (z3.Not(value), _Constant("0.0"))]
             if source.is_floating_point:
                 return [(condition, self.rounded(leaf, target)) for condition, leaf in value]
-            raise _UnknownError
+            return [(z3.BoolVal(True), _Applied("cast", target, (_Integer(value),)))]
         if source.is_floating_point:
             if target == torch.bool and all(isinstance(leaf, _Constant) for _, leaf in value):
                 return z3.Or(*[condition for condition, leaf in value if float(leaf.text) != 0])

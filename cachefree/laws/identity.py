@@ -130,6 +130,25 @@ def _mirrored(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build(_MIRRORED[term.op], (term.args[1], term.args[0]), term.shape, term)
 
 
+_SPELLED = {
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
+    aten.true_divide.Tensor: aten.div.Tensor,
+    aten.subtract.Tensor: aten.sub.Tensor,
+    aten.multiply.Tensor: aten.mul.Tensor,
+    aten.less.Tensor: aten.lt.Tensor,
+    aten.less_equal.Tensor: aten.le.Tensor,
+    aten.greater.Tensor: aten.gt.Tensor,
+    aten.greater_equal.Tensor: aten.ge.Tensor,
+    aten.not_equal.Tensor: aten.ne.Tensor,
+}
+
+
+def _spelled(term: Term, rewriter: Rewriter) -> Term | None:
+    return rewriter.build(_SPELLED[term.op], term.args, term.shape, term)
+
+
 def _negated(term: Term, rewriter: Rewriter) -> Term | None:
     if term.args[0].dtype != torch.bool:
         return None
@@ -167,6 +186,7 @@ IDENTITY_LAWS: tuple[Law, ...] = (
         (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _add_float_zero),
     Law("times-one", "x · 1 = x / 1 = x", "exact", (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar), _times_one),
     Law("commute", "x ∘ y = y ∘ x  for +, ·, ∧, ∨, =, ≠", "exact", COMMUTATIVE, _ordered),
+    Law("spelling", "x | y = bitwise_or(x, y);  true_divide = div;  multiply = mul; …", "exact", tuple(_SPELLED), _spelled),
     Law("mirror", "(x > y) = (y < x);  (x ≥ y) = (y ≤ x)", "exact", tuple(_MIRRORED), _mirrored),
     Law("not", "~x = not x  for Booleans", "exact", (aten.bitwise_not.default,), _negated),
     Law("not-not", "not not x = x  for Booleans", "exact", (aten.logical_not.default,), _double_negation),

@@ -19,14 +19,16 @@ _FILLED: dict[Any, Any] = {
     aten.new_ones.default: 1,
 }  # fmt: skip
 _FILL_ARGUMENT: dict[Any, int] = {
-    aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.fill.Scalar: 1, aten.scalar_tensor.default: 0,
+    aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.fill.Scalar: 1, aten.fill.Tensor: 1, aten.scalar_tensor.default: 0,
 }  # fmt: skip
 
 
 def _as_full(term: Term, rewriter: Rewriter) -> Term | None:
     number = _FILLED[term.op] if term.op in _FILLED else term.args[_FILL_ARGUMENT[term.op]]
     if isinstance(number, Term):
-        return None
+        if number.op != "full":
+            return None
+        number = number.args[1]
     return rewriter.build("full", (term.shape, number, term.dtype, term.device), term.shape, term)
 
 

@@ -73,15 +73,15 @@ def concrete(shape: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 def _number(size: Any, sizes: Mapping[str, int]) -> int:
     if isinstance(size, sympy.Symbol):
-        return sizes[str(size)]
+        return sizes[size.name]
     if isinstance(size, sympy.Basic):
-        return _substituted(size, tuple((str(symbol), sizes[str(symbol)]) for symbol in _symbols(size)))
+        return _substituted(size, tuple((name, sizes[name]) for name in _symbols(size)))
     return int(size)
 
 
 @functools.lru_cache(maxsize=4096)
-def _symbols(size: Any) -> tuple[Any, ...]:
-    return tuple(size.free_symbols)
+def _symbols(size: Any) -> tuple[str, ...]:
+    return tuple(symbol.name for symbol in size.free_symbols)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -112,9 +112,9 @@ def _plain_sizes(given: Sequence[tuple[InputSpec, torch.Tensor]]) -> tuple[dict[
     origin: dict[str, str] = {}
     for spec, tensor in given:
         for axis, size in enumerate(spec.shape):
-            if isinstance(size, sympy.Symbol) and str(size) not in sizes:
-                sizes[str(size)] = tensor.shape[axis]
-                origin[str(size)] = f"axis {axis} of {spec.name}"
+            if isinstance(size, sympy.Symbol) and size.name not in sizes:
+                sizes[size.name] = tensor.shape[axis]
+                origin[size.name] = f"axis {axis} of {spec.name}"
     return sizes, origin
 
 
@@ -124,14 +124,16 @@ def _solved_sizes(
     """Symbols that stand in sums only: ``past`` from a mask of length ``past + query``."""
     for spec, tensor in given:
         for axis, size in enumerate(spec.shape):
-            unknown = {str(symbol) for symbol in getattr(size, "free_symbols", ())} - sizes.keys()
+            if not isinstance(size, sympy.Basic) or isinstance(size, sympy.Symbol):
+                continue
+            unknown = set(_symbols(size)) - sizes.keys()
             if len(unknown) == 1:
                 symbol = size_symbol(unknown.pop())
                 rest = size.subs({size_symbol(name): value for name, value in sizes.items()})
                 solutions = sympy.solve(sympy.Eq(rest, tensor.shape[axis]), symbol)
                 if len(solutions) == 1 and solutions[0].is_Integer and solutions[0] >= 0:
-                    sizes[str(symbol)] = int(solutions[0])
-                    origin[str(symbol)] = f"axis {axis} of {spec.name}"
+                    sizes[symbol.name] = int(solutions[0])
+                    origin[symbol.name] = f"axis {axis} of {spec.name}"
 
 
 def _wrong_sizes(
@@ -140,7 +142,7 @@ def _wrong_sizes(
     refusals = []
     for axis, (size, expected) in enumerate(zip(spec.shape, concrete(spec.shape, sizes), strict=True)):
         if expected != tensor.shape[axis]:
-            symbols = sorted(str(symbol) for symbol in getattr(size, "free_symbols", ()))
+            symbols = sorted(_symbols(size)) if isinstance(size, sympy.Basic) else []
             told = "; ".join(f"{name} is {sizes[name]} by {origin.get(name, 'default')}" for name in symbols if name in sizes)
             refusals.append(
                 Refusal(

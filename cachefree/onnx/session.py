@@ -104,7 +104,7 @@ class OnnxDecoder:
             given[spec.name] if spec.name in given else self._neutral(place, sizes)
             for place, spec in enumerate(self.interface.inputs)
         ]
-        outputs = self.run_flat(flat)
+        outputs = self._run(flat, sizes)
         return dict(zip((spec.name for spec in self.interface.outputs), outputs, strict=True))
 
     def run_flat(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -114,8 +114,11 @@ class OnnxDecoder:
             DomainError: a dtype, rank or size is outside the domain.
         """
         names = [spec.name for spec in self.interface.inputs]
-        sizes = read_sizes(self.interface, dict(zip(names, tensors, strict=True)))
+        return self._run(tensors, read_sizes(self.interface, dict(zip(names, tensors, strict=True))))
+
+    def _run(self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
         check_domain(self.interface, sizes)
+        names = [spec.name for spec in self.interface.inputs]
         results = {spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs}
         return self._session.run(dict(zip(names, tensors, strict=True)), results)
 
@@ -192,7 +195,7 @@ class OnnxDecoder:
     def _neutral(self, place: int, sizes: Mapping[str, int]) -> torch.Tensor:
         spec = self.interface.inputs[place]
         slot = next(index for index, slot in enumerate(self.interface.cache) if slot.past.name == spec.name)
-        unknown = {str(s) for size in spec.shape for s in getattr(size, "free_symbols", ())} - sizes.keys()
+        unknown = {symbol.name for size in spec.shape for symbol in getattr(size, "free_symbols", ())} - sizes.keys()
         if unknown:
             raise DomainError(f"The sizes {', '.join(sorted(unknown))} of {spec.name} are not known.")
         shape = concrete(spec.shape, sizes)

@@ -51,8 +51,19 @@ class OwnCall:
         named: dict[str, Any] = self.calling.structure.rebuild(leaves)
         if cache is None:
             for place in self.calling.caches:
-                _leave_out(named, place.parameter, place.steps)
+                if place.steps:
+                    _empty_entry(named, place.parameter, place.steps)
+                else:
+                    self._leave_out(named, place.parameter)
         return self._positional(named)
+
+    def _leave_out(self, named: dict[str, Any], parameter: str) -> None:
+        """Leaves an argument out; None where it has no default."""
+        declared = self.calling.signature.parameters.get(parameter)
+        if declared is not None and declared.default is declared.empty and not parameter.startswith("*"):
+            named[parameter] = None
+        else:
+            del named[parameter]
 
     def _positional(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional only and variadic arguments by position, all others by keyword."""
@@ -68,10 +79,7 @@ class OwnCall:
         return tuple(args), named
 
 
-def _leave_out(named: dict[str, Any], parameter: str, steps: tuple[Any, ...]) -> None:
-    if not steps:
-        del named[parameter]
-        return
+def _empty_entry(named: dict[str, Any], parameter: str, steps: tuple[Any, ...]) -> None:
     container = named[parameter] = copy.copy(named[parameter])
     for step in steps[:-1]:
         container[step] = copy.copy(container[step])

@@ -48,7 +48,7 @@ class Verification:
         lines = [f"tested on {self.generations} generations, {self.calls} calls: no difference from the model"]
         for backend in self.backends:
             difference, exact = self.differences.get(backend, 0.0), self.exact.get(backend, 1.0)
-            said = "all bits equal" if exact == 1 else f"{exact:.0%} of outputs bit for bit, the others within {difference:.2g}"
+            said = "all bits equal" if exact == 1 else f"{min(exact, 0.999):.1%} of outputs bit for bit, the others within {difference:.2g}"
             lines.append(f"  {backend:<12} {said}")
         if self.chunked:
             lines.append(f"  chunks       as one long call in {self.invariant} of {self.chunked} generations of the model")
