@@ -18,7 +18,7 @@ from cachefree.laws import Law
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
-from cachefree.rules import Closing, close
+from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sizes import symbols_of
 from cachefree.spec import Domain
 from cachefree.terms import Table, Term
@@ -26,6 +26,7 @@ from cachefree.terms import Table, Term
 __all__ = ["Certified", "certify"]
 
 log = logging.getLogger(__name__)
+_MOST_CLOSINGS = 8
 
 
 @dataclass
@@ -76,20 +77,18 @@ def certify(
     outputs = later.outputs
     closings: list[Closing] = []
     surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery)
-    for _ in range(4):
-        unequal = [regime for found in surveys for regime in found.unequal]
-        if not unequal:
-            break
-        closing = close(table, outputs, kinds, surveys)
+    while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
+        closing = _closed(table, outputs, surveys, past)
         if closing is None:
             break
+        again = _surveys(model, table, names, closing.outputs, kinds, (first, later), discovery, surveys)
+        if not _is_better(again, surveys):
+            break
         closings.append(closing)
-        outputs = closing.outputs
-        surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery, surveys)
+        outputs, surveys = closing.outputs, again
     _refuse_unserved(surveys, kinds)
     served = [regime for found in surveys for regime in found.served]
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
-    laws += tuple(law for closing in closings for law in closing.laws if law not in laws)
     return Certified(
         outputs,
         _verdict(served, laws, check),
@@ -98,6 +97,33 @@ def certify(
         tuple(closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
     )
+
+
+def _closed(
+    table: Table, outputs: tuple[Term, ...], surveys: tuple[Survey, ...], past: tuple[sympy.Symbol, ...]
+) -> Closing | None:
+    """The later path with every divergence edited that the first matching rule closes."""
+    regimes = [regime for found in surveys for regime in found.unequal]
+    for rule in RULES:
+        for regime in regimes:
+            assert regime.comparison.normaliser is not None
+            found = sites(table, outputs, regime.comparison.divergences, regime.comparison.normaliser, past)
+            edits = [(site, rule.edit(site)) for site in found]
+            matched = {edit.old: edit.new for _, edit in edits if edit is not None}
+            if matched:
+                closed = tuple(site.divergence for site, edit in edits if edit is not None)
+                return Closing(rule, replaced(table, outputs, matched), closed)
+    return None
+
+
+def _is_better(again: tuple[Survey, ...], before: tuple[Survey, ...]) -> bool:
+    """Whether an edit lost no regime that was served, and brought something."""
+    for new, old in zip(again, before, strict=True):
+        served = {regime.region for regime in new.served}
+        if any(regime.region not in served for regime in old.served):
+            return False
+    count = [sum(len(regime.comparison.divergences) for found in s for regime in found.unequal) for s in (again, before)]
+    return count[0] < count[1]
 
 
 def _surveys(

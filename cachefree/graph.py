@@ -329,6 +329,10 @@ _CANONICAL: dict[str, Any] = {
     "expand": lambda term: (aten.expand.default, (*term.args, False)),
     "slice": _canonical_slice,
     "cat": lambda term: (aten.cat.default, term.args),
+    "arange": lambda term: (
+        aten.arange.start_step,
+        (term.args[0], term.args[0] + term.args[1] * term.args[2], term.args[2], term.args[3], None, term.args[4], None),
+    ),
     "cast": _canonical_cast,
     "full": lambda term: (
         aten.full.default,

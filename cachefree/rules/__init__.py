@@ -1,5 +1,9 @@
 """The rules that make one graph of two paths, in the order in which they are tried."""
 
-from cachefree.rules.rule import Closing, close
+from cachefree.rules.first_call_mask import FirstCallMask
+from cachefree.rules.rule import Closing, Edit, Rule, Site, replaced, sites
+from cachefree.rules.truncated_join import TruncatedJoin
 
-__all__ = ["Closing", "close"]
+__all__ = ["RULES", "Closing", "Edit", "Rule", "Site", "replaced", "sites"]
+
+RULES: tuple[Rule, ...] = (TruncatedJoin(), FirstCallMask())

@@ -2,33 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from cachefree.laws import Law
-from cachefree.terms import Table, Term
+import sympy
 
-__all__ = ["Closing", "close"]
+from cachefree.align import Divergence
+from cachefree.normal import Normaliser
+from cachefree.terms import Table, Term, replace_operands, topological
+
+__all__ = ["Closing", "Edit", "Rule", "Site", "replaced"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A value of the later path and what takes its place."""
+
+    old: Term
+    new: Term
+
+
+@dataclass(frozen=True)
+class Site:
+    """A divergence with what a rule may look at.
+
+    Attributes:
+        table: Where new terms are made.
+        divergence: The two values, in normal form.
+        sources: Values of the later path whose normal form is the divergence's one side, latest first.
+        past: The symbols of the past's lengths.
+    """
+
+    table: Table
+    divergence: Divergence
+    sources: tuple[Term, ...]
+    past: tuple[sympy.Symbol, ...]
+
+
+class Rule(Protocol):
+    """One family of cache branches.
+
+    Attributes:
+        name: As reports call it, a noun.
+        neutral: What makes the branch vanish, in words.
+    """
+
+    name: str
+    neutral: str
+
+    def edit(self, site: Site) -> Edit | None:
+        """The edit that makes both sides equal, or None where the rule does not match. It is proved afterwards."""
+        ...
 
 
 @dataclass(frozen=True)
 class Closing:
-    """An edit of the later path that closes a divergence.
+    """Edits of the later path that closed divergences.
 
     Attributes:
-        rule: The rule's name.
+        rule: The rule.
         outputs: The edited outputs.
-        term: The first path's value that was met.
-        laws: Laws that the edit itself needs.
+        divergences: What was closed.
     """
 
-    rule: str
+    rule: Rule
     outputs: tuple[Term, ...]
-    term: Term
-    laws: tuple[Law, ...] = ()
+    divergences: tuple[Divergence, ...]
 
 
-def close(table: Table, outputs: Sequence[Term], kinds: Any, surveys: Any) -> Closing | None:
-    """The first edit that a rule offers for a divergence; None where no rule matches."""
-    return None
+def sites(
+    table: Table,
+    outputs: Sequence[Term],
+    divergences: Sequence[Divergence],
+    normaliser: Normaliser,
+    past: tuple[sympy.Symbol, ...],
+) -> list[Site]:
+    """The divergences with the values of the later path that they come from."""
+    sources: dict[Term, list[Term]] = {}
+    for term in topological(outputs):
+        if term.shape is not None:
+            sources.setdefault(normaliser.of(term), []).append(term)
+    return [
+        Site(table, divergence, tuple(reversed(sources.get(divergence.one, []))), past) for divergence in divergences
+    ]
+
+
+def replaced(table: Table, outputs: Sequence[Term], edits: Mapping[Term, Term]) -> tuple[Term, ...]:
+    """The outputs with values replaced, below every use of them."""
+    inside = {below for new in edits.values() for below in topological([new])}
+    done: dict[Term, Term] = {}
+    for term in topological(outputs):
+        args = replace_operands(term.args, lambda arg: done.get(arg, arg) if isinstance(arg, Term) else arg)
+        again = term if args == term.args else table.like(term, term.op, args)
+        if term in edits:
+            again = edits[term] if term in inside or again is term else replaced(table, [edits[term]], done)[0]
+        done[term] = again
+    return tuple(done[term] for term in outputs)
+
+
+def at_first_call(value: Any, past: Sequence[sympy.Symbol]) -> Any:
+    """A size where nothing is past."""
+    return sympy.expand(sympy.sympify(value).subs(dict.fromkeys(past, 0)))
