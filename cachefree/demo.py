@@ -24,7 +24,7 @@ from cachefree.demo_model import GPT, GPTConfig
 
 SMALL = GPTConfig(vocabulary=0, context=128, layers=5, heads=4, width=128)
 LARGE = GPTConfig(vocabulary=50257, context=1024, layers=12, heads=12, width=768)
-PROMPT = "The following "
+PROMPT = "A function definition "
 TEXTS_PER_STEP = 14
 
 
@@ -112,22 +112,31 @@ def train(model: GPT, corpus: CharacterCorpus, steps: int) -> float:
     return mean_loss
 
 
+def draw_noise(new_tokens: int, vocabulary: int, temperature: float) -> Tensor:
+    """Draw Gumbel noise, SV, once for every runtime: the largest logit plus noise is a sample."""
+    uniform = torch.rand(new_tokens, vocabulary, generator=torch.Generator().manual_seed(0))
+    return -temperature * torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+
+
 @torch.no_grad()
-def generate(decoder: Callable[..., Any], prompt: Tensor, new_tokens: int) -> Generated:
-    """Generate greedily: one call without a cache, then one call a token with it."""
+def generate(decoder: Callable[..., Any], prompt: Tensor, noise: Tensor) -> Generated:
+    """Generate a token for each row of `noise`: one call without a cache, then one a token with it.
+
+    The token is the most likely one where the noise is zero.
+    """
     start = time.perf_counter()
     logits, past = decoder(prompt)
-    tokens = [int(logits[0, -1].argmax())]
-    while len(tokens) < new_tokens:
+    tokens = [int((logits[0, -1] + noise[0]).argmax())]
+    for token_noise in noise[1:]:
         logits, past = decoder(torch.tensor([tokens[-1:]]), past)
-        tokens.append(int(logits[0, -1].argmax()))
+        tokens.append(int((logits[0, -1] + token_noise).argmax()))
     return Generated(tokens, time.perf_counter() - start)
 
 
-def warmed_up_generation(decoder: Callable[..., Any], prompt: Tensor, new_tokens: int) -> Generated:
+def warmed_up_generation(decoder: Callable[..., Any], prompt: Tensor, noise: Tensor) -> Generated:
     """Generate after a short first run that nobody times."""
-    generate(decoder, prompt, 4)
-    return generate(decoder, prompt, new_tokens)
+    generate(decoder, prompt, noise[:4])
+    return generate(decoder, prompt, noise)
 
 
 def describe(model: GPT) -> str:
@@ -171,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="where the file goes")
     parser.add_argument("--steps", type=int, default=350, help="steps of training")
     parser.add_argument("--tokens", type=int, default=100, help="how many tokens to generate")
+    parser.add_argument("--temperature", type=float, default=0.4, help="0: the most likely token")
     options = parser.parse_args(arguments)
 
     model, prompt, show = prepare(options.large, options.steps)
@@ -190,9 +200,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{path}, {time.perf_counter() - start:.1f} s")
     session = cachefree.load_onnx(path, like=rewritten, providers=["CPUExecutionProvider"])
 
-    heading(f"{new_tokens} tokens, the most likely one each time")
+    heading(f"{new_tokens} tokens, drawn with the same random numbers in torch and ONNX Runtime")
+    noise = draw_noise(new_tokens, model.config.vocabulary, options.temperature)
     by_torch, by_onnxruntime = (
-        warmed_up_generation(decoder, prompt, new_tokens) for decoder in (model, session)
+        warmed_up_generation(decoder, prompt, noise) for decoder in (model, session)
     )
     print(show(prompt[0].tolist() + by_onnxruntime.tokens))
     if by_torch.tokens != by_onnxruntime.tokens:

@@ -156,7 +156,7 @@ def _copied(value: Any) -> Any:
 _lock = threading.Lock()
 _capturing = threading.local()
 _users = 0
-_originals: dict[str, Any] = {}
+_originals: list[tuple[Any, str, Any]] = []
 
 
 def _has_size(values: Any) -> bool:
@@ -192,16 +192,37 @@ def _symbolic_len() -> Any:
     return length
 
 
+def _plain_truths(original: Any) -> Any:
+    @functools.wraps(original)
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_capturing, "active", False):
+            args = tuple(bool(arg) if isinstance(arg, torch.SymBool) else arg for arg in args)
+            kwargs = {name: bool(arg) if isinstance(arg, torch.SymBool) else arg for name, arg in kwargs.items()}
+        return original(*args, **kwargs)
+
+    return attention
+
+
+def _patches() -> list[tuple[Any, str, Any]]:
+    functional = torch.nn.functional
+    return [
+        (builtins, "min", _symbolic("min", torch.sym_min)),
+        (builtins, "max", _symbolic("max", torch.sym_max)),
+        (builtins, "len", _symbolic_len()),
+        # its argument parser takes no symbolic truth value: is_causal=length > 1
+        (functional, "scaled_dot_product_attention", _plain_truths(functional.scaled_dot_product_attention)),
+    ]
+
+
 @contextlib.contextmanager
 def sizes_in_builtins() -> Iterator[None]:
     """Lets ``min``, ``max`` and ``len`` of this thread keep symbolic sizes symbolic."""
     global _users
     with _lock:
         if _users == 0:
-            _originals.update({name: getattr(builtins, name) for name in ("min", "max", "len")})
-            builtins.min = _symbolic("min", torch.sym_min)
-            builtins.max = _symbolic("max", torch.sym_max)
-            builtins.len = _symbolic_len()
+            for home, name, patched in _patches():
+                _originals.append((home, name, getattr(home, name)))
+                setattr(home, name, patched)
         _users += 1
     before = getattr(_capturing, "active", False)
     _capturing.active = True
@@ -212,5 +233,6 @@ def sizes_in_builtins() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                for name, original in _originals.items():
-                    setattr(builtins, name, original)
+                while _originals:
+                    home, name, original = _originals.pop()
+                    setattr(home, name, original)

@@ -31,6 +31,20 @@ def _where(term: Term, rewriter: Rewriter) -> Term | None:
     return chosen if chosen.shape == term.shape else rewriter.build("expand", (chosen, term.shape), term.shape, term)
 
 
+def _where_number(term: Term, rewriter: Rewriter) -> Term | None:
+    """Numbers as tensors without dimensions, where they do not change the dtype."""
+    condition, yes, no = term.args
+    if not any(isinstance(value, Term) and value.dtype == term.dtype for value in (yes, no)):
+        return None
+
+    def tensor(value: Any) -> Term:
+        if isinstance(value, Term):
+            return value
+        return rewriter.build("full", ((), value, term.dtype, term.device), (), term)
+
+    return rewriter.build(aten.where.self, (condition, tensor(yes), tensor(no)), term.shape, term)
+
+
 def _masked_fill(term: Term, rewriter: Rewriter) -> Term | None:
     source, mask, _ = term.args
     return source if _truth(mask) is False and source.shape == term.shape else None
@@ -52,6 +66,8 @@ def _neutral_truth(term: Term, rewriter: Rewriter) -> Term | None:
 
 MASK_LAWS: tuple[Law, ...] = (
     Law("where", "where(true, x, y) = x;  where(false, x, y) = y", "exact", (aten.where.self,), _where),
+    Law("where-number", "where(c, x, number) = where(c, x, full((), number))", "exact",
+        (aten.where.ScalarOther, aten.where.ScalarSelf), _where_number),
     Law("fill-nothing", "masked_fill(x, false, c) = x", "exact", (aten.masked_fill.Scalar, aten.masked_fill.Tensor), _masked_fill),
     Law("neutral-truth", "x ∧ true = x;  x ∨ false = x;  x ∧ false = false;  x ∨ true = true", "exact",
         (aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor), _neutral_truth),

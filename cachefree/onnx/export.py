@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from cachefree.spec import Domain, Interface
 from cachefree.structure import Structure
 from cachefree.vocabulary import vocabulary_sizes
 
-__all__ = ["example_tensors", "export_arguments"]
+__all__ = ["example_tensors", "export_arguments", "positional"]
 
 _LARGEST = 1 << 20
 
@@ -63,6 +64,31 @@ def example_tensors(interface: Interface, device: torch.device) -> tuple[torch.T
     )
 
 
+def positional(signature: inspect.Signature, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Named arguments by position, defaults in the gaps; what can be passed by keyword only stays so.
+
+    Args:
+        signature: Of the model's ``forward``.
+        named: Argument name → value; those of a variadic one under ``*name``.
+    """
+    args: list[Any] = []
+    rest = dict(named)
+    for name, parameter in signature.parameters.items():
+        if not rest:
+            break
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args += rest.pop(f"*{name}", ())
+        elif parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
+            break
+        elif name in rest:
+            args.append(rest.pop(name))
+        elif parameter.default is not parameter.empty:
+            args.append(parameter.default)
+        else:
+            break
+    return tuple(args), rest
+
+
 class _Example:
     """A call of the module: its tensors, and the dimension that each axis is."""
 
@@ -85,14 +111,7 @@ class _Example:
         """Positional and keyword arguments, with ``leaves`` in the places of the tensors."""
         if self.structure is None:
             return tuple(leaves), {}
-        named: dict[str, Any] = self.structure.rebuild(list(leaves))
-        args: list[Any] = []
-        for name in list(named):
-            if name.startswith("*"):
-                positional = list(self.rewritten.calling.signature.parameters)
-                before = positional[: positional.index(name[1:])]
-                args = [named.pop(parameter) for parameter in before] + list(named.pop(name))
-        return tuple(args), named
+        return positional(self.rewritten.calling.signature, self.structure.rebuild(list(leaves)))
 
     def names(self, style: Style) -> tuple[list[str], list[str]]:
         """The input names in the order of the call, and the output names."""
@@ -192,14 +211,13 @@ def _is_plain(structure: Structure) -> bool:
 
 def _dimensions(interface: Interface) -> list[dict[int, Any]]:
     """Dims from 0 on, one a symbol; a sum of symbols has a Dim of its own, since torch has no sums of Dims."""
-    base = next(example_sizes(interface))
     dims: dict[Any, Any] = {}
 
     def dim(size: Any) -> Any:
         if size not in dims:
             symbols = sorted(size.free_symbols, key=str)
             if isinstance(size, sympy.Symbol):
-                largest = _largest(interface.domain, base, str(size))
+                largest = _largest(interface.domain, interface.symbols, str(size))
                 dims[size] = Dim(axis_name(size), max=largest) if largest else Dim(axis_name(size))
             elif len(symbols) == 1 and _is_affine(size, symbols[0]):
                 factor = int(sympy.diff(size, symbols[0]))
@@ -219,20 +237,21 @@ def _is_affine(size: Any, symbol: Any) -> bool:
     return bool(slope.is_Integer and slope > 0 and sympy.expand(size - slope * symbol).is_Integer)
 
 
-def _largest(domain: Domain, base: Mapping[str, int], name: str) -> int | None:
-    """The largest size that the domain has room for beside small other sizes; None where it has no end.
+def _largest(domain: Domain, symbols: Sequence[str], name: str) -> int | None:
+    """The largest size that every bound of the domain allows beside sizes of 2; None where it has no end.
 
-    A table of W positions takes ``past + query <= W``; torch wants an end for each of the two.
+    A table of W positions takes ``past + query <= W``, for which torch wants an end for each of the two.
     """
-    others = {symbol: min(size, 2) for symbol, size in base.items()}
-
-    def holds(size: int) -> bool:
-        return domain.holds({**base, name: size}) or domain.holds({**others, name: size})
-
-    if holds(_LARGEST) or not holds(base[name]):
-        return None
-    low, high = base[name], _LARGEST
-    while high - low > 1:
+    base = dict.fromkeys(symbols, 2)
+    bounds = [
+        condition
+        for region in domain.regions
+        for condition in region.conditions
+        if condition.holds(base) and not condition.holds({**base, name: _LARGEST})
+    ]
+    low, high = 2, _LARGEST
+    while bounds and high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+        fits = all(bound.holds({**base, name: middle}) for bound in bounds)
+        low, high = (middle, high) if fits else (low, middle)
+    return low if bounds else None

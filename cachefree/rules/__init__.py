@@ -1,9 +1,10 @@
 """The rules that make one graph of two paths, in the order in which they are tried."""
 
 from cachefree.rules.first_call_mask import FirstCallMask
+from cachefree.rules.one_token_attention import OneTokenAttention
 from cachefree.rules.rule import Closing, Edit, Rule, Site, replaced, sites
 from cachefree.rules.truncated_join import TruncatedJoin
 
 __all__ = ["RULES", "Closing", "Edit", "Rule", "Site", "replaced", "sites"]
 
-RULES: tuple[Rule, ...] = (TruncatedJoin(), FirstCallMask())
+RULES: tuple[Rule, ...] = (TruncatedJoin(), FirstCallMask(), OneTokenAttention())

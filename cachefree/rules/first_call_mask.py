@@ -7,6 +7,7 @@ from typing import Any
 import sympy
 import torch
 
+from cachefree.laws.evaluation import is_of_sizes_alone
 from cachefree.rules.rule import Edit, Site, at_first_call
 from cachefree.terms import Table, Term
 
@@ -85,11 +86,16 @@ class FirstCallMask:
 
     def _added(self, site: Site, source: Term, other: Term) -> Term | None:
         for mask, rest in ((other.args[1], other.args[0]), (other.args[0], other.args[1])):
-            if isinstance(mask, Term) and isinstance(rest, Term) and rest is site.divergence.one and mask.dtype == source.dtype:
+            if isinstance(mask, Term) and isinstance(rest, Term) and mask.dtype == source.dtype and _is_mask_of(mask, rest):
                 gated = _gated(site, mask, source.sizes[-1], neutral=0.0)
                 if gated is not None:
                     return site.table.like(source, aten.add.Tensor, (source, gated, 1))
         return None
+
+
+def _is_mask_of(mask: Term, scores: Term) -> bool:
+    """Whether one operand of a sum is broadcast over the other, or made of sizes alone."""
+    return is_of_sizes_alone(mask) or (len(mask.sizes) < len(scores.sizes)) or (1 in mask.sizes and 1 not in scores.sizes)
 
 
 def _gated(site: Site, mask: Term, width: Any, *, neutral: bool | float) -> Term | None:

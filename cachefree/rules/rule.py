@@ -89,16 +89,26 @@ def sites(
 
 
 def replaced(table: Table, outputs: Sequence[Term], edits: Mapping[Term, Term]) -> tuple[Term, ...]:
-    """The outputs with values replaced, below every use of them."""
-    inside = {below for new in edits.values() for below in topological([new])}
+    """The outputs with values replaced, below every use of them.
+
+    What takes a value's place may contain that value; it then contains it with the edits below it made.
+    """
     done: dict[Term, Term] = {}
     for term in topological(outputs):
-        args = replace_operands(term.args, lambda arg: done.get(arg, arg) if isinstance(arg, Term) else arg)
-        again = term if args == term.args else table.like(term, term.op, args)
+        again = _rebuilt(table, term, done)
         if term in edits:
-            again = edits[term] if term in inside or again is term else replaced(table, [edits[term]], done)[0]
+            inner = {**done, term: again}
+            for below in topological([edits[term]]):
+                if below not in inner:
+                    inner[below] = _rebuilt(table, below, inner)
+            again = inner[edits[term]]
         done[term] = again
     return tuple(done[term] for term in outputs)
+
+
+def _rebuilt(table: Table, term: Term, done: Mapping[Term, Term]) -> Term:
+    args = replace_operands(term.args, lambda arg: done.get(arg, arg) if isinstance(arg, Term) else arg)
+    return term if args == term.args else table.like(term, term.op, args)
 
 
 def at_first_call(value: Any, past: Sequence[sympy.Symbol]) -> Any:

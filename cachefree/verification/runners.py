@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from cachefree.capture import TensorSpec
 from cachefree.onnx.domain import concrete
+from cachefree.onnx.export import positional
 from cachefree.structure import Structure, flatten
 
 __all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner"]
@@ -55,7 +55,7 @@ class OwnCall:
                     _empty_entry(named, place.parameter, place.steps)
                 else:
                     self._leave_out(named, place.parameter)
-        return self._positional(named)
+        return positional(self.calling.signature, named)
 
     def _leave_out(self, named: dict[str, Any], parameter: str) -> None:
         """Leaves an argument out; None where it has no default."""
@@ -64,19 +64,6 @@ class OwnCall:
             named[parameter] = None
         else:
             del named[parameter]
-
-    def _positional(self, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional only and variadic arguments by position, all others by keyword."""
-        args: list[Any] = []
-        parameters = self.calling.signature.parameters
-        variadic = next((name for name in named if name.startswith("*")), None)
-        for name, parameter in parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-                args += named.pop(f"*{name}", ())
-            elif name in named and (variadic or parameter.kind is inspect.Parameter.POSITIONAL_ONLY):
-                if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-                    args.append(named.pop(name))
-        return tuple(args), named
 
 
 def _empty_entry(named: dict[str, Any], parameter: str, steps: tuple[Any, ...]) -> None:
