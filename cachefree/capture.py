@@ -100,7 +100,9 @@ def is_tensor_or_size(value: Any) -> bool:
     )
 
 
-def capture(model: torch.nn.Module, call: Call, hints: Mapping[str, int]) -> Captured:
+def capture(
+    model: torch.nn.Module, call: Call, hints: Mapping[str, int], asked: Mapping[str, int] | None = None
+) -> Captured:
     """Captures the path that a call takes through a model.
 
     No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its buffers and the
@@ -110,11 +112,12 @@ def capture(model: torch.nn.Module, call: Call, hints: Mapping[str, int]) -> Cap
         model: Any module.
         call: How to call it. Sizes are expressions in the symbols that ``hints`` names.
         hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or 1.
+        asked: Sizes by which the questions of Python code are answered instead.
 
     Raises:
         CaptureError: the call does not run, or depends on the values of tensors.
     """
-    environment = SizeEnvironment(hints)
+    environment = SizeEnvironment(hints, asked)
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
 

@@ -91,6 +91,7 @@ class Discovery:
         cache_leaves: Places of the cache's tensors among the tensors of the later call.
         carried: For each of them, the place among the result's tensors that feeds it.
         hints: Example sizes.
+        asked: Sizes by which the later path's own questions are answered, where it takes one token only.
         notes: What was assumed, in words.
     """
 
@@ -101,6 +102,7 @@ class Discovery:
     cache_leaves: tuple[int, ...]
     carried: tuple[int, ...]
     hints: dict[str, int]
+    asked: dict[str, int]
     notes: tuple[str, ...]
 
 
@@ -140,6 +142,7 @@ class _Found:
     query: list[Dimension]
     links: tuple[Link, ...]
     total: frozenset[Dimension]  # dimensions that are past + query on later calls
+    tokens: int  # how many new tokens a later call takes: any number, or one only
     notes: tuple[str, ...]
 
 
@@ -208,13 +211,14 @@ class _Search:
             runs = self._first_runs(call, query)
             if runs is None:
                 continue
-            part, whole = runs
+            part, *whole = runs
             for score, links in self._candidates(args, kwargs, part):
-                total = self._accepts(args, kwargs, call, query, links, part, whole)
-                if total is None:
+                accepted_by = self._accepts(args, kwargs, call, query, links, part, whole)
+                if accepted_by is None:
                     continue
+                total, tokens = accepted_by
                 notes = [*self.first.assumed, *(f"{flag}={value} so that the model returns its cache" for flag, value in flags.items())]
-                found = _Found(args, kwargs, call, groups, query, links, total, tuple(notes))
+                found = _Found(args, kwargs, call, groups, query, links, total, tokens, tuple(notes))
                 if score >= 3 or self.wanted or self.carry:
                     return found
                 accepted.append((score, found))
@@ -234,12 +238,12 @@ class _Search:
             )
         return max(accepted, key=lambda pair: pair[0])[1]
 
-    def _first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, Any] | None:
-        """The results of first calls over the past's tokens, and over all tokens."""
+    def _first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, ...] | None:
+        """The results of first calls over the past's tokens, and over all tokens: with several new ones, with one."""
         try:
-            past, new = _LENGTHS["past"], _LENGTHS["query"]
-            return self._result(resized(call, dict.fromkeys(query, past))), self._result(
-                resized(call, dict.fromkeys(query, past + new))
+            past = _LENGTHS["past"]
+            return tuple(
+                self._result(resized(call, dict.fromkeys(query, past + new))) for new in (0, _LENGTHS["query"], 1)
             )
         except Exception as error:
             self.failures.append(f"{type(error).__name__}: {_first_line(error)}")
@@ -315,26 +319,34 @@ class _Search:
         query: list[Dimension],
         links: tuple[Link, ...],
         part: Any,
-        whole: Any,
-    ) -> frozenset[Dimension] | None:
-        """The dimensions that are past + query, where a later call takes the cache there; else None."""
-        for total in _total_choices(call, query):
-            new = {dim: _LENGTHS["query"] + (_LENGTHS["past"] if dim in total else 0) for dim in query}
-            leaves = list(resized(call, new).leaves)
-            later_args, later_kwargs = _fakes(call.structure, leaves)
-            try:
-                for link in links:
-                    later_args, later_kwargs = link.place.put(later_args, later_kwargs, _select(part, link.selector))
-                later_leaves, later_structure = _run_values(self.model, later_args, later_kwargs)
-                result = later_structure.rebuild(later_leaves)
-                if all(_same_sizes(_select(result, link.selector), _select(whole, link.selector)) for link in links):
-                    grows = any(not _same_sizes(_select(part, link.selector), _select(whole, link.selector)) for link in links)
-                    named = all(CACHE_NAMES.search(link.place.path) for link in links)
-                    if (grows or named or self.wanted) and _is_alike(result, part):
-                        return total
-            except Exception as error:
-                self.failures.append(f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}")
+        whole: Sequence[Any],
+    ) -> tuple[frozenset[Dimension], int] | None:
+        """The dimensions that are past + query and how many tokens run, where a later call takes the cache there; else None."""
+        for tokens, expected in zip((_LENGTHS["query"], 1), whole, strict=True):
+            for total in _total_choices(call, query):
+                new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
+                if self._runs_later(args, kwargs, resized(call, new), links, part, expected):
+                    return total, tokens
         return None
+
+    def _runs_later(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call, links: tuple[Link, ...], part: Any, whole: Any
+    ) -> bool:
+        """Whether a later call runs with the first one's results, and returns what one first call over all tokens does."""
+        later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
+        try:
+            for link in links:
+                later_args, later_kwargs = link.place.put(later_args, later_kwargs, _select(part, link.selector))
+            later_leaves, later_structure = _run_values(self.model, later_args, later_kwargs)
+            result = later_structure.rebuild(later_leaves)
+            if not all(_same_sizes(_select(result, link.selector), _select(whole, link.selector)) for link in links):
+                return False
+            grows = any(not _same_sizes(_select(part, link.selector), _select(whole, link.selector)) for link in links)
+            named = all(CACHE_NAMES.search(link.place.path) for link in links)
+            return bool((grows or named or self.wanted) and _is_alike(result, part))
+        except Exception as error:
+            self.failures.append(f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}")
+            return False
 
     def _not_found(self) -> CacheFreeError:
         if self.wanted:
@@ -503,7 +515,8 @@ def _symbolic(model: nn.Module, search: _Search, found: _Found) -> Discovery:
     for name, expr in more.items():
         length = sympy.sympify(expr).subs({size_symbol("query"): 7, **{size_symbol(n): h for n, h in hints.items()}})
         hints[name] = max(2, int(length)) if name != "past" or expr != size_symbol("query") else 7
-    return Discovery(first, path, later, found.links, cache_leaves, carried, hints, found.notes)
+    asked = {"query": 1} if found.tokens == 1 else {}
+    return Discovery(first, path, later, found.links, cache_leaves, carried, hints, asked, found.notes)
 
 
 def _named_groups(found: _Found) -> dict[str, list[Dimension]]:

@@ -74,7 +74,7 @@ def rewrite(
     table = Table()
     names = _names(model)
     first = read(discovery.first_path, table, names)
-    later = read(capture(model, discovery.later, discovery.hints), table, names)
+    later = read(capture(model, discovery.later, discovery.hints, discovery.asked), table, names)
     _refuse_writes(first, later)
     _refuse_other_results(discovery, first, later)
     _refuse_independence(discovery, later)

@@ -65,13 +65,20 @@ class Question:
 
 
 class SizeEnvironment(ShapeEnv):
-    """A ``ShapeEnv`` whose symbols start at 0 and whose questions are all written down."""
+    """A ``ShapeEnv`` whose symbols start at 0 and whose questions are all written down.
 
-    def __init__(self, hints: Mapping[str, int]) -> None:
+    Args:
+        hints: The example size of each symbol.
+        asked: Sizes by which the questions of Python code are answered where they are others: a path that the model takes for one token only
+            is captured with several, so that its sizes stay symbols.
+    """
+
+    def __init__(self, hints: Mapping[str, int], asked: Mapping[str, int] | None = None) -> None:
         super().__init__(specialize_zero_one=False, duck_shape=False)
+        self.asked = {size_symbol(name): sympy.Integer(size) for name, size in (asked or {}).items()}
         self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
         self.operator_questions: dict[sympy.Basic, Question] = {}
-        self._answers: dict[sympy.Basic, Any] = {}
+        self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
         self.sizes: dict[str, Any] = {name: self._new_size(name, hint) for name, hint in hints.items()}
 
     def _new_size(self, name: str, hint: int) -> Any:
@@ -118,20 +125,24 @@ class SizeEnvironment(ShapeEnv):
             return orig_expr
         if not orig_expr.free_symbols <= self.backed_var_to_val.keys():
             return ask_torch()  # sizes that depend on values: torch refuses with its own words
-        answer = self._answers.get(orig_expr)
+        inside_operator, where = asking_line(sys._getframe(1))
+        pretends = bool(self.asked) and not inside_operator and bool(orig_expr.free_symbols & self.asked.keys())
+        answer = self._answers.get((orig_expr, pretends))
         if answer is None:
-            answer = self._answers[orig_expr] = orig_expr.xreplace(self.backed_var_to_val)
+            values = {**self.backed_var_to_val, **self.asked} if pretends else self.backed_var_to_val
+            answer = self._answers[orig_expr, pretends] = orig_expr.xreplace(values)
         asks_truth = answer in (sympy.true, sympy.false)
         if asks_truth:
             fact = orig_expr if answer is sympy.true else sympy.Not(orig_expr)
         else:
             fact = sympy.Eq(orig_expr, answer)
-        inside_operator, where = asking_line(sys._getframe(1))
         question = Question(fact, where, froze=not asks_truth)
         if inside_operator and asks_truth:
             self.operator_questions.setdefault(fact, question)
         else:
             self.questions.setdefault((fact, where), question)
+        if pretends:
+            return answer
         if not asks_truth or (answer is sympy.true and isinstance(orig_expr, sympy.Eq)):
             return ask_torch()  # torch learns the equality, so that equal sizes get one name
         return answer

@@ -67,7 +67,11 @@ def _lookups(value: fx.Node) -> Iterator[fx.Node]:
     for user in value.users:
         is_indexed = user.target is aten.embedding.default and user.args[1] is value
         is_selected = user.target is aten.index_select.default and user.args[2] is value
-        if is_indexed or is_selected or (user.target is aten.index.Tensor and _indexes_rows(user, value)):
+        if (
+            is_indexed
+            or is_selected
+            or (user.target is aten.index.Tensor and _indexes_rows(user, value))
+        ):
             yield user
 
 

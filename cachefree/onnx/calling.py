@@ -32,7 +32,9 @@ def bind_arguments(
     """
     arguments = _arguments(interface)
     if len(args) > len(arguments):
-        raise DomainError(f"{len(args)} arguments were given by position; the graph takes {', '.join(arguments)}.")
+        raise DomainError(
+            f"{len(args)} arguments were given by position; the graph takes {', '.join(arguments)}."
+        )
     given: dict[str, torch.Tensor] = {}
     for name, value in [*zip(arguments, args, strict=False), *kwargs.items()]:
         found = dict(_tensors_of(name, value, interface, arguments))
@@ -57,14 +59,18 @@ def _tensors_of(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     if value is None:
         return
-    if any(spec.name == name for spec in interface.inputs) and not isinstance(value, (tuple, list, dict)):
+    if any(spec.name == name for spec in interface.inputs) and not isinstance(
+        value, (tuple, list, dict)
+    ):
         yield name, _tensor(name, value)
         return
     specs = arguments.get(name)
     if specs is None:
         known = [spec.name for spec in interface.inputs]
         raise DomainError(
-            Refusal(f"The graph has no input {name!r}.", remedy=f"Its inputs are {', '.join(known)}.")
+            Refusal(
+                f"The graph has no input {name!r}.", remedy=f"Its inputs are {', '.join(known)}."
+            )
         )
     leaves = {tuple(steps_of(name)[:1] + path): leaf for path, leaf in _leaves(value)}
     expected = {tuple(steps_of(spec.path)): spec.name for spec in specs}
@@ -92,7 +98,9 @@ def _difference(name: str, leaves: Mapping[Any, Any], expected: Mapping[Any, str
 
     missing, more = expected.keys() - leaves.keys(), leaves.keys() - expected.keys()
     why = "; ".join(
-        part for part in (missing and f"missing: {said(missing)}", more and f"not taken: {said(more)}") if part
+        part
+        for part in (missing and f"missing: {said(missing)}", more and f"not taken: {said(more)}")
+        if part
     )
     return Refusal(f"{name} has {len(leaves)} tensors; {len(expected)} are expected.", why=why)
 
@@ -106,9 +114,15 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def _check_complete(interface: Interface, given: Mapping[str, torch.Tensor]) -> None:
-    missing = [spec.name for spec in interface.inputs if not spec.is_cache and spec.name not in given]
+    missing = [
+        spec.name for spec in interface.inputs if not spec.is_cache and spec.name not in given
+    ]
     if missing:
-        raise DomainError(f"The inputs {', '.join(missing)} are missing." if missing[1:] else f"{missing[0]} is missing.")
+        raise DomainError(
+            f"The inputs {', '.join(missing)} are missing."
+            if missing[1:]
+            else f"{missing[0]} is missing."
+        )
     cache = [spec.name for spec in interface.inputs if spec.is_cache]
     absent = [name for name in cache if name not in given]
     if absent and len(absent) < len(cache):

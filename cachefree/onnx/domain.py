@@ -37,7 +37,9 @@ def read_sizes(interface: Interface, tensors: Mapping[str, torch.Tensor]) -> dic
     _solved_sizes(given, sizes, origin)
     for name in interface.past_symbols:
         sizes.setdefault(name, 0)
-    refusals = [refusal for spec, tensor in given for refusal in _wrong_sizes(spec, tensor, sizes, origin)]
+    refusals = [
+        refusal for spec, tensor in given for refusal in _wrong_sizes(spec, tensor, sizes, origin)
+    ]
     if refusals:
         raise DomainError(*refusals)
     return sizes
@@ -93,7 +95,8 @@ def _wrong_kind(spec: InputSpec, tensor: torch.Tensor) -> Refusal | None:
     if tensor.dtype != spec.dtype:
         expected, given = str(spec.dtype), str(tensor.dtype)
         return Refusal(
-            f"{spec.name} has dtype {given}; {expected} is expected.", remedy=f"Pass {spec.name}.to({expected})."
+            f"{spec.name} has dtype {given}; {expected} is expected.",
+            remedy=f"Pass {spec.name}.to({expected}).",
         )
     if tensor.dim() != len(spec.shape):
         return Refusal(
@@ -107,7 +110,9 @@ def _shape_text(spec: InputSpec) -> str:
     return f"({', '.join(map(str, spec.shape))})"
 
 
-def _plain_sizes(given: Sequence[tuple[InputSpec, torch.Tensor]]) -> tuple[dict[str, int], dict[str, str]]:
+def _plain_sizes(
+    given: Sequence[tuple[InputSpec, torch.Tensor]],
+) -> tuple[dict[str, int], dict[str, str]]:
     sizes: dict[str, int] = {}
     origin: dict[str, str] = {}
     for spec, tensor in given:
@@ -140,14 +145,21 @@ def _wrong_sizes(
     spec: InputSpec, tensor: torch.Tensor, sizes: Mapping[str, int], origin: Mapping[str, str]
 ) -> list[Refusal]:
     refusals = []
-    for axis, (size, expected) in enumerate(zip(spec.shape, concrete(spec.shape, sizes), strict=True)):
+    for axis, (size, expected) in enumerate(
+        zip(spec.shape, concrete(spec.shape, sizes), strict=True)
+    ):
         if expected != tensor.shape[axis]:
             symbols = sorted(_symbols(size)) if isinstance(size, sympy.Basic) else []
-            told = "; ".join(f"{name} is {sizes[name]} by {origin.get(name, 'default')}" for name in symbols if name in sizes)
+            told = "; ".join(
+                f"{name} is {sizes[name]} by {origin.get(name, 'default')}"
+                for name in symbols
+                if name in sizes
+            )
             refusals.append(
                 Refusal(
                     f"Axis {axis} of {spec.name} is {tensor.shape[axis]}; {expected} is expected.",
-                    why=f"{spec.name} has shape {_shape_text(spec)}" + (f", and {told}." if told else "."),
+                    why=f"{spec.name} has shape {_shape_text(spec)}"
+                    + (f", and {told}." if told else "."),
                 )
             )
     return refusals

@@ -51,7 +51,10 @@ def export_arguments(
     }
     if exporter not in makers:
         raise CacheFreeError(
-            Refusal(f"There are no arguments for the exporter {exporter!r}.", remedy=f"Known are {', '.join(makers)}.")
+            Refusal(
+                f"There are no arguments for the exporter {exporter!r}.",
+                remedy=f"Known are {', '.join(makers)}.",
+            )
         )
     return makers[exporter](_Example(rewritten, flat), names)
 
@@ -60,11 +63,14 @@ def example_tensors(interface: Interface, device: torch.device) -> tuple[torch.T
     """Tensors for every input of the graph, at the first of the `example_sizes`; all are ones, or zeros for ids."""
     sizes = next(example_sizes(interface))
     return tuple(
-        torch.zeros(concrete(spec.shape, sizes), dtype=spec.dtype, device=device) for spec in interface.inputs
+        torch.zeros(concrete(spec.shape, sizes), dtype=spec.dtype, device=device)
+        for spec in interface.inputs
     )
 
 
-def positional(signature: inspect.Signature, named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def positional(
+    signature: inspect.Signature, named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Named arguments by position, defaults in the gaps; what can be passed by keyword only stays so.
 
     Args:
@@ -95,7 +101,9 @@ class _Example:
     def __init__(self, rewritten: Any, flat: bool) -> None:
         self.rewritten = rewritten
         self.interface: Interface = rewritten.interface
-        device = next((tensor.device for tensor in rewritten.graph_module.parameters()), torch.device("cpu"))
+        device = next(
+            (tensor.device for tensor in rewritten.graph_module.parameters()), torch.device("cpu")
+        )
         self.tensors = example_tensors(self.interface, device)
         self.structure: Structure | None = None if flat else rewritten.calling.structure
         if self.structure is not None and not _is_plain(self.structure):
@@ -115,8 +123,12 @@ class _Example:
 
     def names(self, style: Style) -> tuple[list[str], list[str]]:
         """The input names in the order of the call, and the output names."""
-        rows = zip(self.interface.inputs, vocabulary_sizes(self.rewritten.graph_module), strict=True)
-        chosen = name_interface(self.interface, style, {spec.name: size for spec, size in rows if size is not None})
+        rows = zip(
+            self.interface.inputs, vocabulary_sizes(self.rewritten.graph_module), strict=True
+        )
+        chosen = name_interface(
+            self.interface, style, {spec.name: size for spec, size in rows if size is not None}
+        )
         return [chosen.inputs[place] for place in self.order()], list(chosen.outputs)
 
     def order(self) -> list[int]:
@@ -127,26 +139,44 @@ class _Example:
 
 def _for_torch(example: _Example, names: Style) -> dict[str, Any]:
     args, kwargs = example.call(example.tensors)
-    shape_args, shape_kwargs = example.call([_Leaf(axes) for axes in _dimensions(example.interface)])
+    shape_args, shape_kwargs = example.call(
+        [_Leaf(axes) for axes in _dimensions(example.interface)]
+    )
     shape_args, shape_kwargs = _bare(shape_args), _bare(shape_kwargs)
     if example.structure is None:
         return {"args": args, "kwargs": kwargs, "dynamic_shapes": shape_args}
     shapes = {"args": shape_args, "kwargs": shape_kwargs}
-    return {"args": args, "kwargs": kwargs, "dynamic_shapes": {key: value for key, value in shapes.items() if value}}
+    return {
+        "args": args,
+        "kwargs": kwargs,
+        "dynamic_shapes": {key: value for key, value in shapes.items() if value},
+    }
 
 
 def _for_onnx(example: _Example, names: Style) -> dict[str, Any]:
     inputs, outputs = example.names(names)
-    return {**_for_torch(example, names), "input_names": inputs, "output_names": outputs, "dynamo": True}
+    return {
+        **_for_torch(example, names),
+        "input_names": inputs,
+        "output_names": outputs,
+        "dynamo": True,
+    }
 
 
 def _for_torchscript(example: _Example, names: Style) -> dict[str, Any]:
     inputs, outputs = example.names(names)
     args, kwargs = example.call(example.tensors)
-    specs: dict[str, Any] = {name: example.interface.inputs[place] for name, place in zip(inputs, example.order(), strict=True)}
+    specs: dict[str, Any] = {
+        name: example.interface.inputs[place]
+        for name, place in zip(inputs, example.order(), strict=True)
+    }
     specs |= dict(zip(outputs, example.interface.outputs, strict=True))
     axes = {
-        name: {axis: axis_name(size) for axis, size in enumerate(spec.shape) if isinstance(size, sympy.Basic)}
+        name: {
+            axis: axis_name(size)
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, sympy.Basic)
+        }
         for name, spec in specs.items()
     }
     return {

@@ -54,7 +54,9 @@ def generate(
         outputs = decoder(**{tokens.name: new}, **others.values, **cache)
         scores = _last_scores(outputs[description.logits], description).float().cpu()
         chosen = (
-            choose_tokens(scores, temperature, top_k, top_p, generator) if do_sample else scores.argmax(-1)
+            choose_tokens(scores, temperature, top_k, top_p, generator)
+            if do_sample
+            else scores.argmax(-1)
         )
         if eos_token_id is not None:
             chosen = chosen.masked_fill(finished, eos_token_id)
@@ -87,7 +89,9 @@ def choose_tokens(
         Token ids, B.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive (do_sample=False takes the likeliest)")
+        raise ValueError(
+            f"temperature is {temperature}; it must be positive (do_sample=False takes the likeliest)"
+        )
     scores = scores / temperature
     if top_k is not None:
         least = scores.topk(min(top_k, scores.shape[-1]), dim=-1).values[:, -1:]
@@ -101,8 +105,15 @@ def choose_tokens(
 
 
 def _token_input(description: FileDescription) -> tuple[InputSpec, int]:
-    spec = next((spec for spec in description.interface.inputs if spec.name == description.tokens), None)
-    if spec is None or description.logits is None or len(spec.shape) != 2 or _QUERY not in spec.shape:
+    spec = next(
+        (spec for spec in description.interface.inputs if spec.name == description.tokens), None
+    )
+    if (
+        spec is None
+        or description.logits is None
+        or len(spec.shape) != 2
+        or _QUERY not in spec.shape
+    ):
         raise DomainError(
             Refusal(
                 "This graph cannot generate tokens.",
@@ -153,7 +164,11 @@ class _Inputs:
 
     def _positions(self, spec: InputSpec, length: int) -> torch.Tensor:
         masks = [self.values[mask.name] for mask in self.specs if _is_mask(mask)]
-        rows = (masks[0].long().cumsum(-1) - 1).clamp(min=0) if masks else torch.arange(length).expand(self.batch, -1)
+        rows = (
+            (masks[0].long().cumsum(-1) - 1).clamp(min=0)
+            if masks
+            else torch.arange(length).expand(self.batch, -1)
+        )
         positions = rows.to(spec.dtype)
         if len(spec.shape) == 1:
             return positions[0]
@@ -180,7 +195,11 @@ class _Inputs:
 
 def _is_mask(spec: InputSpec) -> bool:
     """Whether it says for each past and new token if it counts: shape (batch, past + query)."""
-    return len(spec.shape) == 2 and isinstance(spec.shape[1], sympy.Add) and _QUERY in spec.shape[1].free_symbols
+    return (
+        len(spec.shape) == 2
+        and isinstance(spec.shape[1], sympy.Add)
+        and _QUERY in spec.shape[1].free_symbols
+    )
 
 
 def _is_position(spec: InputSpec) -> bool:

@@ -19,7 +19,14 @@ from cachefree.onnx.names import Names
 from cachefree.sizes import expression, size_symbol
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 
-__all__ = ["FileDescription", "Neutral", "describe", "neutral_elements", "parse_expression", "read_description"]
+__all__ = [
+    "FileDescription",
+    "Neutral",
+    "describe",
+    "neutral_elements",
+    "parse_expression",
+    "read_description",
+]
 
 FORMAT = "1"
 _KEY = "cachefree."
@@ -44,7 +51,9 @@ class Neutral:
     fill: float | int | bool = 0
     values: torch.Tensor | None = None
 
-    def tensor(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def tensor(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         """The neutral element in a shape."""
         if self.values is None:
             return torch.full(tuple(shape), self.fill, dtype=dtype, device=device)
@@ -84,8 +93,12 @@ def describe(
     Raises:
         CacheFreeError: a condition of the domain cannot be written so that it is read again as it is.
     """
-    inputs = [_spec_text(spec, name) for spec, name in zip(interface.inputs, names.inputs, strict=True)]
-    outputs = [_spec_text(spec, name) for spec, name in zip(interface.outputs, names.outputs, strict=True)]
+    inputs = [
+        _spec_text(spec, name) for spec, name in zip(interface.inputs, names.inputs, strict=True)
+    ]
+    outputs = [
+        _spec_text(spec, name) for spec, name in zip(interface.outputs, names.outputs, strict=True)
+    ]
     named_inputs = dict(zip((spec.name for spec in interface.inputs), names.inputs, strict=True))
     named_outputs = dict(zip((spec.name for spec in interface.outputs), names.outputs, strict=True))
     cache = [
@@ -98,14 +111,19 @@ def describe(
         }
         for slot, element in zip(interface.cache, neutral, strict=True)
     ]
-    tokens = next((spec for spec in interface.inputs if named_inputs[spec.name] == names.tokens), None)
+    tokens = next(
+        (spec for spec in interface.inputs if named_inputs[spec.name] == names.tokens), None
+    )
     roles = {
         "tokens": names.tokens,
         "logits": names.logits,
         "vocabulary": vocabulary.get(tokens.name) if tokens else None,
     }
     regions = [
-        {"name": region.name, "conditions": [_fact_text(condition.fact) for condition in region.conditions]}
+        {
+            "name": region.name,
+            "conditions": [_fact_text(condition.fact) for condition in region.conditions],
+        }
         for region in interface.domain.regions
     ]
     domain = {"regions": regions, "fixed": list(interface.domain.fixed)}
@@ -113,7 +131,9 @@ def describe(
         _KEY + "format": FORMAT,
         _KEY + "verdict": verdict,
         _KEY + "domain": json.dumps(domain),
-        _KEY + "interface": json.dumps({"inputs": inputs, "outputs": outputs, "cache": cache, **roles}),
+        _KEY + "interface": json.dumps(
+            {"inputs": inputs, "outputs": outputs, "cache": cache, **roles}
+        ),
     }
 
 
@@ -140,7 +160,9 @@ def read_description(metadata: Mapping[str, str], path: str) -> FileDescription:
         )
     try:
         return _parse(
-            json.loads(metadata[_KEY + "interface"]), json.loads(metadata[_KEY + "domain"]), metadata[_KEY + "verdict"]
+            json.loads(metadata[_KEY + "interface"]),
+            json.loads(metadata[_KEY + "domain"]),
+            metadata[_KEY + "verdict"],
         )
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise CacheFreeError(
@@ -158,15 +180,28 @@ def _parse(interface: dict[str, Any], domain: dict[str, Any], verdict: str) -> F
     by_input = {spec.name: spec for spec in inputs}
     by_output = {spec.name: spec for spec in outputs}
     slots = [
-        CacheSlot(by_input[slot["past"]], by_output[slot["present"]], tuple(slot["growing_axes"]), slot["neutral"])
+        CacheSlot(
+            by_input[slot["past"]],
+            by_output[slot["present"]],
+            tuple(slot["growing_axes"]),
+            slot["neutral"],
+        )
         for slot in interface["cache"]
     ]
     regions = [
-        Region(region["name"], tuple(Condition(parse_expression(fact)) for fact in region["conditions"]))
+        Region(
+            region["name"],
+            tuple(Condition(parse_expression(fact)) for fact in region["conditions"]),
+        )
         for region in domain["regions"]
     ]
     return FileDescription(
-        Interface(tuple(inputs), tuple(outputs), tuple(slots), Domain(tuple(regions), tuple(domain["fixed"]))),
+        Interface(
+            tuple(inputs),
+            tuple(outputs),
+            tuple(slots),
+            Domain(tuple(regions), tuple(domain["fixed"])),
+        ),
         tuple(_neutral_of(slot, by_input[slot["past"]]) for slot in interface["cache"]),
         verdict,
         interface["tokens"],
@@ -176,13 +211,24 @@ def _parse(interface: dict[str, Any], domain: dict[str, Any], verdict: str) -> F
 
 
 def _spec_text(spec: InputSpec | OutputSpec, name: str) -> dict[str, Any]:
-    shape = [_fact_text(size) if isinstance(size, sympy.Basic) else int(size) for size in spec.shape]
+    shape = [
+        _fact_text(size) if isinstance(size, sympy.Basic) else int(size) for size in spec.shape
+    ]
     dtype = str(spec.dtype).removeprefix("torch.")
-    return {"name": name, "path": spec.path, "shape": shape, "dtype": dtype, "is_cache": spec.is_cache}
+    return {
+        "name": name,
+        "path": spec.path,
+        "shape": shape,
+        "dtype": dtype,
+        "is_cache": spec.is_cache,
+    }
 
 
 def _spec_fields(text: dict[str, Any]) -> dict[str, Any]:
-    shape = tuple(expression(parse_expression(size)) if isinstance(size, str) else size for size in text["shape"])
+    shape = tuple(
+        expression(parse_expression(size)) if isinstance(size, str) else size
+        for size in text["shape"]
+    )
     return {**text, "shape": shape, "dtype": _DTYPES[text["dtype"]]}
 
 
@@ -264,7 +310,9 @@ def _value(node: ast.expr) -> Any:
     raise ValueError(f"{ast.unparse(node)} is no expression of sizes")
 
 
-def neutral_elements(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], past: Sequence[str]) -> list[Neutral]:
+def neutral_elements(
+    one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], past: Sequence[str]
+) -> list[Neutral]:
     """The neutral elements, read off the neutral cache.
 
     Args:
@@ -284,5 +332,7 @@ def neutral_elements(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor], p
         elif bool(torch.equal(row.expand(rows.shape), rows)):
             elements.append(Neutral(values=row.detach().cpu()))
         else:
-            raise DomainError(Refusal(f"The neutral value of {path} is not the same for each row of a batch."))
+            raise DomainError(
+                Refusal(f"The neutral value of {path} is not the same for each row of a batch.")
+            )
     return elements

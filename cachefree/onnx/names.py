@@ -55,7 +55,9 @@ def axis_name(size: Any) -> Any:
     """The name of an axis: an int stays one, ``past + query`` is ``past_sequence_length + sequence_length``."""
     if not isinstance(size, sympy.Basic) or size.is_Integer:
         return int(size)
-    names = {symbol: sympy.Symbol(_AXES.get(str(symbol), str(symbol))) for symbol in size.free_symbols}
+    names = {
+        symbol: sympy.Symbol(_AXES.get(str(symbol), str(symbol))) for symbol in size.free_symbols
+    }
     return str(size.xreplace(names))
 
 
@@ -72,13 +74,20 @@ def name_interface(interface: Interface, style: Style, vocabulary: Mapping[str, 
     """
     if style not in ("optimum", "genai", "model"):
         raise CacheFreeError(
-            Refusal(f"There are no names {style!r}.", remedy='Use names="optimum", "genai" or "model".')
+            Refusal(
+                f"There are no names {style!r}.", remedy='Use names="optimum", "genai" or "model".'
+            )
         )
     tokens = _token_input(interface, vocabulary)
-    logits = _logits_output(interface, vocabulary.get(interface.inputs[tokens].name) if tokens is not None else None)
+    logits = _logits_output(
+        interface, vocabulary.get(interface.inputs[tokens].name) if tokens is not None else None
+    )
     slots = _slot_names(interface.cache, style)
     pasts = {slot.past.name: past for slot, (past, _) in zip(interface.cache, slots, strict=True)}
-    presents = {slot.present.name: present for slot, (_, present) in zip(interface.cache, slots, strict=True)}
+    presents = {
+        slot.present.name: present
+        for slot, (_, present) in zip(interface.cache, slots, strict=True)
+    }
     inputs = [pasts.get(spec.name) or dotted(spec.path, "input") for spec in interface.inputs]
     outputs = [presents.get(spec.name) or dotted(spec.path, "output") for spec in interface.outputs]
     if style != "model":
@@ -117,7 +126,9 @@ def _token_input(interface: Interface, vocabulary: Mapping[str, int]) -> int | N
     looked_up = [
         (0 if re.search(r"input_ids|^ids$|token", spec.path) else 1, place)
         for place, spec in enumerate(interface.inputs)
-        if not spec.is_cache and spec.name in vocabulary and not re.search(r"pos|type|segment|mask", spec.path)
+        if not spec.is_cache
+        and spec.name in vocabulary
+        and not re.search(r"pos|type|segment|mask", spec.path)
     ]
     return min(looked_up)[1] if looked_up else None
 
@@ -129,13 +140,21 @@ def _logits_output(interface: Interface, vocabulary: int | None) -> int | None:
         if steps_of(spec.path)[-1:] == ["logits"]:
             return place
     for place, spec in free:
-        if vocabulary is not None and spec.dtype.is_floating_point and spec.shape[-1:] == (vocabulary,):
+        if (
+            vocabulary is not None
+            and spec.dtype.is_floating_point
+            and spec.shape[-1:] == (vocabulary,)
+        ):
             return place
     return None
 
 
 def _give_roles(
-    interface: Interface, inputs: list[str], outputs: list[str], tokens: int | None, logits: int | None
+    interface: Interface,
+    inputs: list[str],
+    outputs: list[str],
+    tokens: int | None,
+    logits: int | None,
 ) -> None:
     """Gives ``input_ids``, ``attention_mask`` and ``logits`` their usual names, where nothing else has them."""
     if tokens is not None and not {"input_ids", "inputs_embeds"} & set(inputs):
@@ -143,7 +162,10 @@ def _give_roles(
     masks = [
         place
         for place, spec in enumerate(interface.inputs)
-        if not spec.is_cache and "mask" in spec.path and len(spec.shape) == 2 and _counts_past(spec.shape[1])
+        if not spec.is_cache
+        and "mask" in spec.path
+        and len(spec.shape) == 2
+        and _counts_past(spec.shape[1])
     ]
     if len(masks) == 1 and "attention_mask" not in inputs:
         inputs[masks[0]] = "attention_mask"
@@ -152,14 +174,19 @@ def _give_roles(
 
 
 def _counts_past(size: Any) -> bool:
-    return isinstance(size, sympy.Add) and any("past" in str(symbol) for symbol in size.free_symbols)
+    return isinstance(size, sympy.Add) and any(
+        "past" in str(symbol) for symbol in size.free_symbols
+    )
 
 
 def _slot_names(slots: Sequence[CacheSlot], style: Style) -> list[tuple[str, str]]:
     """A name for the past and one for the present of each slot."""
     own = [dotted(slot.past.path, "past") for slot in slots]
     if style == "model":
-        return [(past, dotted(slot.present.path, "output")) for past, slot in zip(own, slots, strict=True)]
+        return [
+            (past, dotted(slot.present.path, "output"))
+            for past, slot in zip(own, slots, strict=True)
+        ]
     roles = [role for reading in _READINGS if (role := reading(slots)) is not None]
     tails: list[str | None] = roles[0] if roles else [None] * len(slots)
     states = "past" if style == "genai" else "past_key_values"
@@ -208,7 +235,9 @@ _READINGS: tuple[Callable[[Sequence[CacheSlot]], list[str | None] | None], ...] 
 )
 
 
-def _tails(slots: Sequence[CacheSlot], kinds: Sequence[str | None], layer: int = -1) -> list[str | None] | None:
+def _tails(
+    slots: Sequence[CacheSlot], kinds: Sequence[str | None], layer: int = -1
+) -> list[str | None] | None:
     """``{layer}.{kind}`` of each slot; None where that tells two slots by one name, or is known of none."""
     tails: list[str | None] = []
     has_encoder = _holds_encoder(slots)

@@ -7,13 +7,13 @@ of the interface, each from 0 on; its nodes compute every size that they need; n
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
@@ -39,25 +39,25 @@ __all__ = ["example_sizes", "exported_program"]
 
 log = logging.getLogger(__name__)
 
-_NUMBERS = ((2, 3, 4, 5, 6, 7, 8, 9), (3, 5, 7, 11, 13, 17, 19, 23), (3, 2, 5, 7, 4, 9, 8, 11))
+aten = torch.ops.aten
+_STACKS = {aten.hstack.default: (2, 1), aten.vstack.default: (2, 0), aten.dstack.default: (3, 2)}
+"""Operator → the rank from which on it is ``cat``, and along which axis."""
+_NUMBERS = (
+    (2, 3, 4, 5, 6, 7, 8, 9),
+    (3, 5, 7, 11, 13, 17, 19, 23),
+    (3, 2, 5, 7, 4, 9, 8, 11),
+    (4, 3, 2, 5, 6, 7, 8, 9),
+)
 
 
 def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
-    """Sizes inside the domain, the best first: at least 2 each and all different where the domain has room.
+    """Sizes to trace at: at least 2 each and all different; those inside the domain come first.
 
-    Sizes 0 and 1 would be frozen by an exporter, and two equal ones could be taken for one.
+    Sizes 0 and 1 would be frozen, and two equal ones could be taken for one. The domain says where the graph is the
+    model; it runs beyond, and where a domain has no room for such sizes it is traced there.
     """
-    symbols = interface.symbols
-    found = False
-    for numbers in _NUMBERS:
-        sizes = dict(zip(symbols, numbers, strict=False))
-        narrowed = ({**sizes, name: size} for size in (2, 1) for name in symbols)  # such as "one token later"
-        for candidate in (sizes, *narrowed):
-            if interface.domain.holds(candidate):
-                found = True
-                yield candidate
-    if not found:
-        yield dict(zip(symbols, _NUMBERS[0], strict=False))
+    candidates = [dict(zip(interface.symbols, numbers, strict=False)) for numbers in _NUMBERS]
+    yield from sorted(candidates, key=lambda sizes: not interface.domain.holds(sizes))
 
 
 def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedProgram:
@@ -72,9 +72,9 @@ def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedPr
     """
     device = _device(module)
     reason: Exception | None = None
-    for sizes in itertools.islice(example_sizes(interface), 8):
+    for sizes in example_sizes(interface):
         try:
-            with torch.no_grad(), torch.inference_mode(False):
+            with torch.no_grad(), torch.inference_mode(False), enable_python_dispatcher():
                 return _ProgramWriter(module, interface, sizes, device).run()
         except (RuntimeError, ValueError, IndexError) as error:
             log.debug("The graph does not run at %s: %s", sizes, error)
@@ -86,7 +86,11 @@ def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedPr
 
 class _ProgramWriter:
     def __init__(
-        self, module: fx.GraphModule, interface: Interface, sizes: Mapping[str, int], device: torch.device
+        self,
+        module: fx.GraphModule,
+        interface: Interface,
+        sizes: Mapping[str, int],
+        device: torch.device,
     ) -> None:
         self.module = module
         self.interface = interface
@@ -107,7 +111,9 @@ class _ProgramWriter:
         remaining = iter(fakes)
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                self.nodes[node] = self._placeholder(node.name, next(remaining), InputKind.USER_INPUT, None)
+                self.nodes[node] = self._placeholder(
+                    node.name, next(remaining), InputKind.USER_INPUT, None
+                )
             elif node.op == "output":
                 self._write_output(node)
             elif node.op != "get_attr":
@@ -118,7 +124,9 @@ class _ProgramWriter:
         with self.mode:
             return [
                 torch.empty(
-                    [self.environment.size_of(size) for size in spec.shape], dtype=spec.dtype, device=self.device
+                    [self.environment.size_of(size) for size in spec.shape],
+                    dtype=spec.dtype,
+                    device=self.device,
                 )
                 for spec in self.interface.inputs
             ]
@@ -144,7 +152,9 @@ class _ProgramWriter:
                 self.state[name] = tensor
                 fake = self.mode.from_tensor(tensor, static_shapes=True)
                 prefix = "p" if is_parameter[place] else "b"
-                seen[id(tensor)] = self._placeholder(f"{prefix}_{name.replace('.', '_')}", fake, kind, name)
+                seen[id(tensor)] = self._placeholder(
+                    f"{prefix}_{name.replace('.', '_')}", fake, kind, name
+                )
             self.nodes[node] = seen[id(tensor)]
 
     def _write_call(self, node: fx.Node) -> Any:
@@ -155,8 +165,10 @@ class _ProgramWriter:
         kwargs = fx.node.map_aggregate(node.kwargs, written)
         if node.target is getattr:  # the only attribute that the graph reads is the device
             return self.device
-        target = torch.ops.aten.sym_size.int if node.op == "call_method" else node.target
-        new = self.graph.call_function(target, args, kwargs, name=node.name)  # type: ignore[arg-type]
+        target = aten.sym_size.int if node.op == "call_method" else node.target
+        if target in _STACKS:
+            target, args = _as_cat(target, args)
+        new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)  # type: ignore[arg-type]
         new.meta.update({key: node.meta[key] for key in ("stack_trace",) if key in node.meta})
         with self.mode:
             values = fx.node.map_arg((args, kwargs), lambda operand: operand.meta["val"])
@@ -166,7 +178,10 @@ class _ProgramWriter:
     def _write_output(self, node: fx.Node) -> None:
         returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index, arg-type]
         self.graph.output(tuple(returned))
-        self.outputs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None) for result in returned]
+        self.outputs = [
+            OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None)
+            for result in returned
+        ]
 
     def _program(self, fakes: list[torch.Tensor]) -> ExportedProgram:
         _, input_tree = pytree.tree_flatten((tuple(fakes), {}))
@@ -182,6 +197,16 @@ class _ProgramWriter:
             example_inputs=(tuple(fakes), {}),
             constants=self.constants,
         )
+
+
+def _as_cat(target: Any, args: Any) -> tuple[Any, Any]:
+    """``hstack`` and its kin as ``cat``: torch.onnx writes them with an ``If`` that asks for the rank, which is known."""
+    tensors = args[0]
+    rank, axis = _STACKS[target]
+    ranks = [tensor.meta["val"].dim() for tensor in tensors]
+    if min(ranks) < rank:
+        return target, args
+    return aten.cat.default, (tensors, axis)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

@@ -32,7 +32,9 @@ class TensorSession:
     def __init__(self, session: Any, device: torch.device) -> None:
         self.session = session
         self.device = device
-        self._nowhere = torch.zeros(16, dtype=torch.uint8, device=device)  # an address for tensors without elements
+        self._nowhere = torch.zeros(
+            16, dtype=torch.uint8, device=device
+        )  # an address for tensors without elements
 
     @property
     def providers(self) -> list[str]:
@@ -40,7 +42,9 @@ class TensorSession:
         return list(self.session.get_providers())
 
     def run(
-        self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     ) -> list[torch.Tensor]:
         """Runs the graph once.
 
@@ -53,13 +57,17 @@ class TensorSession:
         """
         binding = self.session.io_binding()
         held = [tensor.detach().to(self.device).contiguous() for tensor in inputs.values()]
-        results = [torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in outputs.values()]
+        results = [
+            torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in outputs.values()
+        ]
         for name, tensor in zip(inputs, held, strict=True):
             binding.bind_input(name, *self._place(tensor))
         for name, tensor in zip(outputs, results, strict=True):
             binding.bind_output(name, *self._place(tensor))
         if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # the session has a stream of its own
+            torch.cuda.current_stream(
+                self.device
+            ).synchronize()  # the session has a stream of its own
         try:
             self.session.run_with_iobinding(binding)
         except Exception as error:
@@ -102,7 +110,10 @@ def open_session(
         import onnxruntime
     except ImportError as error:
         raise CacheFreeError(
-            Refusal("ONNX Runtime is not installed.", remedy="pip install onnxruntime (or onnxruntime-gpu)")
+            Refusal(
+                "ONNX Runtime is not installed.",
+                remedy="pip install onnxruntime (or onnxruntime-gpu)",
+            )
         ) from error
     chosen = _choose(providers, onnxruntime.get_available_providers())
     names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
@@ -140,7 +151,9 @@ def _choose(providers: Sequence[Any] | None, available: Sequence[str]) -> list[A
     if missing or not names:
         raise CacheFreeError(
             Refusal(
-                f"This ONNX Runtime has no {', '.join(missing)}." if missing else "No execution provider was named.",
+                f"This ONNX Runtime has no {', '.join(missing)}."
+                if missing
+                else "No execution provider was named.",
                 why=f"It has {', '.join(available)}.",
                 remedy="Choose one of these, or install the ONNX Runtime that has it.",
             )

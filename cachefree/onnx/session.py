@@ -65,7 +65,9 @@ class OnnxDecoder:
         session: The ``onnxruntime.InferenceSession``.
     """
 
-    def __init__(self, session: TensorSession, description: FileDescription, like: Any = None) -> None:
+    def __init__(
+        self, session: TensorSession, description: FileDescription, like: Any = None
+    ) -> None:
         self._session = session
         self._description = description
         self._like = like
@@ -114,12 +116,16 @@ class OnnxDecoder:
             DomainError: a dtype, rank or size is outside the domain.
         """
         names = [spec.name for spec in self.interface.inputs]
-        return self._run(tensors, read_sizes(self.interface, dict(zip(names, tensors, strict=True))))
+        return self._run(
+            tensors, read_sizes(self.interface, dict(zip(names, tensors, strict=True)))
+        )
 
     def _run(self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
         check_domain(self.interface, sizes)
         names = [spec.name for spec in self.interface.inputs]
-        results = {spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs}
+        results = {
+            spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs
+        }
         return self._session.run(dict(zip(names, tensors, strict=True)), results)
 
     def empty_cache(self, batch_size: int = 1, **sizes: int) -> Any:
@@ -194,10 +200,16 @@ class OnnxDecoder:
 
     def _neutral(self, place: int, sizes: Mapping[str, int]) -> torch.Tensor:
         spec = self.interface.inputs[place]
-        slot = next(index for index, slot in enumerate(self.interface.cache) if slot.past.name == spec.name)
-        unknown = {symbol.name for size in spec.shape for symbol in getattr(size, "free_symbols", ())} - sizes.keys()
+        slot = next(
+            index for index, slot in enumerate(self.interface.cache) if slot.past.name == spec.name
+        )
+        unknown = {
+            symbol.name for size in spec.shape for symbol in getattr(size, "free_symbols", ())
+        } - sizes.keys()
         if unknown:
-            raise DomainError(f"The sizes {', '.join(sorted(unknown))} of {spec.name} are not known.")
+            raise DomainError(
+                f"The sizes {', '.join(sorted(unknown))} of {spec.name} are not known."
+            )
         shape = concrete(spec.shape, sizes)
         return self._description.neutral[slot].tensor(shape, spec.dtype, self.device)
 
@@ -205,11 +217,15 @@ class OnnxDecoder:
 def _check_like(like: Any, interface: Interface, file: Path) -> None:
     """Refuses a module whose inputs and outputs are not those of the file."""
     for kind in ("inputs", "outputs"):
-        theirs = [(spec.path, spec.dtype, str(spec.shape)) for spec in getattr(like.interface, kind)]
+        theirs = [
+            (spec.path, spec.dtype, str(spec.shape)) for spec in getattr(like.interface, kind)
+        ]
         ours = [(spec.path, spec.dtype, str(spec.shape)) for spec in getattr(interface, kind)]
         if theirs == ours:
             continue
-        place = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        place = next(
+            (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None
+        )
         why = (
             f"It has {len(theirs)} {kind}, the file has {len(ours)}."
             if place is None

@@ -70,7 +70,9 @@ def to_onnx(
         model = _export(program, opset or default_opset())
         _name(model, interface, chosen)
         verdict = _verdict(rewritten)
-        model.metadata_props.update(describe(interface, chosen, _neutral(rewritten), verdict, vocabulary))
+        model.metadata_props.update(
+            describe(interface, chosen, _neutral(rewritten), verdict, vocabulary)
+        )
         _check_no_control_flow(model)
         say("saving the weights")
         _save(model, temporary)
@@ -87,7 +89,9 @@ def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
     """The ``onnx_ir.Model`` of a program."""
     try:
         with _quiet_exporter():
-            onnx_program = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+            onnx_program = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, verbose=False
+            )
     except ImportError as error:
         raise CacheFreeError(
             Refusal(f"{error.name} is not installed.", remedy="pip install onnx onnxscript")
@@ -162,7 +166,9 @@ def _neutral(rewritten: Any) -> list[Any]:
     sizes = {name: 2 for name in interface.symbols} | dict.fromkeys(interface.past_symbols, 0)
     one = rewritten.neutral_slots({**sizes, "batch": 1})
     return neutral_elements(
-        one, rewritten.neutral_slots({**sizes, "batch": 2}), [slot.past.path for slot in interface.cache]
+        one,
+        rewritten.neutral_slots({**sizes, "batch": 2}),
+        [slot.past.path for slot in interface.cache],
     )
 
 
@@ -172,7 +178,9 @@ def _verdict(rewritten: Any) -> str:
 
 
 def _check_no_control_flow(model: Any) -> None:
-    nodes = [node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()]
+    nodes = [
+        node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()
+    ]
     found = sorted({node.op_type for node in nodes if node.op_type in _CONTROL_FLOW})
     if found:
         raise CacheFreeError(

@@ -40,7 +40,9 @@ class Plan:
         return sum(self.queries)
 
 
-def draw_plan(choose: Callable[[list[Any]], Any], interface: Interface, has_masks: bool) -> Plan | None:
+def draw_plan(
+    choose: Callable[[list[Any]], Any], interface: Interface, has_masks: bool
+) -> Plan | None:
     """Draws a generation whose every call is inside the domain.
 
     Args:
@@ -52,11 +54,19 @@ def draw_plan(choose: Callable[[list[Any]], Any], interface: Interface, has_mask
         The plan; None where no first call fits into the domain at these sizes.
     """
     pasts = set(interface.past_symbols)
-    fixed = {name: choose(list(range(1, MOST_ROWS + 1))) for name in interface.symbols if name not in pasts | {"query"}}
+    fixed = {
+        name: choose(list(range(1, MOST_ROWS + 1)))
+        for name in interface.symbols
+        if name not in pasts | {"query"}
+    }
     sizes = {**fixed, **dict.fromkeys(pasts, 0)}
     queries: list[int] = []
     for _ in range(choose(list(range(1, MOST_CALLS + 1)))):
-        fitting = [query for query in range(1, LONGEST_CHUNK + 1) if interface.domain.holds({**sizes, "query": query})]
+        fitting = [
+            query
+            for query in range(1, LONGEST_CHUNK + 1)
+            if interface.domain.holds({**sizes, "query": query})
+        ]
         if not fitting:
             break
         queries.append(choose(fitting))

@@ -33,7 +33,10 @@ class OwnCall:
         self.interface = rewritten.interface
 
     def arguments(
-        self, tensors: Mapping[str, torch.Tensor], cache: Sequence[torch.Tensor] | None, sizes: Mapping[str, int]
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        cache: Sequence[torch.Tensor] | None,
+        sizes: Mapping[str, int],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments.
 
@@ -42,7 +45,11 @@ class OwnCall:
             cache: One tensor a cache slot; None for the first call, which leaves the cache out.
             sizes: Of the call, for Python integers among the arguments.
         """
-        past = {} if cache is None else {s.past.name: t for s, t in zip(self.interface.cache, cache, strict=True)}
+        past = (
+            {}
+            if cache is None
+            else {s.past.name: t for s, t in zip(self.interface.cache, cache, strict=True)}
+        )
         flat = iter([tensors.get(spec.name, past.get(spec.name)) for spec in self.interface.inputs])
         leaves = [
             next(flat) if isinstance(spec, TensorSpec) else concrete((spec.expr,), sizes)[0]
@@ -60,7 +67,11 @@ class OwnCall:
     def _leave_out(self, named: dict[str, Any], parameter: str) -> None:
         """Leaves an argument out; None where it has no default."""
         declared = self.calling.signature.parameters.get(parameter)
-        if declared is not None and declared.default is declared.empty and not parameter.startswith("*"):
+        if (
+            declared is not None
+            and declared.default is declared.empty
+            and not parameter.startswith("*")
+        ):
             named[parameter] = None
         else:
             del named[parameter]
@@ -87,7 +98,9 @@ class Runner:
         dtype: What floating-point inputs are cast to; None for as they are.
     """
 
-    def __init__(self, name: str, model: Model, own_call: OwnCall, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, name: str, model: Model, own_call: OwnCall, dtype: torch.dtype | None = None
+    ) -> None:
         self.name = name
         self.model = model
         self.own_call = own_call
@@ -99,7 +112,9 @@ class Runner:
         """Forgets the cache."""
         self.cache = None
 
-    def call(self, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
+    def call(
+        self, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> list[torch.Tensor]:
         """Calls once, keeps the cache that comes out, and gives all outputs, flat."""
         cast = {name: self._cast(tensor) for name, tensor in tensors.items()}
         args, kwargs = self.own_call.arguments(cast, self.cache, sizes)
@@ -109,7 +124,9 @@ class Runner:
         outputs = [leaf.detach() for leaf in leaves]
         interface = self.own_call.interface
         if len(outputs) != len(interface.outputs):
-            raise ValueError(f"{len(outputs)} tensors came out; {len(interface.outputs)} are expected")
+            raise ValueError(
+                f"{len(outputs)} tensors came out; {len(interface.outputs)} are expected"
+            )
         by_name = dict(zip((spec.name for spec in interface.outputs), outputs, strict=True))
         self.cache = [by_name[slot.present.name].clone() for slot in interface.cache]
         return outputs
@@ -131,7 +148,9 @@ def double_copy(model: nn.Module) -> nn.Module | None:
         return None
 
 
-def onnx_runner(rewritten: Any, own_call: OwnCall, directory: Path, providers: Sequence[Any] | None) -> Runner:
+def onnx_runner(
+    rewritten: Any, own_call: OwnCall, directory: Path, providers: Sequence[Any] | None
+) -> Runner:
     """The model exported to ``directory`` and opened with ONNX Runtime."""
     from cachefree.onnx import load_onnx, to_onnx
 

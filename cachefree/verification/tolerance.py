@@ -31,7 +31,11 @@ class Comparison:
 
 
 def compare(
-    actual: torch.Tensor, original: torch.Tensor, exact: torch.Tensor | None, *, skip_nan: bool = False
+    actual: torch.Tensor,
+    original: torch.Tensor,
+    exact: torch.Tensor | None,
+    *,
+    skip_nan: bool = False,
 ) -> Comparison:
     """Compares a result with the original's.
 
@@ -55,7 +59,12 @@ def compare(
         return Comparison(True, True, 0.0)
     if not original.dtype.is_floating_point:
         places = int((actual != original).sum())
-        return Comparison(False, False, float((actual.double() - original.double()).abs().max()), f"{places} values differ")
+        return Comparison(
+            False,
+            False,
+            float((actual.double() - original.double()).abs().max()),
+            f"{places} values differ",
+        )
     difference = _distance(actual, original)
     try:
         torch.testing.assert_close(actual, original, equal_nan=True)
@@ -73,7 +82,9 @@ def _against_exact(
         return Comparison(False, False, difference, f"the largest difference is {difference:.3g}")
     allowed = _TIMES_THE_ERROR * _distance(original, exact)
     error = _distance(actual, exact)
-    why = f"it is {error:.3g} from the float64 result, the original {allowed / _TIMES_THE_ERROR:.3g}"
+    why = (
+        f"it is {error:.3g} from the float64 result, the original {allowed / _TIMES_THE_ERROR:.3g}"
+    )
     return Comparison(error <= allowed, False, difference, why)
 
 

@@ -123,7 +123,11 @@ class Trial:
         return difference
 
     def _run_calls(
-        self, queries: Sequence[int], plan: Plan, values: InputValues, chunks: dict[str, list[Outputs]]
+        self,
+        queries: Sequence[int],
+        plan: Plan,
+        values: InputValues,
+        chunks: dict[str, list[Outputs]],
     ) -> Difference | None:
         runners = [self.original, *([self.exact] if self.exact else []), *self.others]
         for runner in runners:
@@ -132,14 +136,20 @@ class Trial:
         for number, query in enumerate(queries):
             sizes = {**plan.sizes, **self._past_sizes(), "query": query}
             tensors = values.of_call(start, sizes)
-            difference = self._run_call(tensors, sizes, f"call {number + 1} of {len(queries)}", chunks)
+            difference = self._run_call(
+                tensors, sizes, f"call {number + 1} of {len(queries)}", chunks
+            )
             if difference is not None:
                 return difference
             start += query
         return None
 
     def _run_call(
-        self, tensors: dict[str, torch.Tensor], sizes: dict[str, int], place: str, chunks: dict[str, list[Outputs]]
+        self,
+        tensors: dict[str, torch.Tensor],
+        sizes: dict[str, int],
+        place: str,
+        chunks: dict[str, list[Outputs]],
     ) -> Difference | None:
         try:
             expected = self.original.call(tensors, sizes)
@@ -150,7 +160,10 @@ class Trial:
         self.tally.calls += 1
         exact = self._exact_call(tensors, sizes)
         results = {self.original.name: expected, **({"float64": exact} if exact else {})}
-        said = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in (*tensors.items(), *self._cache_shapes(sizes)))
+        said = ", ".join(
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in (*tensors.items(), *self._cache_shapes(sizes))
+        )
         for runner in self.others:
             try:
                 results[runner.name] = runner.call(tensors, sizes)
@@ -167,12 +180,16 @@ class Trial:
             chunks.setdefault(name, []).append(outputs)
         return None
 
-    def _exact_call(self, tensors: dict[str, torch.Tensor], sizes: dict[str, int]) -> Outputs | None:
+    def _exact_call(
+        self, tensors: dict[str, torch.Tensor], sizes: dict[str, int]
+    ) -> Outputs | None:
         if self.exact is None:
             return None
         try:
             return self.exact.call(tensors, sizes)
-        except Exception:  # some code names its dtypes; then there is no exact result to compare with
+        except (
+            Exception
+        ):  # some code names its dtypes; then there is no exact result to compare with
             self.exact = None
             return None
 
@@ -185,11 +202,18 @@ class Trial:
                 return Difference(runner.name, place, other)
         for index, spec in enumerate(self.interface.outputs):
             comparison = compare(
-                actual[index], expected[index], exact[index] if exact else None, skip_nan=runner.name != "eager"
+                actual[index],
+                expected[index],
+                exact[index] if exact else None,
+                skip_nan=runner.name != "eager",
             )
             self.tally.add(runner.name, comparison)
             if not comparison.is_same:
-                return Difference(runner.name, f"the output{spec.path and ' ' + spec.path}, {place}", comparison.why)
+                return Difference(
+                    runner.name,
+                    f"the output{spec.path and ' ' + spec.path}, {place}",
+                    comparison.why,
+                )
         return None
 
     def _without_dropped(
@@ -206,7 +230,11 @@ class Trial:
             for index, output in enumerate(self.interface.outputs):
                 aligned = _aligned(kept, spec.shape, output.shape, new)
                 if aligned is not None and actual[index].shape == expected[index].shape:
-                    actual = [*actual[:index], torch.where(aligned, actual[index], expected[index]), *actual[index + 1 :]]
+                    actual = [
+                        *actual[:index],
+                        torch.where(aligned, actual[index], expected[index]),
+                        *actual[index + 1 :],
+                    ]
         return actual
 
     def _past_sizes(self) -> dict[str, int]:
@@ -222,7 +250,9 @@ class Trial:
         slot = self.interface.cache[0]
         return [(slot.past.path, torch.empty(concrete(slot.past.shape, sizes), device="meta"))]
 
-    def _check_chunks(self, plan: Plan, values: InputValues, chunks: dict[str, list[Outputs]]) -> Difference | None:
+    def _check_chunks(
+        self, plan: Plan, values: InputValues, chunks: dict[str, list[Outputs]]
+    ) -> Difference | None:
         """Whether chunks give what one long call gives; asked of the others only where the original does so."""
         sizes = {**plan.sizes, **dict.fromkeys(self.interface.past_symbols, 0), "query": plan.total}
         if not self.interface.domain.holds(sizes):
@@ -237,11 +267,16 @@ class Trial:
         self.tally.chunked += 1
         exact = whole["float64"][0] if "float64" in whole else None
         original = whole[self.original.name][0]
-        if any(not same.is_same for _, same in self._joined(chunks[self.original.name], original, original, exact)):
+        if any(
+            not same.is_same
+            for _, same in self._joined(chunks[self.original.name], original, original, exact)
+        ):
             return None
         self.tally.invariant += 1
         for runner in self.others:
-            for path, same in self._joined(chunks[runner.name], whole[runner.name][0], original, exact):
+            for path, same in self._joined(
+                chunks[runner.name], whole[runner.name][0], original, exact
+            ):
                 if not same.is_same:
                     place = f"the output{path and ' ' + path}, {len(plan.queries)} calls against one long call"
                     return Difference(runner.name, place, same.why)
@@ -254,7 +289,11 @@ class Trial:
         found = []
         for index, spec in enumerate(self.interface.outputs):
             axes = [axis for axis, size in enumerate(spec.shape) if size == _QUERY]
-            others = [size for size in spec.shape if size != _QUERY and _QUERY in getattr(size, "free_symbols", ())]
+            others = [
+                size
+                for size in spec.shape
+                if size != _QUERY and _QUERY in getattr(size, "free_symbols", ())
+            ]
             if spec.is_cache:
                 joined = chunks[-1][index]
             elif len(axes) == 1 and not others:
@@ -265,7 +304,9 @@ class Trial:
                 reference = whole[index]
                 found.append((spec.path, compare(joined, reference, None, skip_nan=True)))
             else:
-                found.append((spec.path, compare(joined, original[index], exact[index], skip_nan=True)))
+                found.append(
+                    (spec.path, compare(joined, original[index], exact[index], skip_nan=True))
+                )
         return found
 
 

@@ -24,7 +24,11 @@ def is_mask(spec: InputSpec) -> bool:
     """Whether an input says which positions count: integers or Booleans along past and new tokens, or by its name."""
     if spec.dtype.is_floating_point:
         return False
-    return any(_counts_past(size) for size in spec.shape) or "mask" in spec.path or spec.dtype is torch.bool
+    return (
+        any(_counts_past(size) for size in spec.shape)
+        or "mask" in spec.path
+        or spec.dtype is torch.bool
+    )
 
 
 def kept_positions(spec: InputSpec, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -45,10 +49,18 @@ class InputValues:
     """
 
     def __init__(
-        self, interface: Interface, vocabulary: tuple[int | None, ...], plan: Plan, device: torch.device
+        self,
+        interface: Interface,
+        vocabulary: tuple[int | None, ...],
+        plan: Plan,
+        device: torch.device,
     ) -> None:
         self.plan = plan
-        self.specs = [(spec, rows) for spec, rows in zip(interface.inputs, vocabulary, strict=True) if not spec.is_cache]
+        self.specs = [
+            (spec, rows)
+            for spec, rows in zip(interface.inputs, vocabulary, strict=True)
+            if not spec.is_cache
+        ]
         self.whole = {spec.name: self._draw(spec, rows).to(device) for spec, rows in self.specs}
 
     def of_call(self, start: int, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -71,8 +83,14 @@ class InputValues:
 
     def _draw(self, spec: InputSpec, rows: int | None) -> torch.Tensor:
         """The values along the whole generation."""
-        generator = torch.Generator().manual_seed(self.plan.seed * 65_537 + zlib.crc32(spec.path.encode()) % 65_537)
-        sizes = {**dict.fromkeys(map(str, _symbols(spec)), 0), **self.plan.sizes, "query": self.plan.total}
+        generator = torch.Generator().manual_seed(
+            self.plan.seed * 65_537 + zlib.crc32(spec.path.encode()) % 65_537
+        )
+        sizes = {
+            **dict.fromkeys(map(str, _symbols(spec)), 0),
+            **self.plan.sizes,
+            "query": self.plan.total,
+        }
         shape = concrete(spec.shape, sizes)
         if spec.dtype.is_floating_point:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(spec.dtype)
@@ -93,7 +111,9 @@ class InputValues:
             dropped = torch.rand(shape, generator=generator) < 0.3
             dropped[..., 0] = False
         else:
-            starts = torch.randint(min(length, self.plan.queries[0]), shape[:-1], generator=generator)
+            starts = torch.randint(
+                min(length, self.plan.queries[0]), shape[:-1], generator=generator
+            )
             dropped = torch.arange(length) < starts.unsqueeze(-1)
         return mask.masked_fill(dropped, 0)
 
@@ -101,7 +121,12 @@ class InputValues:
 def _positions(spec: InputSpec, shape: tuple[int, ...], rows: int | None) -> torch.Tensor:
     axis = spec.shape.index(_QUERY)
     positions = torch.arange(shape[axis]).clamp(max=None if rows is None else rows - 1)
-    return positions.view([-1 if place == axis else 1 for place in range(len(shape))]).expand(shape).to(spec.dtype).contiguous()
+    return (
+        positions.view([-1 if place == axis else 1 for place in range(len(shape))])
+        .expand(shape)
+        .to(spec.dtype)
+        .contiguous()
+    )
 
 
 def _symbols(spec: InputSpec) -> set[Any]:

@@ -13,7 +13,13 @@ from torch import nn
 from cachefree.errors import CacheFreeError, EquivalenceError, Refusal
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
-from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner, temporary_directory
+from cachefree.verification.runners import (
+    OwnCall,
+    Runner,
+    double_copy,
+    onnx_runner,
+    temporary_directory,
+)
 from cachefree.verification.trial import Difference, OriginalFailedError, Trial, device_of
 
 __all__ = ["Verification", "replay", "verify"]
@@ -45,13 +51,21 @@ class Verification:
     chunked: int
 
     def __str__(self) -> str:
-        lines = [f"tested on {self.generations} generations, {self.calls} calls: no difference from the model"]
+        lines = [
+            f"tested on {self.generations} generations, {self.calls} calls: no difference from the model"
+        ]
         for backend in self.backends:
             difference, exact = self.differences.get(backend, 0.0), self.exact.get(backend, 1.0)
-            said = "all bits equal" if exact == 1 else f"{min(exact, 0.999):.1%} of outputs bit for bit, the others within {difference:.2g}"
+            said = (
+                "all bits equal"
+                if exact == 1
+                else f"{min(exact, 0.999):.1%} of outputs bit for bit, the others within {difference:.2g}"
+            )
             lines.append(f"  {backend:<12} {said}")
         if self.chunked:
-            lines.append(f"  chunks       as one long call in {self.invariant} of {self.chunked} generations of the model")
+            lines.append(
+                f"  chunks       as one long call in {self.invariant} of {self.chunked} generations of the model"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -125,7 +139,9 @@ def replay(
         try:
             difference = trial.run(plan)
         except OriginalFailedError as error:
-            raise CacheFreeError(Refusal("The model itself does not run on this generation.", why=str(error))) from error
+            raise CacheFreeError(
+                Refusal("The model itself does not run on this generation.", why=str(error))
+            ) from error
     if difference is not None:
         raise _error(difference, plan)
     return _summary(trial, tuple(backends))
@@ -146,12 +162,19 @@ def _hypothesis() -> Any:
 
 
 def _trial(
-    model: nn.Module, rewritten: Any, backends: Sequence[str], providers: Sequence[Any] | None, directory: Path
+    model: nn.Module,
+    rewritten: Any,
+    backends: Sequence[str],
+    providers: Sequence[Any] | None,
+    directory: Path,
 ) -> Trial:
     unknown = [backend for backend in backends if backend not in BACKENDS]
     if unknown or not backends:
         raise CacheFreeError(
-            Refusal(f"Unknown backends: {', '.join(unknown) or 'none given'}.", remedy=f"Known are {', '.join(BACKENDS)}.")
+            Refusal(
+                f"Unknown backends: {', '.join(unknown) or 'none given'}.",
+                remedy=f"Known are {', '.join(BACKENDS)}.",
+            )
         )
     if any(tensor.is_meta for tensor in model.parameters()):
         raise CacheFreeError(
@@ -224,13 +247,17 @@ def _run_or_skip(trial: Trial, plan: Plan, failures: list[str]) -> bool:
     return True
 
 
-def _search(hypothesis: Any, trial: Trial, max_examples: int, seed: int | None, failures: list[str]) -> None:
+def _search(
+    hypothesis: Any, trial: Trial, max_examples: int, seed: int | None, failures: list[str]
+) -> None:
     """Draws generations, and shrinks one that differs."""
     strategies = hypothesis.strategies
 
     @strategies.composite  # type: ignore[untyped-decorator]
     def plans(draw: Any) -> Plan | None:
-        return draw_plan(lambda options: draw(strategies.sampled_from(options)), trial.interface, trial.has_masks)
+        return draw_plan(
+            lambda options: draw(strategies.sampled_from(options)), trial.interface, trial.has_masks
+        )
 
     @hypothesis.settings(
         max_examples=max_examples,
@@ -279,9 +306,13 @@ def _error(difference: Difference, plan: Plan) -> EquivalenceError:
     )
     sizes = ", ".join(f"{name} = {size}" for name, size in plan.sizes.items())
     calls = f"{sizes}; new tokens a call: {', '.join(map(str, plan.queries))}; padding: {plan.padding}; seed: {plan.seed}"
-    why = f"{difference.why}\n         {calls}" + (f"\n         inputs: {difference.shapes}" if difference.shapes else "")
+    why = f"{difference.why}\n         {calls}" + (
+        f"\n         inputs: {difference.shapes}" if difference.shapes else ""
+    )
     return EquivalenceError(
-        Refusal(f"{difference.backend} is not the model: {difference.place}.", why=why, remedy=snippet)
+        Refusal(
+            f"{difference.backend} is not the model: {difference.place}.", why=why, remedy=snippet
+        )
     )
 
 
