@@ -173,10 +173,17 @@ class _Walk:
                 continue
             seen.add(pair)
             below = [p for p in _operand_pairs(*pair) or () if not self.equal(*p)]
-            if below:
+            if below and not self._is_insertion(*pair):
                 stack.extend(below)
             else:
                 self.divergences.append(Divergence(*pair))
+
+
+    def _is_insertion(self, one: Term, other: Term) -> bool:
+        """Whether one side is an operator more on what the other is: its operands do not correspond then."""
+        return any(self.equal(operand, other) for operand in operands(one) if operand.op == other.op) or any(
+            self.equal(one, operand) for operand in operands(other) if operand.op == one.op
+        )
 
 
 def _same_type(one: Term, other: Term, facts: Facts) -> bool:

@@ -13,13 +13,13 @@ import torch
 from cachefree.align import Divergence
 from cachefree.capture import TensorSpec
 from cachefree.discover import Discovery
-from cachefree.errors import Refusal, UnsupportedBranchError
+from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.laws import Law
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
 from cachefree.rules import RULES, Closing, replaced, sites
-from cachefree.sizes import symbols_of
+from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import Domain
 from cachefree.terms import Table, Term
 
@@ -167,38 +167,47 @@ def _fixed(discovery: Discovery) -> tuple[str, ...]:
 
 def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> None:
     """Refuses a graph that serves no ordinary first call, or no later call of one token."""
+    query = size_symbol("query")
     refusals: list[Refusal] = []
     for found, kind in zip(surveys, kinds, strict=True):
-        query = sympy.Symbol("query", integer=True, nonnegative=True)
-        ordinary = [regime for regime in found.served if not regime.pinned]
-        single = [
-            regime
-            for regime in found.served
-            if all(condition.fact.subs(query, 1) != sympy.false for condition in regime.region.conditions)
-            and set(regime.pinned) <= {query}
-        ]
-        if kind.name == "first call" and not ordinary:
-            refusals += [_divergence_refusal(kind, regime, d) for regime in found.unequal[:1] for d in regime.comparison.divergences[:5]]
-            refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not found.unequal]
-        elif kind.name != "first call" and not single:
-            pinned = [regime for regime in found.unequal if query in regime.pinned] or found.unequal
-            refusals += [_divergence_refusal(kind, regime, d) for regime in pinned[:1] for d in regime.comparison.divergences[:5]]
-            refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not pinned]
+        if kind.name == "first call":
+            is_served = any(not regime.pinned for regime in found.served)
+            unequal = found.unequal
+        else:
+            is_served = any(
+                set(regime.pinned) <= {query}
+                and all(condition.fact.subs(query, 1) != sympy.false for condition in regime.region.conditions)
+                for regime in found.served
+            )
+            unequal = [regime for regime in found.unequal if query in regime.pinned] or found.unequal
+        if is_served:
+            continue
+        asked = _asked(found)
+        refusals += [_refusal(kind, regime, d, asked) for regime in unequal[:1] for d in regime.comparison.divergences[:5]]
+        refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not unequal]
     if refusals:
         raise UnsupportedBranchError(*dict.fromkeys(refusals))
 
 
-def _divergence_refusal(kind: Kind, regime: Regime, divergence: Divergence) -> Refusal:
+def _asked(found: Survey) -> list[SourceLine]:
+    """The lines whose questions part the regimes."""
+    lines = [c.where for regime in (*found.served, *found.unequal) for c in regime.region.conditions if c.where is not None]
+    return list(dict.fromkeys(lines))
+
+
+def _refusal(kind: Kind, regime: Regime, divergence: Divergence, asked: list[SourceLine]) -> Refusal:
     one, other = divergence.one, divergence.other
     where = other.line or one.line
     there = f" where {' and '.join(map(str, regime.region.conditions))}" if regime.region.conditions else ""
     against = "later calls" if kind.name == "first call" else "the general path"
     detail = f"{kind.name}{there}: {other.text(3)}\n         {against}: {one.text(3)}"
     if one.line is not None and one.line != where:
-        detail += f"\n         at {one.line}"
+        detail += f"\n         at {one.line}: {one.line.text}"
+    for line in asked[:3]:
+        detail += f"\n         the size is asked for at {line}: {line.text}"
     return Refusal(
         f"The {kind.name} and {against} compute different things.",
         why=detail,
-        remedy="Make the two paths compute the same where the cache is empty; or accept random tests with check=\"test\".",
+        remedy='Make the two paths compute the same where the cache is empty; or accept random tests with check="test".',
         where=where,
     )

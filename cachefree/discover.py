@@ -358,7 +358,8 @@ class _Search:
             Refusal(
                 what,
                 why="No output of the first call fits into an argument that may be left out, so that the sizes then grow as a cache's do."
-                + ("".join(f"\n         tried {attempt}" for attempt in attempts)),
+                + f" The arguments are {', '.join(self.signature.parameters)}."
+                + "".join(f"\n         tried {attempt}" for attempt in attempts),
                 remedy="Name the argument with cache=; where the outputs do not feed it directly, give carry=; where the model keeps its cache "
                 "on itself, return it from forward.",
             )

@@ -147,7 +147,7 @@ class _Reader:
                 node,
                 f"The path draws random numbers ({target}).",
                 "two calls of the model differ, so that no graph can equal them",
-                "call model.eval(), or pass the random numbers as an argument",
+                "call model.eval() if the model is in training mode, or pass the random numbers as an argument",
             )
         term = self._without_gradient(self._apply(node, target, args))
         parent = self._aliased(node, target)

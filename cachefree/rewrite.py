@@ -88,7 +88,9 @@ def rewrite(
     calling = _calling(model, discovery, later, certified)
     report = Report(
         model=type(model).__name__,
-        branches=removed_branches(model, discovery, certified),
+        branches=removed_branches(
+            model, (discovery.first, discovery.later), discovery.hints | discovery.asked, certified.closings, interface.cache[0].neutral
+        ),
         verdict=certified.verdict,
         domain=certified.domain,
         laws=tuple(law.name for law in certified.laws),

@@ -305,6 +305,10 @@ class Rewritten(nn.Module):
                 elif isinstance(expr, int) and not _is_tracing() and size != expr:
                     raise DomainError(self._wrong_size(spec, axis, size, str(expr)))
         tensors = [leaf for leaf, _ in pairs]
+        for leaf, spec in pairs[1:]:
+            if leaf.device != tensors[0].device and not _is_tracing():
+                first = pairs[0][1].path
+                raise DomainError(self._mismatch(f"{spec.path} is on {leaf.device} where {first} is on {tensors[0].device}"))
         sizes = self._solved(tensors, sizes, [spec for _, spec in pairs])
         if _is_tracing():
             return sizes

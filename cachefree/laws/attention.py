@@ -31,7 +31,33 @@ def _with_mask(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build(_SDPA, (query, key, value, mask, dropout, False, scale, grouped), term.shape, term)
 
 
+def _repeated_heads(term: Term, rewriter: Rewriter) -> Term | None:
+    """Grouped-query attention with each key and value head repeated for its group of query heads."""
+    query, key, value, *rest, grouped = term.args
+    if not grouped or len(query.sizes) < 3:
+        return None
+    heads, groups = query.sizes[-3], key.sizes[-3]
+    if not (isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0):
+        return None
+
+    def repeat(part: Term) -> Term:
+        *lead, count, length, width = part.sizes
+        inner = rewriter.build("reshape", (part, (*lead, count, 1, length, width)), (*lead, count, 1, length, width), part)
+        shape = (*lead, count, heads // groups, length, width)
+        wide = rewriter.build("expand", (inner, shape), shape, part)
+        return rewriter.build("reshape", (wide, (*lead, heads, length, width)), (*lead, heads, length, width), part)
+
+    return rewriter.build(_SDPA, (query, repeat(key), repeat(value), *rest, False), term.shape, term)
+
+
 ATTENTION_LAWS: tuple[Law, ...] = (
+    Law(
+        "grouped-attention",
+        "sdpa(q, k, v, enable_gqa) = sdpa(q, repeat_interleave(k), repeat_interleave(v))",
+        "real",
+        (_SDPA,),
+        _repeated_heads,
+    ),
     Law(
         "attention-mask",
         "sdpa(q, k, v, causal) = sdpa(q, k, v, tril(true));  sdpa(q, k, v) = sdpa(q, k, v, true)",

@@ -49,6 +49,7 @@ def draw_plan(
         choose: Picks one of a list; simpler choices stand first.
         interface: Of the model.
         has_masks: Whether there are masks to pad.
+        seed: Of all values.
 
     Returns:
         The plan; None where no first call fits into the domain at these sizes.
@@ -73,8 +74,8 @@ def draw_plan(
         sizes = next_sizes(interface, {**sizes, "query": queries[-1]})
     if not queries:
         return None
-    padding = choose(list(PADDINGS)) if has_masks else "none"
-    return Plan(tuple(queries), fixed, padding, choose(list(range(64))))
+    padding: Padding = choose(list(PADDINGS)) if has_masks else "none"
+    return Plan(tuple(queries), fixed, padding, seed)
 
 
 def next_sizes(interface: Interface, sizes: Mapping[str, int]) -> dict[str, int]:

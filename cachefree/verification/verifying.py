@@ -255,8 +255,12 @@ def _search(
 
     @strategies.composite  # type: ignore[untyped-decorator]
     def plans(draw: Any) -> Plan | None:
+        seed = draw(strategies.integers(0, 2**16))
         return draw_plan(
-            lambda options: draw(strategies.sampled_from(options)), trial.interface, trial.has_masks
+            lambda options: draw(strategies.sampled_from(options)),
+            trial.interface,
+            trial.has_masks,
+            seed,
         )
 
     @hypothesis.settings(
