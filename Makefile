@@ -59,7 +59,8 @@ format: $(READY) ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## every benchmark, one after the other; results in benchmarks/results/
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+	@missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed+=" $$name"; done; \
+	[ -z "$$missed" ] || { echo "limits missed by:$$missed" >&2; exit 1; }
 
 clean: ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

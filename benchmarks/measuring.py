@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tqdm import tqdm
+
 RESULTS = Path(__file__).parent / "results"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -31,16 +33,21 @@ def in_a_process(module: str, *arguments: object) -> dict[str, Any]:
 
 
 def shuffled_medians(
-    module: str, cases: Sequence[tuple[object, ...]], repeats: int, measure: str
-) -> dict[tuple[object, ...], float]:
-    """Measure each case `repeats` times, a process each, every round in a new order."""
+    module: str, cases: Sequence[tuple[object, ...]], repeats: int
+) -> dict[tuple[object, ...], dict[str, float]]:
+    """Measure each case `repeats` times, a process each, every round in a new order.
+
+    Gives the median of each value that a process reports.
+    """
     order = random.Random(0)
-    values: dict[tuple[object, ...], list[float]] = {case: [] for case in cases}
-    for round_number in range(repeats):
-        for case in order.sample(list(cases), len(cases)):
-            values[case].append(in_a_process(module, *case)[measure])
-            print(f"  round {round_number + 1} of {repeats}: {case}", file=sys.stderr)
-    return {case: median(found) for case, found in values.items()}
+    found: dict[tuple[object, ...], list[dict[str, float]]] = {case: [] for case in cases}
+    rounds = [order.sample(list(cases), len(cases)) for _ in range(repeats)]
+    for case in tqdm([case for cases_of_round in rounds for case in cases_of_round], unit="run"):
+        found[case].append(in_a_process(module, *case))
+    return {
+        case: {name: median(values[name] for values in runs) for name in runs[0]}
+        for case, runs in found.items()
+    }
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -62,10 +62,10 @@ def main() -> None:
         print(json.dumps(measure(options.what, options.layers)))
         return
     cases = [(what, layers) for layers in options.depths for what in ("captures", "rewrite")]
-    found = shuffled_medians("benchmarks.rewrite_cost", cases, options.repeats, "cpu_s")
+    found = shuffled_medians("benchmarks.rewrite_cost", cases, options.repeats)
     rows, results = [], {}
     for layers in options.depths:
-        captures, rewrite = found["captures", layers], found["rewrite", layers]
+        captures, rewrite = (found[what, layers]["cpu_s"] for what in ("captures", "rewrite"))
         rows.append([layers, f"{captures:.2f}", f"{rewrite:.2f}", f"{rewrite / captures:.2f}"])
         results[layers] = {
             "captures_s": captures,

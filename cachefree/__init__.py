@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from cachefree.errors import (
@@ -44,6 +46,17 @@ _HOMES = {
     "to_onnx": "cachefree.onnx",
     "verify": "cachefree.verify",
 }
+
+
+class _FrontDoor(types.ModuleType):
+    """Keeps ``cachefree.rewrite`` the function: the import of its file binds the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor
 
 
 def __getattr__(name: str) -> Any:

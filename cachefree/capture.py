@@ -17,9 +17,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.overrides import TorchFunctionMode
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
+from cachefree.faithful import CallLog, refuse_another_path
 from cachefree.isolation import StateChange, sizes_in_builtins, untouched
 from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
 from cachefree.structure import Structure, flatten, leaf_paths
@@ -128,8 +128,9 @@ def capture(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with _provenance(model), _ExactSlices():
+        with _provenance(model), _ExactSlices() as slices:
             value = model(*args, **kwargs)
+        result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 
@@ -142,6 +143,10 @@ def capture(
             raise
         except Exception as error:
             raise explained(error, "The model could not be traced.") from error
+    plain = CallLog()
+    run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
+    values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
+    refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -160,8 +165,19 @@ def capture(
     )
 
 
-def run_on_fakes(model: torch.nn.Module, call: Call, sizes: Mapping[str, int]) -> tuple[list[Any], Structure]:
+def run_on_fakes(
+    model: torch.nn.Module,
+    call: Call,
+    sizes: Mapping[str, int],
+    log_calls: CallLog | None = None,
+) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
+
+    Args:
+        model: Any module.
+        call: How to call it.
+        sizes: The size of each symbol.
+        log_calls: Where to write the calls of torch functions down.
 
     Returns:
         The leaves of the result (fake tensors and Python values) and its structure.
@@ -183,7 +199,9 @@ def run_on_fakes(model: torch.nn.Module, call: Call, sizes: Mapping[str, int]) -
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        return flatten(model(*args, **kwargs))
+        with log_calls or contextlib.nullcontext():
+            value = model(*args, **kwargs)
+        return flatten(value)
 
 
 def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:
@@ -197,7 +215,7 @@ def _spec_of(leaf: Any, path: str) -> TensorSpec | SizeSpec:
     return SizeSpec(path, expression(leaf))
 
 
-class _ExactSlices(TorchFunctionMode):
+class _ExactSlices(CallLog):
     """Gives every slice of a symbolic dimension bounds that are right at every size.
 
     ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch decides for the example sizes
@@ -207,6 +225,7 @@ class _ExactSlices(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        self.note(func, args, kwargs or {})
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
             args = (args[0], _exact_index(args[0], args[1]))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
@@ -383,4 +402,4 @@ def user_line_file(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
     from cachefree import sizes
 
-    return not (file.startswith((sizes._TORCH, sizes._HERE, "<")) or sizes._is_standard(file))
+    return not (file.startswith((sizes.TORCH, sizes._HERE, "<")) or sizes._is_standard(file))

@@ -24,9 +24,9 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import SourceLine
 
-__all__ = ["Question", "SizeEnvironment", "expression", "size_symbol", "user_line"]
+__all__ = ["TORCH", "Question", "SizeEnvironment", "expression", "size_symbol", "user_line"]
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
@@ -169,7 +169,7 @@ def asking_line(frame: FrameType | None) -> tuple[bool, SourceLine | None]:
 
 def _is_foreign(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    return file.startswith((_TORCH, _HERE)) or file.startswith("<frozen")
+    return file.startswith((TORCH, _HERE)) or file.startswith("<frozen")
 
 
 def user_line(frame: FrameType | None) -> SourceLine | None:

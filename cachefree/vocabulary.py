@@ -1,4 +1,7 @@
-"""What the integers of a model's inputs may be: the sizes of the tables that they are looked up in."""
+"""What the integers of a model's inputs may be.
+
+The sizes of the tables that they are looked up in.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ _KEEPS_VALUES = {
 def vocabulary_sizes(module: fx.GraphModule) -> tuple[int | None, ...]:
     """The number of rows of the smallest table that each input is looked up in.
 
-    Follows an input through operators that only move its values (views, slices, casts) to the embeddings that it feeds.
+    Follows an input through operators that only move its values (views, slices, casts) to the
+    embeddings that it feeds.
 
     Args:
         module: A graph of ATen operators over flat tensors.

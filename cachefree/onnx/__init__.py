@@ -1,4 +1,7 @@
-"""ONNX: one file that serves the first call and every later one, and ONNX Runtime called like the model."""
+"""ONNX.
+
+One file that serves the first call and every later one, and ONNX Runtime called like the model.
+"""
 
 from cachefree.onnx.session import OnnxDecoder, load_onnx
 from cachefree.onnx.writing import to_onnx

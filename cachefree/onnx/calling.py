@@ -28,7 +28,8 @@ def bind_arguments(
         Input name → tensor. Inputs of a cache that is left out are not in it.
 
     Raises:
-        DomainError: an argument is unknown, missing, given twice, or made otherwise than the graph takes it.
+        DomainError: an argument is unknown, missing, given twice, or made otherwise than the graph
+            takes it.
     """
     arguments = _arguments(interface)
     if len(args) > len(arguments):
@@ -93,7 +94,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[list[Any],
 
 def _difference(name: str, leaves: Mapping[Any, Any], expected: Mapping[Any, str]) -> Refusal:
     def said(paths: Any) -> str:
-        shown = sorted((".".join(map(str, path)) for path in paths))
+        shown = sorted(".".join(map(str, path)) for path in paths)
         return ", ".join(shown[:4]) + (" …" if len(shown) > 4 else "")
 
     missing, more = expected.keys() - leaves.keys(), leaves.keys() - expected.keys()
@@ -129,7 +130,8 @@ def _check_complete(interface: Interface, given: Mapping[str, torch.Tensor]) -> 
         shown = ", ".join(absent[:4]) + (" …" if len(absent) > 4 else "")
         raise DomainError(
             Refusal(
-                f"The cache is there for some layers only: {len(absent)} of {len(cache)} tensors are missing.",
+                f"The cache is there for some layers only: {len(absent)} of {len(cache)} tensors"
+                " are missing.",
                 why=f"missing: {shown}",
                 remedy="Pass the whole cache, or none of it for the first call.",
             )

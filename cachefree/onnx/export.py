@@ -30,17 +30,20 @@ def export_arguments(
 
     Args:
         rewritten: What ``cachefree.rewrite`` gave.
-        exporter: ``"onnx"`` for ``torch.onnx.export``, ``"torchscript"`` for ``torch.onnx.export(dynamo=False)``, ``"torch"`` for
-            ``torch.export.export``, ``"trace"`` for ``torch.jit.trace``, ``"openvino"`` for ``openvino.convert_model``.
+        exporter: ``"onnx"`` for ``torch.onnx.export``, ``"torchscript"`` for
+            ``torch.onnx.export(dynamo=False)``, ``"torch"`` for ``torch.export.export``,
+            ``"trace"`` for ``torch.jit.trace``, ``"openvino"`` for ``openvino.convert_model``.
         names: The names of an ONNX file's inputs and outputs.
-        flat: Whether to export ``rewritten.graph_module``, whose inputs are flat tensors; else ``rewritten`` itself.
+        flat: Whether to export ``rewritten.graph_module``, whose inputs are flat tensors; else
+            ``rewritten`` itself.
 
     Returns:
-        What the exporter takes by keyword besides the module. The example tensors have at least 2 of
-        everything, so that no exporter freezes a size, and no two sizes are the same.
+        What the exporter takes by keyword besides the module. The example tensors have at least 2
+        of everything, so that no exporter freezes a size, and no two sizes are the same.
 
     Raises:
-        CacheFreeError: an unknown exporter; or the model's own containers are not plain, and ``flat`` is not set.
+        CacheFreeError: an unknown exporter; or the model's own containers are not plain, and
+            ``flat`` is not set.
     """
     makers: dict[str, Callable[[_Example, Style], dict[str, Any]]] = {
         "onnx": _for_onnx,
@@ -60,7 +63,10 @@ def export_arguments(
 
 
 def example_tensors(interface: Interface, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Tensors for every input of the graph, at the first of the `example_sizes`; all are ones, or zeros for ids."""
+    """Tensors for every input of the graph, at the first of the `example_sizes`.
+
+    All are ones, or zeros for ids.
+    """
     sizes = next(example_sizes(interface))
     return tuple(
         torch.zeros(concrete(spec.shape, sizes), dtype=spec.dtype, device=device)
@@ -71,7 +77,7 @@ def example_tensors(interface: Interface, device: torch.device) -> tuple[torch.T
 def positional(
     signature: inspect.Signature, named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Named arguments by position, defaults in the gaps; what can be passed by keyword only stays so.
+    """Named arguments by position, defaults in the gaps; keyword-only ones stay what they are.
 
     Args:
         signature: Of the model's ``forward``.
@@ -109,9 +115,13 @@ class _Example:
         if self.structure is not None and not _is_plain(self.structure):
             raise CacheFreeError(
                 Refusal(
-                    "The model's own call cannot be exported: its cache is an object of a class of its own.",
+                    "The model's own call cannot be exported: its cache is an object of a class of"
+                    " its own.",
                     why="Exporters take tensors in tuples, lists and dicts.",
-                    remedy="Export rewritten.graph_module with rewritten.export_args(flat=True), or use cachefree.to_onnx.",
+                    remedy=(
+                        "Export rewritten.graph_module with rewritten.export_args(flat=True), or"
+                        " use cachefree.to_onnx."
+                    ),
                 )
             )
 
@@ -240,7 +250,10 @@ def _is_plain(structure: Structure) -> bool:
 
 
 def _dimensions(interface: Interface) -> list[dict[int, Any]]:
-    """Dims from 0 on, one a symbol; a sum of symbols has a Dim of its own, since torch has no sums of Dims."""
+    """Dims from 0 on, one a symbol.
+
+    A sum of symbols has a Dim of its own, since torch has no sums of Dims.
+    """
     dims: dict[Any, Any] = {}
 
     def dim(size: Any) -> Any:
@@ -268,9 +281,10 @@ def _is_affine(size: Any, symbol: Any) -> bool:
 
 
 def _largest(domain: Domain, symbols: Sequence[str], name: str) -> int | None:
-    """The largest size that every bound of the domain allows beside sizes of 2; None where it has no end.
+    """The largest size that every bound of the domain allows beside sizes of 2, if there is one.
 
-    A table of W positions takes ``past + query <= W``, for which torch wants an end for each of the two.
+    A table of W positions takes ``past + query <= W``, for which torch wants an end for each of the
+    two.
     """
     base = dict.fromkeys(symbols, 2)
     bounds = [

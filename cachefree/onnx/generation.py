@@ -32,11 +32,10 @@ def generate(
     top_p: float | None,
     seed: int | None,
 ) -> torch.Tensor:
-    """Continues token ids; the arguments are those of `OnnxDecoder.generate`.
+    """Continues token ids, as `OnnxDecoder.generate` says.
 
-    Args:
-        decoder: Called by input names, gives a dict by output name, and has ``next_cache``.
-        description: Which input takes the tokens and which output scores them.
+    ``decoder`` is called by input names, gives a dict by output name, and has ``next_cache``; the
+    ``description`` says which input takes the tokens and which output scores them.
     """
     tokens, axis = _token_input(description)
     generator = torch.Generator()
@@ -50,7 +49,7 @@ def generate(
     finished = torch.zeros(ids.shape[1 - axis], dtype=torch.bool)
     new = ids
     for _ in range(max_new_tokens):
-        cache = {} if outputs is None else decoder.next_cache(outputs)
+        cache: dict[str, torch.Tensor] = {} if outputs is None else decoder.next_cache(outputs)
         outputs = decoder(**{tokens.name: new}, **others.values, **cache)
         scores = _last_scores(outputs[description.logits], description).float().cpu()
         chosen = (
@@ -82,7 +81,8 @@ def choose_tokens(
         scores: Logits, BV.
         temperature: Divides them; positive.
         top_k: Keep the K likeliest.
-        top_p: Keep the likeliest whose probability together reaches this (nucleus sampling, arXiv:1904.09751).
+        top_p: Keep the likeliest whose probability together reaches this (nucleus sampling,
+            arXiv:1904.09751).
         generator: The random state.
 
     Returns:
@@ -90,7 +90,8 @@ def choose_tokens(
     """
     if temperature <= 0:
         raise ValueError(
-            f"temperature is {temperature}; it must be positive (do_sample=False takes the likeliest)"
+            f"temperature is {temperature}; it must be positive (do_sample=False takes the"
+            " likeliest)"
         )
     scores = scores / temperature
     if top_k is not None:
@@ -117,8 +118,13 @@ def _token_input(description: FileDescription) -> tuple[InputSpec, int]:
         raise DomainError(
             Refusal(
                 "This graph cannot generate tokens.",
-                why="It has no input of token ids, or no output with a score for each token of the vocabulary.",
-                remedy="Call it step by step; next_cache(outputs) gives the cache for the next call.",
+                why=(
+                    "It has no input of token ids, or no output with a score for each token of the"
+                    " vocabulary."
+                ),
+                remedy=(
+                    "Call it step by step; next_cache(outputs) gives the cache for the next call."
+                ),
             )
         )
     return spec, spec.shape.index(_QUERY)
@@ -188,7 +194,10 @@ class _Inputs:
                 raise DomainError(
                     Refusal(
                         f"What {spec.name} is for the next token is not known.",
-                        remedy="Call the decoder step by step; next_cache(outputs) gives the cache for the next call.",
+                        remedy=(
+                            "Call the decoder step by step; next_cache(outputs) gives the cache for"
+                            " the next call."
+                        ),
                     )
                 )
 

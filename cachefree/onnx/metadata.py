@@ -1,22 +1,23 @@
-"""What a cachefree ONNX file says of itself: verdict, domain and interface, as text that is parsed and never run."""
+"""What a cachefree ONNX file says of itself.
+
+Verdict, domain and interface, as text that is parsed and never run.
+"""
 
 from __future__ import annotations
 
-import ast
 import base64
 import json
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy import functions as torch_functions
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.expressions import parse_expression
 from cachefree.onnx.names import Names
-from cachefree.sizes import expression, size_symbol
+from cachefree.sizes import expression
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "Neutral",
     "describe",
     "neutral_elements",
-    "parse_expression",
     "read_description",
 ]
 
@@ -91,7 +91,8 @@ def describe(
     """The metadata of a file: key → text.
 
     Raises:
-        CacheFreeError: a condition of the domain cannot be written so that it is read again as it is.
+        CacheFreeError: a condition of the domain cannot be written so that it is read again as it
+            is.
     """
     inputs = [
         _spec_text(spec, name) for spec, name in zip(interface.inputs, names.inputs, strict=True)
@@ -147,14 +148,21 @@ def read_description(metadata: Mapping[str, str], path: str) -> FileDescription:
         raise CacheFreeError(
             Refusal(
                 f"{path} was not written by cachefree.to_onnx.",
-                why="It does not say which inputs are the cache, what a neutral cache is, or which sizes are allowed.",
-                remedy="Use onnxruntime.InferenceSession for it, or export the model with cachefree.to_onnx.",
+                why=(
+                    "It does not say which inputs are the cache, what a neutral cache is, or which"
+                    " sizes are allowed."
+                ),
+                remedy=(
+                    "Use onnxruntime.InferenceSession for it, or export the model with"
+                    " cachefree.to_onnx."
+                ),
             )
         )
     if metadata[_KEY + "format"] != FORMAT:
         raise CacheFreeError(
             Refusal(
-                f"{path} has format {metadata[_KEY + 'format']!r}; this version of cachefree reads {FORMAT!r}.",
+                f"{path} has format {metadata[_KEY + 'format']!r}; this version of cachefree reads"
+                f" {FORMAT!r}.",
                 remedy="Use the version of cachefree that wrote it, or export the model again.",
             )
         )
@@ -263,51 +271,6 @@ def _fact_text(fact: Any) -> str:
             )
         )
     return text
-
-
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
-    ast.Mod: sympy.Mod, ast.FloorDiv: torch_functions.FloorDiv, ast.USub: operator.neg,
-    ast.BitAnd: sympy.And, ast.BitOr: sympy.Or, ast.Invert: sympy.Not,
-    ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne, ast.Lt: sympy.Lt, ast.LtE: sympy.Le, ast.Gt: sympy.Gt, ast.GtE: sympy.Ge,
-}  # fmt: skip
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Eq": sympy.Eq, "Ne": sympy.Ne, "And": sympy.And, "Or": sympy.Or, "Not": sympy.Not,
-    "Max": torch_functions.Max, "Min": torch_functions.Min, "Mod": torch_functions.Mod, "PythonMod": torch_functions.PythonMod,
-    "FloorDiv": torch_functions.FloorDiv, "CleanDiv": torch_functions.CleanDiv, "ceiling": sympy.ceiling, "floor": sympy.floor,
-}  # fmt: skip
-_CONSTANTS = {"True": sympy.true, "False": sympy.false}
-
-
-def parse_expression(text: str) -> Any:
-    """A size expression or a fact about sizes, read without running anything.
-
-    Raises:
-        ValueError: the text is anything else than numbers, size symbols and known functions of them.
-        SyntaxError: it is no expression.
-    """
-    return _value(ast.parse(text, mode="eval").body)
-
-
-def _value(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=bool() as truth):
-            return _CONSTANTS[str(truth)]
-        case ast.Constant(value=int() as number):
-            return sympy.Integer(number)
-        case ast.Constant(value=float() as number):
-            return sympy.Float(number)
-        case ast.Name(id=name):
-            return size_symbol(name)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left), _value(right))
-        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(operand))
-        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_value(left), _value(right))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*map(_value, args))
-    raise ValueError(f"{ast.unparse(node)} is no expression of sizes")
 
 
 def neutral_elements(

@@ -1,8 +1,9 @@
-"""From paths in the model's call to the names of an ONNX file: mechanical, unique, with pairs that can be derived.
+"""From paths in the model's call to the names of an ONNX file, mechanical and unique.
 
-``past_key_values[3][1]`` becomes ``past_key_values.3.value`` and its next value ``present.3.value``. A structure
-that is none of the known ones keeps the argument's own path: ``mems[0]`` is ``mems.0``, and comes out as
-``present.mems.0``. So the next cache is always found by name alone.
+``past_key_values[3][1]`` becomes ``past_key_values.3.value`` and its next value
+``present.3.value``. A structure that is none of the known ones keeps the argument's own path:
+``mems[0]`` is ``mems.0``, and comes out as ``present.mems.0``. So the next cache is always found by
+name alone.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class Names:
 
 
 def axis_name(size: Any) -> Any:
-    """The name of an axis: an int stays one, ``past + query`` is ``past_sequence_length + sequence_length``."""
+    """The name of an axis.
+
+    An int stays one, ``past + query`` is ``past_sequence_length + sequence_length``.
+    """
     if not isinstance(size, sympy.Basic) or size.is_Integer:
         return int(size)
     names = {
@@ -67,7 +71,8 @@ def name_interface(interface: Interface, style: Style, vocabulary: Mapping[str, 
     Args:
         interface: What goes in and comes out.
         style: ``"optimum"``, ``"genai"``, or ``"model"`` for the arguments' own paths.
-        vocabulary: Input name → rows of the table that its ids are looked up in (`vocabulary_sizes`).
+        vocabulary: Input name → rows of the table that its ids are looked up in
+            (`vocabulary_sizes`).
 
     Raises:
         CacheFreeError: an unknown style.
@@ -103,7 +108,10 @@ def name_interface(interface: Interface, style: Style, vocabulary: Mapping[str, 
 
 
 def dotted(path: str, root: str) -> str:
-    """A path with dots, ``past['layers'][0].k`` as ``past.layers.0.k``; ``root`` in front where it has no name."""
+    """A path with dots, ``past['layers'][0].k`` as ``past.layers.0.k``.
+
+    ``root`` in front where it has no name.
+    """
     steps = steps_of(path)
     if not steps or isinstance(steps[0], int):
         steps = [root, *steps]
@@ -134,7 +142,7 @@ def _token_input(interface: Interface, vocabulary: Mapping[str, int]) -> int | N
 
 
 def _logits_output(interface: Interface, vocabulary: int | None) -> int | None:
-    """The output that is called logits, else the first that has a score for each token of the vocabulary."""
+    """The output that is called logits, else the first with a score for each token."""
     free = [(place, spec) for place, spec in enumerate(interface.outputs) if not spec.is_cache]
     for place, spec in free:
         if steps_of(spec.path)[-1:] == ["logits"]:
@@ -156,7 +164,7 @@ def _give_roles(
     tokens: int | None,
     logits: int | None,
 ) -> None:
-    """Gives ``input_ids``, ``attention_mask`` and ``logits`` their usual names, where nothing else has them."""
+    """Gives inputs and outputs their usual names, where nothing else has them."""
     if tokens is not None and not {"input_ids", "inputs_embeds"} & set(inputs):
         inputs[tokens] = "input_ids"
     masks = [
@@ -191,9 +199,11 @@ def _slot_names(slots: Sequence[CacheSlot], style: Style) -> list[tuple[str, str
     tails: list[str | None] = roles[0] if roles else [None] * len(slots)
     states = "past" if style == "genai" else "past_key_values"
     return [
-        (past, f"present.{past}")
-        if tail is None
-        else (f"{states if _is_state(tail) else 'past_key_values'}.{tail}", f"present.{tail}")
+        (
+            (past, f"present.{past}")
+            if tail is None
+            else (f"{states if _is_state(tail) else 'past_key_values'}.{tail}", f"present.{tail}")
+        )
         for past, tail in zip(own, tails, strict=True)
     ]
 
@@ -203,7 +213,10 @@ def _is_state(tail: str) -> bool:
 
 
 def _named_kinds(slots: Sequence[CacheSlot]) -> list[str | None] | None:
-    """Structures that say what they hold: ``cache['k'][0]``, ``layers[0].value``, ``key_cache[1]``."""
+    """Structures that say what they hold.
+
+    ``cache['k'][0]``, ``layers[0].value``, ``key_cache[1]``.
+    """
     return _tails(slots, [_kind_in_words(slot) for slot in slots])
 
 
@@ -214,7 +227,9 @@ def _paired_kinds(slots: Sequence[CacheSlot]) -> list[str | None] | None:
     kinds = []
     for slot, path in zip(slots, paths, strict=True):
         last, width = path[-1], sizes[str(path[:-1])]
-        is_pair = isinstance(last, int) and (width == 2 or (width == 4 and _holds_encoder(slots)))
+        has_layer = any(isinstance(step, int) for step in path[:-1])
+        is_wide = width == 2 or (width == 4 and _holds_encoder(slots))
+        is_pair = isinstance(last, int) and has_layer and is_wide
         kinds.append(("key", "value")[int(last) % 2] if is_pair and slot.growing_axes else None)
     return _tails(slots, kinds)
 
@@ -238,7 +253,10 @@ _READINGS: tuple[Callable[[Sequence[CacheSlot]], list[str | None] | None], ...] 
 def _tails(
     slots: Sequence[CacheSlot], kinds: Sequence[str | None], layer: int = -1
 ) -> list[str | None] | None:
-    """``{layer}.{kind}`` of each slot; None where that tells two slots by one name, or is known of none."""
+    """``{layer}.{kind}`` of each slot.
+
+    None where that tells two slots by one name, or is known of none.
+    """
     tails: list[str | None] = []
     has_encoder = _holds_encoder(slots)
     for slot, kind in zip(slots, kinds, strict=True):

@@ -1,8 +1,9 @@
 """The one graph as a ``torch.export.ExportedProgram`` in which no size was decided.
 
-``torch.export.export`` refuses named dimensions where an operator asks about a size: a table of positions with W rows,
-sliced by ``past + query``, leaves ``2 <= past <= W - 2``. Here the graph is written as a program directly. Its sizes are the symbols
-of the interface, each from 0 on; its nodes compute every size that they need; no guard is made, and so none can fail.
+``torch.export.export`` refuses named dimensions where an operator asks about a size: a table of
+positions with W rows, sliced by ``past + query``, leaves ``2 <= past <= W - 2``. Here the graph is
+written as a program directly. Its sizes are the symbols of the interface, each from 0 on; its nodes
+compute every size that they need; no guard is made, and so none can fail.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ _NUMBERS = (
 def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
     """Sizes to trace at: at least 2 each and all different; those inside the domain come first.
 
-    Sizes 0 and 1 would be frozen, and two equal ones could be taken for one. The domain says where the graph is the
-    model; it runs beyond, and where a domain has no room for such sizes it is traced there.
+    Sizes 0 and 1 would be frozen, and two equal ones could be taken for one. The domain says where
+    the graph is the model; it runs beyond, and where a domain has no room for such sizes it is
+    traced there.
     """
     candidates = [dict(zip(interface.symbols, numbers, strict=False)) for numbers in _NUMBERS]
     yield from sorted(candidates, key=lambda sizes: not interface.domain.holds(sizes))
@@ -64,11 +66,13 @@ def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedPr
     """Writes the graph as an exported program.
 
     Args:
-        module: The graph of the interface; parameters and buffers are shared, and tied ones come in once.
+        module: The graph of the interface; parameters and buffers are shared, and tied ones come in
+            once.
         interface: Its inputs, whose sizes become the program's symbols.
 
     Raises:
-        CaptureError: a parameter or buffer has no storage, or the graph runs at no sizes of its domain.
+        CaptureError: a parameter or buffer has no storage, or the graph runs at no sizes of its
+            domain.
     """
     device = _device(module)
     reason: Exception | None = None
@@ -103,7 +107,6 @@ class _ProgramWriter:
         self.inputs: list[InputSpec] = []
         self.outputs: list[OutputSpec] = []
         self.state: dict[str, torch.Tensor] = {}
-        self.constants: dict[str, torch.Tensor] = {}
 
     def run(self) -> ExportedProgram:
         fakes = self._fakes()
@@ -168,15 +171,15 @@ class _ProgramWriter:
         target = aten.sym_size.int if node.op == "call_method" else node.target
         if target in _STACKS:
             target, args = _as_cat(target, args)
-        new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)  # type: ignore[arg-type]
+        new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         new.meta.update({key: node.meta[key] for key in ("stack_trace",) if key in node.meta})
         with self.mode:
             values = fx.node.map_arg((args, kwargs), lambda operand: operand.meta["val"])
-            new.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator, index]
+            new.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator]
         return new
 
     def _write_output(self, node: fx.Node) -> None:
-        returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index, arg-type]
+        returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index]
         self.graph.output(tuple(returned))
         self.outputs = [
             OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None)
@@ -195,12 +198,15 @@ class _ProgramWriter:
             {size_symbol(name): ValueRanges(0, int_oo) for name in self.sizes},
             [entry],
             example_inputs=(tuple(fakes), {}),
-            constants=self.constants,
+            constants={},
         )
 
 
 def _as_cat(target: Any, args: Any) -> tuple[Any, Any]:
-    """``hstack`` and its kin as ``cat``: torch.onnx writes them with an ``If`` that asks for the rank, which is known."""
+    """``hstack`` and its kin as ``cat``.
+
+    Torch.onnx writes them with an ``If`` that asks for the rank, which is known.
+    """
     tensors = args[0]
     rank, axis = _STACKS[target]
     ranks = [tensor.meta["val"].dim() for tensor in tensors]

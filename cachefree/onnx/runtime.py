@@ -14,8 +14,8 @@ from cachefree.errors import CacheFreeError, Refusal
 __all__ = ["TensorSession", "open_session"]
 
 _ELEMENT_TYPES = {  # onnx.TensorProto.DataType
-    torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int16: 5, torch.int32: 6, torch.int64: 7, torch.bool: 9,
-    torch.float16: 10, torch.float64: 11, torch.bfloat16: 16,
+    torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int16: 5, torch.int32: 6,
+    torch.int64: 7, torch.bool: 9, torch.float16: 10, torch.float64: 11, torch.bfloat16: 16,
 }  # fmt: skip
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -122,8 +122,10 @@ def open_session(
             Refusal(
                 f"{path} computes in bfloat16, which ONNX Runtime cannot do on the CPU.",
                 why="Its CPU provider has no bfloat16 MatMul.",
-                remedy="Export the model in float32 (model.float() before cachefree.rewrite), "
-                "or pass providers=['CUDAExecutionProvider'].",
+                remedy=(
+                    "Export the model in float32 (model.float() before cachefree.rewrite), "
+                    "or pass providers=['CUDAExecutionProvider']."
+                ),
             )
         )
     try:
@@ -151,9 +153,11 @@ def _choose(providers: Sequence[Any] | None, available: Sequence[str]) -> list[A
     if missing or not names:
         raise CacheFreeError(
             Refusal(
-                f"This ONNX Runtime has no {', '.join(missing)}."
-                if missing
-                else "No execution provider was named.",
+                (
+                    f"This ONNX Runtime has no {', '.join(missing)}."
+                    if missing
+                    else "No execution provider was named."
+                ),
                 why=f"It has {', '.join(available)}.",
                 remedy="Choose one of these, or install the ONNX Runtime that has it.",
             )

@@ -34,18 +34,19 @@ def load_onnx(
 
     Args:
         path: The ``.onnx`` file; its ``.data`` file stands beside it.
-        like: The rewritten module that it was exported from: then calls take and give the model's own classes.
-            Without it, they take the names in the file or plain containers, and give a dict. A file never
-            makes Python import what it names.
-        providers: ONNX Runtime's execution providers. None: CUDA where this machine has it, else the CPU.
+        like: The rewritten module that it was exported from: then calls take and give the model's
+            own classes. Without it, they take the names in the file or plain containers, and give a
+            dict. A file never makes Python import what it names.
+        providers: ONNX Runtime's execution providers. None: CUDA where this machine has it, else
+            the CPU.
         session_options: An ``onnxruntime.SessionOptions``.
 
     Returns:
         What is called like the model.
 
     Raises:
-        CacheFreeError: the file, its data file or a provider is missing, it was not written by cachefree, ``like``
-            is another model, or ONNX Runtime cannot run it.
+        CacheFreeError: the file, its data file or a provider is missing, it was not written by
+            cachefree, ``like`` is another model, or ONNX Runtime cannot run it.
     """
     file = Path(path)
     metadata, uses_bfloat16 = check_storage(file)
@@ -90,12 +91,14 @@ class OnnxDecoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the graph once.
 
-        With ``like``, takes and gives what the model does. Without, takes tensors by their names in the file, or the
-        model's arguments by position or keyword in plain tuples, lists and dicts; and gives a dict of all outputs, in which
-        `next_cache` finds the cache. A cache that is left out (or None) is the neutral one.
+        With ``like``, takes and gives what the model does. Without, takes tensors by their names in
+        the file, or the model's arguments by position or keyword in plain tuples, lists and dicts;
+        and gives a dict of all outputs, in which `next_cache` finds the cache. A cache that is left
+        out (or None) is the neutral one.
 
         Raises:
-            DomainError: an input is missing, or has another structure, dtype or size than the graph takes.
+            DomainError: an input is missing, or has another structure, dtype or size than the graph
+                takes.
         """
         if self._like is not None:
             flat = list(self._like.flatten_call(*args, **kwargs))
@@ -129,7 +132,7 @@ class OnnxDecoder:
         return self._session.run(dict(zip(names, tensors, strict=True)), results)
 
     def empty_cache(self, batch_size: int = 1, **sizes: int) -> Any:
-        """The neutral cache: in the model's own structure with ``like``, else a dict of tensors by name.
+        """The neutral cache, in the model's own structure with ``like``, else by name.
 
         Args:
             batch_size: B.
@@ -145,7 +148,7 @@ class OnnxDecoder:
         }
 
     def next_cache(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The cache for the next call, by input name, out of the outputs of a call without ``like``."""
+        """The cache for the next call, by input name, from the outputs of one without ``like``."""
         return {slot.past.name: outputs[slot.present.name] for slot in self.interface.cache}
 
     def generate(
@@ -166,20 +169,23 @@ class OnnxDecoder:
         Args:
             input_ids: Token ids, BS (or SB where the model has time first).
             max_new_tokens: How many tokens to add at most.
-            eos_token_id: A row that reaches it is filled up with it; all rows there ends the generation.
+            eos_token_id: A row that reaches it is filled up with it; all rows there ends the
+                generation.
             do_sample: Whether to draw tokens; else the likeliest is taken.
             temperature: Divides the scores before a token is drawn.
             top_k: Draw among the K likeliest only.
             top_p: Draw among the likeliest that together have this probability only.
             seed: For the same tokens again.
-            inputs: The model's other inputs for ``input_ids``, by name. A mask over past and new tokens is continued with
-                ones (and is all ones where it is left out), positions count on, the rest is passed to each call.
+            inputs: The model's other inputs for ``input_ids``, by name. A mask over past and new
+                tokens is continued with ones (and is all ones where it is left out), positions
+                count on, the rest is passed to each call.
 
         Returns:
             The ids with the new ones behind them.
 
         Raises:
-            DomainError: the graph takes no token ids or gives no scores, or a call is outside the domain.
+            DomainError: the graph takes no token ids or gives no scores, or a call is outside the
+                domain.
         """
         return generate(
             self._plain(),
@@ -229,7 +235,10 @@ def _check_like(like: Any, interface: Interface, file: Path) -> None:
         why = (
             f"It has {len(theirs)} {kind}, the file has {len(ours)}."
             if place is None
-            else f"{kind.capitalize()[:-1]} {place} is {_said(theirs[place])} there and {_said(ours[place])} in the file."
+            else (
+                f"{kind.capitalize()[:-1]} {place} is {_said(theirs[place])} there and"
+                f" {_said(ours[place])} in the file."
+            )
         )
         raise CacheFreeError(
             Refusal(

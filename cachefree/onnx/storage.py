@@ -1,4 +1,7 @@
-"""ONNX files on disk: looked at before they are opened, and written so that no half of one is ever seen."""
+"""ONNX files on disk.
+
+Looked at before they are opened, and written so that no half of one is ever seen.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
     if data.stat().st_size < end:
         raise CacheFreeError(
             Refusal(
-                f"The weights of {path} are cut off: {data} has {data.stat().st_size} bytes of at least {end}.",
+                f"The weights of {path} are cut off: {data} has {data.stat().st_size} bytes of at"
+                f" least {end}.",
                 remedy="Copy the file again, or export the model again.",
             )
         )
@@ -79,10 +83,10 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
 
 @contextlib.contextmanager
 def replace_files(path: Path) -> Iterator[Path]:
-    """A path in a temporary directory beside ``path``; what is written there takes the place of the old files.
+    """A path in a temporary directory; what is written there takes the place of the old files.
 
-    The files are moved when the block ends, the data first, and put back as they were if a move fails. If the
-    block raises, nothing has changed.
+    The files are moved when the block ends, the data first, and put back as they were if a move
+    fails. If the block raises, nothing has changed.
 
     Raises:
         CacheFreeError: the directory cannot be written to.

@@ -26,6 +26,7 @@ __all__ = ["default_opset", "to_onnx"]
 
 log = logging.getLogger(__name__)
 _CONTROL_FLOW = ("If", "Loop", "Scan")
+_CHATTY = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer")
 _PREFERRED_OPSET = 23  # the first with Attention
 
 
@@ -39,14 +40,15 @@ def to_onnx(
 ) -> Path:
     """Writes the one graph as an ONNX file that serves the first call and every later one.
 
-    The weights stand in ``<path>.data`` beside it, each once (tensors under 256 bytes stand in the file). The file says its verdict, its domain and what a neutral cache is,
-    so that `load_onnx` needs nothing else. Files that were there before are replaced when the new ones are complete.
+    The weights stand in ``<path>.data`` beside it, each once (tensors under 256 bytes stand in the
+    file). The file says its verdict, its domain and what a neutral cache is, so that `load_onnx`
+    needs nothing else. Files that were there before are replaced when the new ones are complete.
 
     Args:
         rewritten: What ``cachefree.rewrite`` gave.
         path: Where to, usually ``model.onnx``.
-        names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"`` (onnxruntime-genai's), or ``"model"``
-            (the arguments' own paths).
+        names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"``
+            (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
 
@@ -54,8 +56,8 @@ def to_onnx(
         The path.
 
     Raises:
-        CacheFreeError: the weights are on the meta device, the exporter cannot write an operator, or the path
-            cannot be written.
+        CacheFreeError: the weights are on the meta device, the exporter cannot write an operator,
+            or the path cannot be written.
     """
     target = Path(path)
     say = progress or (lambda step: None)
@@ -101,7 +103,9 @@ def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
             Refusal(
                 "torch.onnx could not write the graph.",
                 why=_cause(error),
-                remedy="Try another opset=, or register a translation of the operator with torch.onnx.",
+                remedy=(
+                    "Try another opset=, or register a translation of the operator with torch.onnx."
+                ),
             )
         ) from error
     assert onnx_program is not None
@@ -126,22 +130,26 @@ def _cause(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """The exporter's advice is for its own users, and torchvision is none of our business."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        registration.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _name(model: Any, interface: Interface, names: Names) -> None:
     """Names inputs, outputs and every axis of them."""
     import onnx_ir
 
-    values = [*zip(model.graph.inputs, interface.inputs, names.inputs, strict=True)]
+    values: list[tuple[Any, Any, str]] = [
+        *zip(model.graph.inputs, interface.inputs, names.inputs, strict=True)
+    ]
     values += zip(model.graph.outputs, interface.outputs, names.outputs, strict=True)
     ours = {id(value) for value, _, _ in values}
     taken = {name for _, _, name in values}
@@ -163,7 +171,7 @@ def _values(graph: Any) -> Iterator[Any]:
 
 def _neutral(rewritten: Any) -> list[Any]:
     interface: Interface = rewritten.interface
-    sizes = {name: 2 for name in interface.symbols} | dict.fromkeys(interface.past_symbols, 0)
+    sizes = dict.fromkeys(interface.symbols, 2) | dict.fromkeys(interface.past_symbols, 0)
     one = rewritten.neutral_slots({**sizes, "batch": 1})
     return neutral_elements(
         one,
@@ -186,7 +194,10 @@ def _check_no_control_flow(model: Any) -> None:
         raise CacheFreeError(
             Refusal(
                 f"The exported graph has {', '.join(found)}.",
-                why="One graph without control flow was promised; an operator of the model was written with it.",
+                why=(
+                    "One graph without control flow was promised; an operator of the model was"
+                    " written with it."
+                ),
                 remedy="Try another opset=, or write that operator of the model in another way.",
             )
         )

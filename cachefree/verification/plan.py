@@ -41,7 +41,7 @@ class Plan:
 
 
 def draw_plan(
-    choose: Callable[[list[Any]], Any], interface: Interface, has_masks: bool
+    choose: Callable[[list[Any]], Any], interface: Interface, has_masks: bool, seed: int
 ) -> Plan | None:
     """Draws a generation whose every call is inside the domain.
 

@@ -1,4 +1,4 @@
-"""The original, the rewritten module and ONNX Runtime, each called as the model is, each with a cache of its own."""
+"""The original, the rewritten module and ONNX Runtime, called alike, each with its own cache."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cachefree.structure import Structure, flatten
 __all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner"]
 
 Model = Callable[..., Any]
+FORMS = ("left out", "nones", "empty tuple")
 
 
 class OwnCall:
@@ -26,11 +27,15 @@ class OwnCall:
 
     Args:
         rewritten: What ``cachefree.rewrite`` gave.
+
+    Attributes:
+        form: How a first call says that it has no cache, one of `FORMS`.
     """
 
     def __init__(self, rewritten: Any) -> None:
         self.calling = rewritten.calling
         self.interface = rewritten.interface
+        self.form = FORMS[0]
 
     def arguments(
         self,
@@ -58,34 +63,34 @@ class OwnCall:
         named: dict[str, Any] = self.calling.structure.rebuild(leaves)
         if cache is None:
             for place in self.calling.caches:
-                if place.steps:
-                    _empty_entry(named, place.parameter, place.steps)
-                else:
-                    self._leave_out(named, place.parameter)
+                self._leave_out(named, place)
         return positional(self.calling.signature, named)
 
-    def _leave_out(self, named: dict[str, Any], parameter: str) -> None:
-        """Leaves an argument out; None where it has no default."""
-        declared = self.calling.signature.parameters.get(parameter)
-        if (
-            declared is not None
-            and declared.default is declared.empty
-            and not parameter.startswith("*")
-        ):
-            named[parameter] = None
+    def _leave_out(self, named: dict[str, Any], place: Any) -> None:
+        """Puts into a call what says that there is no cache yet."""
+        if self.form == "nones":
+            nones = place.structure.rebuild([None] * len(place.leaves))
+            _put(named, (place.parameter, *place.steps), nones)
+        elif self.form == "empty tuple":
+            _put(named, (place.parameter, *place.steps), ())
+        elif place.steps:
+            _put(named, (place.parameter, *place.steps), None)
+        elif self._has_default(place.parameter):
+            del named[place.parameter]
         else:
-            del named[parameter]
+            named[place.parameter] = None
+
+    def _has_default(self, parameter: str) -> bool:
+        declared = self.calling.signature.parameters.get(parameter)
+        return declared is None or declared.default is not declared.empty
 
 
-def _empty_entry(named: dict[str, Any], parameter: str, steps: tuple[Any, ...]) -> None:
-    container = named[parameter] = copy.copy(named[parameter])
+def _put(container: Any, steps: tuple[Any, ...], value: Any) -> None:
+    """Sets an entry of nested containers; those on the way are copied."""
     for step in steps[:-1]:
         container[step] = copy.copy(container[step])
         container = container[step]
-    if isinstance(container, dict):
-        del container[steps[-1]]
-    else:
-        container[steps[-1]] = None
+    container[steps[-1]] = value
 
 
 class Runner:
@@ -131,6 +136,25 @@ class Runner:
         self.cache = [by_name[slot.present.name].clone() for slot in interface.cache]
         return outputs
 
+    def find_form(self, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> None:
+        """Finds out how the model is called without a cache.
+
+        Raises:
+            Exception: what the model raises where the cache is simply left out; no form suits it.
+        """
+        reason: Exception | None = None
+        for form in FORMS:
+            self.own_call.form = form
+            self.start()
+            try:
+                self.call(tensors, sizes)
+                return
+            except Exception as error:  # noqa: BLE001
+                reason = reason or error
+        self.own_call.form = FORMS[0]
+        assert reason is not None
+        raise reason
+
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.dtype is None or not tensor.dtype.is_floating_point:
             return tensor.clone()
@@ -144,7 +168,8 @@ def double_copy(model: nn.Module) -> nn.Module | None:
         return None
     try:
         return copy.deepcopy(model).double()
-    except Exception:  # a model may hold anything, and whatever it holds may refuse a copy
+    except Exception:  # noqa: BLE001
+        # a model may hold anything, and whatever it holds may refuse a copy
         return None
 
 
@@ -160,7 +185,10 @@ def onnx_runner(
 
 
 def _idle_options() -> Any:
-    """Threads that sleep between runs: they would take the processor from torch, whose turn it is then."""
+    """Threads that sleep between runs.
+
+    They would take the processor from torch, whose turn it is then.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

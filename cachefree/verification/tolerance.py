@@ -1,4 +1,7 @@
-"""When two results are the same: bits, or what the dtype's own rounding explains. No number here was chosen to pass a test."""
+"""When two results are the same.
+
+Bits, or what the dtype's own rounding explains. No number here was chosen to pass a test.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ import torch
 __all__ = ["Comparison", "compare"]
 
 _TIMES_THE_ERROR = 4
-"""How much larger than the original's own rounding error another order of the same operations may come out: each is a
-sum of as many roundings, and the largest over a tensor of one sum is within this of another's."""
+"""How much larger than the original's own rounding error another order of operations may come out.
+
+Each result is a sum of as many roundings, and the largest over a tensor of one such sum is within
+this of another's.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ def compare(
 ) -> Comparison:
     """Compares a result with the original's.
 
-    Passes where the bits are equal; or by the defaults of ``torch.testing.assert_close`` for the dtype; or where its
-    distance from the exact result is at most a few times the original's own.
+    Passes where the bits are equal; or by the defaults of ``torch.testing.assert_close`` for the
+    dtype; or where its distance from the exact result is at most a few times the original's own.
 
     Args:
         actual: The result.
@@ -49,7 +55,10 @@ def compare(
         skip_nan: Whether positions at which the original is not a number are left out.
     """
     if actual.shape != original.shape or actual.dtype != original.dtype:
-        said = f"{tuple(actual.shape)} {actual.dtype}, and {tuple(original.shape)} {original.dtype} in the original"
+        said = (
+            f"{tuple(actual.shape)} {actual.dtype}, and {tuple(original.shape)} {original.dtype} in"
+            " the original"
+        )
         return Comparison(False, False, float("nan"), said)
     actual = actual.to(original.device)
     if skip_nan and original.dtype.is_floating_point:
@@ -89,7 +98,10 @@ def _against_exact(
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest absolute difference; infinite where only one is a number, or they are different infinities."""
+    """The largest absolute difference.
+
+    Infinite where only one is a number, or they are different infinities.
+    """
     one, other = one.double(), other.double()
     same = (one == other) | (one.isnan() & other.isnan())
     gaps = torch.where(same, torch.zeros_like(one), (one - other).abs())

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from cachefree.onnx.domain import concrete
 from cachefree.sizes import size_symbol
-from cachefree.spec import Interface
+from cachefree.spec import Interface, OutputSpec
+from cachefree.verification.padding import without_dropped
 from cachefree.verification.plan import Plan
 from cachefree.verification.runners import Runner
+from cachefree.verification.tally import Difference, Tally
 from cachefree.verification.tolerance import Comparison, compare
-from cachefree.verification.values import InputValues, is_mask, kept_positions
+from cachefree.verification.values import InputValues, is_mask
 from cachefree.vocabulary import vocabulary_sizes
 
-__all__ = ["Difference", "OriginalFailedError", "Tally", "Trial"]
+__all__ = ["OriginalFailedError", "Trial", "device_of"]
 
 _QUERY = size_symbol("query")
 Outputs = list[torch.Tensor]
@@ -27,52 +26,6 @@ Outputs = list[torch.Tensor]
 
 class OriginalFailedError(Exception):
     """The original model itself does not run on a generation."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Where an implementation is not the original.
-
-    Attributes:
-        backend: Which.
-        place: In words: the output and the call.
-        why: What differs.
-        shapes: The shapes of the call's inputs.
-    """
-
-    backend: str
-    place: str
-    why: str
-    shapes: str = ""
-
-
-@dataclass
-class Tally:
-    """What was run so far.
-
-    Attributes:
-        generations: Plans that ran.
-        calls: Calls of the original.
-        invariant: Generations whose chunks gave what one long call gives, in the original.
-        chunked: Generations for which this was asked.
-        differences: Backend → the largest absolute difference.
-        exact: Backend → outputs with the original's bits.
-        outputs: Backend → outputs compared.
-    """
-
-    generations: int = 0
-    calls: int = 0
-    invariant: int = 0
-    chunked: int = 0
-    differences: dict[str, float] = field(default_factory=dict)
-    exact: Counter[str] = field(default_factory=Counter)
-    outputs: Counter[str] = field(default_factory=Counter)
-
-    def add(self, backend: str, comparison: Comparison) -> None:
-        """Counts one output."""
-        self.outputs[backend] += 1
-        self.exact[backend] += comparison.has_same_bits
-        self.differences[backend] = max(self.differences.get(backend, 0.0), comparison.difference)
 
 
 class Trial:
@@ -152,6 +105,9 @@ class Trial:
         chunks: dict[str, list[Outputs]],
     ) -> Difference | None:
         try:
+            if not self.tally.calls:
+                self.original.find_form(tensors, sizes)
+                self.original.start()
             expected = self.original.call(tensors, sizes)
         except Exception as error:
             raise OriginalFailedError(f"{type(error).__name__}: {error}") from error
@@ -167,12 +123,14 @@ class Trial:
         for runner in self.others:
             try:
                 results[runner.name] = runner.call(tensors, sizes)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 why = f"it raises {type(error).__name__}: {error}"
                 return Difference(runner.name, place, why, said)
             visible = results[runner.name]
             if runner.name != "eager":
-                visible = self._without_dropped(visible, expected, tensors, sizes["query"])
+                visible = without_dropped(
+                    self.interface, visible, expected, tensors, sizes["query"]
+                )
             difference = self._compare(runner, visible, expected, exact, place)
             if difference is not None:
                 return Difference(difference.backend, difference.place, difference.why, said)
@@ -187,9 +145,8 @@ class Trial:
             return None
         try:
             return self.exact.call(tensors, sizes)
-        except (
-            Exception
-        ):  # some code names its dtypes; then there is no exact result to compare with
+        except Exception:  # noqa: BLE001
+            # some code names its dtypes; then there is no exact result to compare with
             self.exact = None
             return None
 
@@ -211,31 +168,10 @@ class Trial:
             if not comparison.is_same:
                 return Difference(
                     runner.name,
-                    f"the output{spec.path and ' ' + spec.path}, {place}",
+                    f"{_said(spec)}, {place}",
                     comparison.why,
                 )
         return None
-
-    def _without_dropped(
-        self, actual: Outputs, expected: Outputs, tensors: dict[str, torch.Tensor], new: int
-    ) -> Outputs:
-        """The outputs without positions that a padding mask drops, for which runtimes differ.
-
-        A dropped token that sees nothing attends to nothing: torch gives zeros there, others a mean or ``nan``. Nobody reads it.
-        """
-        for spec in self.interface.inputs:
-            kept = None if spec.is_cache else kept_positions(spec, tensors[spec.name])
-            if kept is None or bool(kept.all()):
-                continue
-            for index, output in enumerate(self.interface.outputs):
-                aligned = _aligned(kept, spec.shape, output.shape, new)
-                if aligned is not None and actual[index].shape == expected[index].shape:
-                    actual = [
-                        *actual[:index],
-                        torch.where(aligned, actual[index], expected[index]),
-                        *actual[index + 1 :],
-                    ]
-        return actual
 
     def _past_sizes(self) -> dict[str, int]:
         """How long the original's cache is."""
@@ -253,7 +189,10 @@ class Trial:
     def _check_chunks(
         self, plan: Plan, values: InputValues, chunks: dict[str, list[Outputs]]
     ) -> Difference | None:
-        """Whether chunks give what one long call gives; asked of the others only where the original does so."""
+        """Whether chunks give what one long call gives.
+
+        Asked of the others only where the original does so.
+        """
         sizes = {**plan.sizes, **dict.fromkeys(self.interface.past_symbols, 0), "query": plan.total}
         if not self.interface.domain.holds(sizes):
             return None
@@ -266,64 +205,43 @@ class Trial:
             return difference
         self.tally.chunked += 1
         exact = whole["float64"][0] if "float64" in whole else None
-        original = whole[self.original.name][0]
-        if any(
-            not same.is_same
-            for _, same in self._joined(chunks[self.original.name], original, original, exact)
-        ):
+        original = self._joined(chunks["original"], whole["original"][0], exact)
+        if not all(same.is_same for _, same in original):
             return None
         self.tally.invariant += 1
+        if plan.padding != "none":
+            exact = None  # runtimes differ at positions that are dropped
         for runner in self.others:
-            for path, same in self._joined(
-                chunks[runner.name], whole[runner.name][0], original, exact
-            ):
+            for path, same in self._joined(chunks[runner.name], whole[runner.name][0], exact):
                 if not same.is_same:
-                    place = f"the output{path and ' ' + path}, {len(plan.queries)} calls against one long call"
+                    place = f"{path}, {len(plan.queries)} calls against one long call"
                     return Difference(runner.name, place, same.why)
         return None
 
     def _joined(
-        self, chunks: list[Outputs], whole: Outputs, original: Outputs, exact: Outputs | None
+        self, chunks: list[Outputs], whole: Outputs, exact: Outputs | None
     ) -> list[tuple[str, Comparison]]:
         """Each output of the chunks, joined, against that of the long call."""
         found = []
         for index, spec in enumerate(self.interface.outputs):
-            axes = [axis for axis, size in enumerate(spec.shape) if size == _QUERY]
-            others = [
-                size
-                for size in spec.shape
-                if size != _QUERY and _QUERY in getattr(size, "free_symbols", ())
+            counting = [
+                axis
+                for axis, size in enumerate(spec.shape)
+                if _QUERY in getattr(size, "free_symbols", ())
             ]
             if spec.is_cache:
                 joined = chunks[-1][index]
-            elif len(axes) == 1 and not others:
-                joined = torch.cat([outputs[index] for outputs in chunks], axes[0])
+            elif len(counting) == 1 and spec.shape[counting[0]] == _QUERY:
+                joined = torch.cat([outputs[index] for outputs in chunks], counting[0])
             else:
                 continue
-            if exact is None:
-                reference = whole[index]
-                found.append((spec.path, compare(joined, reference, None, skip_nan=True)))
-            else:
-                found.append(
-                    (spec.path, compare(joined, original[index], exact[index], skip_nan=True))
-                )
+            precise = exact[index] if exact else None
+            found.append((_said(spec), compare(joined, whole[index], precise, skip_nan=True)))
         return found
 
 
-def _aligned(
-    kept: torch.Tensor, mask_shape: tuple[Any, ...], shape: tuple[Any, ...], new: int
-) -> torch.Tensor | None:
-    """A (batch, past + query) mask along the same axes of another tensor; None where that has no such axes."""
-    batch, length = mask_shape
-    lengths = [axis for axis, size in enumerate(shape) if size in (length, _QUERY)]
-    if batch not in shape or len(lengths) != 1:
-        return None
-    rows, axis = shape.index(batch), lengths[0]
-    if shape[axis] == _QUERY:
-        kept = kept[:, kept.shape[1] - new :]
-    view = [1] * len(shape)
-    view[rows], view[axis] = kept.shape[0], kept.shape[1]
-    return (kept if rows < axis else kept.T).reshape(view)
+def _said(spec: OutputSpec) -> str:
+    return f"the output {spec.path}".rstrip()
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,4 +1,4 @@
-"""The values of a generation's inputs, cut out of one long sequence, so that chunks and one long call agree."""
+"""The values of inputs, cut out of one long sequence, so that chunks and one long call agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _QUERY = size_symbol("query")
 
 
 def is_mask(spec: InputSpec) -> bool:
-    """Whether an input says which positions count: integers or Booleans along past and new tokens, or by its name."""
+    """Whether an input says which positions count.
+
+    Integers or Booleans along past and new tokens, or by its name.
+    """
     if spec.dtype.is_floating_point:
         return False
     return (
@@ -32,7 +35,10 @@ def is_mask(spec: InputSpec) -> bool:
 
 
 def kept_positions(spec: InputSpec, tensor: torch.Tensor) -> torch.Tensor | None:
-    """Which positions a mask of shape (batch, past + query) keeps, as Booleans; None for any other input."""
+    """Which positions a mask of shape (batch, past + query) keeps, as Booleans.
+
+    None for any other input.
+    """
     if len(spec.shape) != 2 or not is_mask(spec) or not _counts_past(spec.shape[1]):
         return None
     return tensor == (0 if _marks_dropped(spec) else 1)

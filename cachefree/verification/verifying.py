@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from cachefree.errors import CacheFreeError, EquivalenceError, Refusal
+from cachefree.errors import CacheFreeError, Refusal
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
+from cachefree.verification.result import Verification, counterexample, summary
 from cachefree.verification.runners import (
     OwnCall,
     Runner,
@@ -20,55 +20,13 @@ from cachefree.verification.runners import (
     onnx_runner,
     temporary_directory,
 )
-from cachefree.verification.trial import Difference, OriginalFailedError, Trial, device_of
+from cachefree.verification.tally import Difference
+from cachefree.verification.trial import OriginalFailedError, Trial, device_of
 
 __all__ = ["Verification", "replay", "verify"]
 
 BACKENDS = ("eager", "onnxruntime")
 _SHORT = ((1, 1, 1), (2, 1), (1, 3), (3, 2, 1), (1,), (4,))
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was tested, and how close it came.
-
-    Attributes:
-        generations: How many whole generations ran, each from no cache on.
-        calls: How many calls of the model.
-        backends: What was compared with the original.
-        differences: Backend → the largest absolute difference of any output; 0 where all bits agree.
-        exact: Backend → the share of outputs that agree bit for bit.
-        invariant: In how many generations chunks gave the same as one long call, in the original …
-        chunked: … of how many.
-    """
-
-    generations: int
-    calls: int
-    backends: tuple[str, ...]
-    differences: Mapping[str, float]
-    exact: Mapping[str, float]
-    invariant: int
-    chunked: int
-
-    def __str__(self) -> str:
-        lines = [
-            f"tested on {self.generations} generations, {self.calls} calls: no difference from the model"
-        ]
-        for backend in self.backends:
-            difference, exact = self.differences.get(backend, 0.0), self.exact.get(backend, 1.0)
-            said = (
-                "all bits equal"
-                if exact == 1
-                else f"{min(exact, 0.999):.1%} of outputs bit for bit, the others within {difference:.2g}"
-            )
-            lines.append(f"  {backend:<12} {said}")
-        if self.chunked:
-            lines.append(
-                f"  chunks       as one long call in {self.invariant} of {self.chunked} generations of the model"
-            )
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def verify(
@@ -82,9 +40,10 @@ def verify(
 ) -> Verification:
     """Tests that a rewritten model is the original, on whole generations.
 
-    Draws a batch, the new tokens of each call (one token, many, a first call without a cache and later ones, each implementation with its own
-    cache), padding and values inside the domain, and compares every output of every call, the cache too. Where one long call
-    gives the original what its chunks give, the same is asked of the others. Equal bits pass, and so does what the dtype's
+    Draws a batch, the new tokens of each call (one token, many, a first call without a cache and
+    later ones, each implementation with its own cache), padding and values inside the domain, and
+    compares every output of every call, the cache too. Where one long call gives the original what
+    its chunks give, the same is asked of the others. Equal bits pass, and so does what the dtype's
     rounding explains, measured against the original in float64.
 
     Args:
@@ -99,7 +58,8 @@ def verify(
         What was run and how large the differences were.
 
     Raises:
-        EquivalenceError: something differs; the smallest counterexample, with a snippet that replays it.
+        EquivalenceError: something differs; the smallest counterexample, with a snippet that
+            replays it.
         CacheFreeError: hypothesis is missing, or the model runs on none of the generations.
     """
     hypothesis = _hypothesis()
@@ -114,10 +74,13 @@ def verify(
             Refusal(
                 "The model itself ran on none of the generations.",
                 why=failures[-1] if failures else "No sizes fit into the domain.",
-                remedy="Check that the model runs with random inputs of the shapes in rewritten.interface.",
+                remedy=(
+                    "Check that the model runs with random inputs of the shapes in"
+                    " rewritten.interface."
+                ),
             )
         )
-    return _summary(trial, tuple(backends))
+    return summary(trial.tally, tuple(backends))
 
 
 def replay(
@@ -143,8 +106,8 @@ def replay(
                 Refusal("The model itself does not run on this generation.", why=str(error))
             ) from error
     if difference is not None:
-        raise _error(difference, plan)
-    return _summary(trial, tuple(backends))
+        raise counterexample(difference, plan)
+    return summary(trial.tally, tuple(backends))
 
 
 def _hypothesis() -> Any:
@@ -154,7 +117,10 @@ def _hypothesis() -> Any:
         raise CacheFreeError(
             Refusal(
                 "hypothesis is not installed.",
-                why="cachefree.verify draws its generations with it, and finds the smallest that differs.",
+                why=(
+                    "cachefree.verify draws its generations with it, and finds the smallest that"
+                    " differs."
+                ),
                 remedy="pip install cachefree[verify]",
             )
         ) from error
@@ -179,7 +145,8 @@ def _trial(
     if any(tensor.is_meta for tensor in model.parameters()):
         raise CacheFreeError(
             Refusal(
-                "The model's weights are on the meta device: it computes nothing that could be compared.",
+                "The model's weights are on the meta device: it computes nothing that could be"
+                " compared.",
                 remedy="Load the weights first, or trust the proof: rewritten.report.verdict.",
             )
         )
@@ -187,7 +154,10 @@ def _trial(
         raise CacheFreeError(
             Refusal(
                 "The model is in training mode.",
-                why=f"The graph was captured in evaluation mode, and {rewritten.calling.mode_matters}.",
+                why=(
+                    "The graph was captured in evaluation mode, and"
+                    f" {rewritten.calling.mode_matters}."
+                ),
                 remedy="Call model.eval() first.",
             )
         )
@@ -214,7 +184,10 @@ def _float64() -> Any:
 
 
 def _corners(interface: Interface) -> Iterator[Plan]:
-    """Small generations that are always run: batch 1 and 2; one token first, one token later, several later."""
+    """Small generations that are always run.
+
+    Batch 1 and 2; one token first, one token later, several later.
+    """
     pasts = set(interface.past_symbols)
     names = [name for name in interface.symbols if name not in pasts | {"query"}]
     for number, queries in itertools.product((1, 2), _SHORT):
@@ -243,7 +216,7 @@ def _run_or_skip(trial: Trial, plan: Plan, failures: list[str]) -> bool:
         failures.append(str(error))
         return False
     if difference is not None:
-        raise _error(difference, plan)
+        raise counterexample(difference, plan)
     return True
 
 
@@ -289,7 +262,7 @@ def _search(
     try:
         (run if seed is None else hypothesis.seed(seed)(run))()
     except _DifferenceFoundError as found:
-        raise _error(found.difference, found.plan) from None
+        raise counterexample(found.difference, found.plan) from None
     except hypothesis.errors.Unsatisfiable:
         return
     except hypothesis.errors.Flaky as error:
@@ -300,34 +273,3 @@ def _search(
                 remedy="Call model.eval(), and look for random numbers in forward.",
             )
         ) from error
-
-
-def _error(difference: Difference, plan: Plan) -> EquivalenceError:
-    snippet = (
-        "replay it with\n"
-        "         from cachefree.verification import Plan, replay\n"
-        f"         replay(model, rewritten, {plan!r}, backends=({difference.backend!r},))"
-    )
-    sizes = ", ".join(f"{name} = {size}" for name, size in plan.sizes.items())
-    calls = f"{sizes}; new tokens a call: {', '.join(map(str, plan.queries))}; padding: {plan.padding}; seed: {plan.seed}"
-    why = f"{difference.why}\n         {calls}" + (
-        f"\n         inputs: {difference.shapes}" if difference.shapes else ""
-    )
-    return EquivalenceError(
-        Refusal(
-            f"{difference.backend} is not the model: {difference.place}.", why=why, remedy=snippet
-        )
-    )
-
-
-def _summary(trial: Trial, backends: tuple[str, ...]) -> Verification:
-    tally = trial.tally
-    return Verification(
-        generations=tally.generations,
-        calls=tally.calls,
-        backends=backends,
-        differences=dict(tally.differences),
-        exact={name: tally.exact[name] / count for name, count in tally.outputs.items()},
-        invariant=tally.invariant,
-        chunked=tally.chunked,
-    )
