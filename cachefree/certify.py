@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ from cachefree.align import Divergence
 from cachefree.capture import TensorSpec
 from cachefree.discover import Discovery
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
+from cachefree.facts import Facts
 from cachefree.laws import Law
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
 from cachefree.rules import RULES, Closing, replaced, sites
+from cachefree.sampling import agree_on_samples
+from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import Domain
 from cachefree.terms import Table, Term
@@ -86,12 +90,14 @@ def certify(
             break
         closings.append(closing)
         outputs, surveys = closing.outputs, again
+    tested = _accept_unproved(model, outputs, later, surveys, kinds, discovery, check) if check != "prove" else 0
     _refuse_unserved(surveys, kinds)
+    _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
     return Certified(
         outputs,
-        _verdict(served, laws, check),
+        _verdict(served, laws, check, tested),
         Domain(tuple(regime.region for regime in served), _fixed(discovery)),
         laws,
         tuple(closings),
@@ -153,16 +159,68 @@ def _past_symbols(discovery: Discovery) -> tuple[sympy.Symbol, ...]:
     return tuple(sorted(symbols(discovery.later.leaves) - symbols(discovery.first.leaves), key=str))
 
 
-def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str) -> Verdict:
-    if check == "off":
-        return Verdict.NOT_CHECKED
+def _accept_unproved(
+    model: torch.nn.Module,
+    outputs: tuple[Term, ...],
+    later: Program,
+    surveys: tuple[Survey, ...],
+    kinds: tuple[Kind, Kind],
+    discovery: Discovery,
+    check: str,
+) -> int:
+    """Serves the regimes that random tests accept (``"test"``), or all (``"off"``); how many."""
+    accepted = 0
+    for found, kind in zip(surveys, kinds, strict=True):
+        for regime in list(found.unequal):
+            hints = {name: discovery.hints[name] for name in discovery.hints}
+            facts = Facts((*kind.basics, *(condition.fact for condition in regime.region.conditions)))
+            sizes = facts.witness(hints=hints) or hints
+            sizes = {**sizes, **{str(symbol): 0 for symbol in kind.zero}}
+            neutral = {str(later.inputs[place].args[0]): later.inputs[place] for place in discovery.cache_leaves} if kind.zero else {}
+            if check == "off" or agree_on_samples(model, outputs, regime.program.outputs, later.inputs, [sizes], neutral):
+                found.unequal.remove(regime)
+                found.served.append(regime)
+                accepted += 1
+    return accepted
+
+
+def _refuse_broken(
+    outputs: tuple[Term, ...], surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], past: tuple[sympy.Symbol, ...]
+) -> None:
+    """Refuses a graph one of whose operators gives another size, at a corner of its domain, than was written down."""
+    signatures = Signatures(outputs)
+    for found, kind in zip(surveys, kinds, strict=True):
+        symbols = [str(symbol) for symbol in kind.symbols]
+        for values in itertools.product((1, 3), repeat=min(len(symbols), 4)):
+            sizes = {**dict.fromkeys(symbols, 3), **dict(zip(symbols, values, strict=False))}
+            if not any(regime.region.holds(sizes) for regime in found.served):
+                continue
+            broken = signatures.broken({**sizes, **{str(symbol): 0 for symbol in kind.zero}})
+            if broken is not None:
+                given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+                raise UnsupportedBranchError(
+                    Refusal(
+                        f"The operator {broken.name} does not give at {given} ({kind.name}) the size that it gives elsewhere.",
+                        why="Its result has another rank or size there, so that one graph is not right at both.",
+                        remedy="Name the dimension (squeeze(dim)), or keep it.",
+                        where=broken.line,
+                    )
+                )
+
+
+def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: int) -> Verdict:
+    if tested:
+        return Verdict.TESTED if check == "test" else Verdict.NOT_CHECKED
     if any(regime.comparison.checked for regime in served):
         return Verdict.CHECKED
     return Verdict.PROVED_EXACT if all(law.kind == "exact" for law in laws) else Verdict.PROVED_REAL
 
 
 def _fixed(discovery: Discovery) -> tuple[str, ...]:
-    return ()
+    """What a call may not change, in words: flags, and inputs that were not given."""
+    args, kwargs = discovery.later.structure.rebuild([None] * len(discovery.later.leaves))
+    flags = [f"{name} is {value!r}" for name, value in kwargs.items() if isinstance(value, (bool, int, float, str))]
+    return (*flags, *(f"{name} is not given" for name in discovery.absent))
 
 
 def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> None:

@@ -93,6 +93,7 @@ class Discovery:
         hints: Example sizes.
         asked: Sizes by which the later path's own questions are answered, where it takes one token only.
         notes: What was assumed, in words.
+        absent: Optional inputs that were not given.
     """
 
     first: Call
@@ -104,6 +105,7 @@ class Discovery:
     hints: dict[str, int]
     asked: dict[str, int]
     notes: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
 
 def discover(
@@ -517,7 +519,17 @@ def _symbolic(model: nn.Module, search: _Search, found: _Found) -> Discovery:
         length = sympy.sympify(expr).subs({size_symbol("query"): 7, **{size_symbol(n): h for n, h in hints.items()}})
         hints[name] = max(2, int(length)) if name != "past" or expr != size_symbol("query") else 7
     asked = {"query": 1} if found.tokens == 1 else {}
-    return Discovery(first, path, later, found.links, cache_leaves, carried, hints, asked, found.notes)
+    return Discovery(first, path, later, found.links, cache_leaves, carried, hints, asked, found.notes, _absent(search, found))
+
+
+def _absent(search: _Search, found: _Found) -> tuple[str, ...]:
+    given = {search.names.get(place) for place in range(len(found.args))} | set(found.kwargs)
+    given |= {link.place.parameter for link in found.links}
+    return tuple(
+        name
+        for name, parameter in search.signature.parameters.items()
+        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    )
 
 
 def _named_groups(found: _Found) -> dict[str, list[Dimension]]:

@@ -19,6 +19,7 @@ from cachefree.certify import Certified, certify
 from cachefree.discover import Carry, Discovery, discover
 from cachefree.errors import CaptureError, Refusal, UnsupportedBranchError
 from cachefree.graph import emit
+from cachefree.progress import stages
 from cachefree.reading import Program, read
 from cachefree.report import Report
 from cachefree.rewritten import CachePlace, Calling, Origin, Rewritten
@@ -70,21 +71,26 @@ def rewrite(
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     _refuse_unusual_parameters(model)
-    discovery = discover(model, example_inputs, cache=cache, carry=carry)
-    table = Table()
-    names = _names(model)
-    first = read(discovery.first_path, table, names)
-    later = read(capture(model, discovery.later, discovery.hints, discovery.asked), table, names)
-    _refuse_writes(first, later)
-    _refuse_other_results(discovery, first, later)
-    _refuse_independence(discovery, later)
-    certified = certify(model, table, names, discovery, first, later, check)
-    interface = _interface(discovery, later, certified)
-    graph_module = emit(
-        model,
-        [(spec.name, term) for spec, term in zip(interface.inputs, later.inputs, strict=True)],
-        [(spec.name, term) for spec, term in zip(interface.outputs, certified.outputs, strict=True)],
-    )
+    with stages(4, progress) as begin:
+        begin("first path")
+        discovery = discover(model, example_inputs, cache=cache, carry=carry)
+        begin("later path")
+        table = Table()
+        names = _names(model)
+        first = read(discovery.first_path, table, names)
+        later = read(capture(model, discovery.later, discovery.hints, discovery.asked), table, names)
+        _refuse_writes(first, later)
+        _refuse_other_results(discovery, first, later)
+        _refuse_independence(discovery, later)
+        begin("proof")
+        certified = certify(model, table, names, discovery, first, later, check)
+        begin("graph")
+        interface = _interface(discovery, later, certified)
+        graph_module = emit(
+            model,
+            [(spec.name, term) for spec, term in zip(interface.inputs, later.inputs, strict=True)],
+            [(spec.name, term) for spec, term in zip(interface.outputs, certified.outputs, strict=True)],
+        )
     calling = _calling(model, discovery, later, certified)
     report = Report(
         model=type(model).__name__,

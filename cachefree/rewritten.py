@@ -425,15 +425,15 @@ class Rewritten(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         graph_module = self.graph_module
         state = {name: value for name, value in self.__dict__.items() if name not in ("_graph_module", "_origin")}
-        return {**state, "_graph": graph_module.graph, "_constants": _constants(graph_module)}
+        return {**state, "_copied": graph_module}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        graph, constants = state.pop("_graph"), state.pop("_constants")
+        copied = state.pop("_copied")
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         holder = nn.Module()
         holder.__dict__.update({"_modules": self.__dict__["_modules"], "_parameters": self.__dict__["_parameters"], "_buffers": self.__dict__["_buffers"]})
-        self._share(assemble(graph, mirror(holder), constants))
+        self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
 
 
 @dataclass
