@@ -198,12 +198,12 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     cachefree.to_onnx(rewritten, path)
     print(f"{path}, {time.perf_counter() - start:.1f} s")
-    session = cachefree.load_onnx(path, like=rewritten, providers=["CPUExecutionProvider"])
+    onnx_decoder = cachefree.load_onnx(path, like=rewritten, providers=["CPUExecutionProvider"])
 
     heading(f"{new_tokens} tokens, drawn with the same random numbers in torch and ONNX Runtime")
     noise = draw_noise(new_tokens, model.config.vocabulary, options.temperature)
     by_torch, by_onnxruntime = (
-        warmed_up_generation(decoder, prompt, noise) for decoder in (model, session)
+        warmed_up_generation(decoder, prompt, noise) for decoder in (model, onnx_decoder)
     )
     print(show(prompt[0].tolist() + by_onnxruntime.tokens))
     if by_torch.tokens != by_onnxruntime.tokens:

@@ -21,7 +21,7 @@ from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.reading import Program, read
 from cachefree.shapes import Signatures
-from cachefree.sizes import size_symbol, substitute, symbols_of
+from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of
 from cachefree.spec import Condition, Region
 from cachefree.terms import Table, Term
 
@@ -107,15 +107,40 @@ def conditions_of(program: Program, kind: Kind) -> tuple[Condition, ...]:
         if not _follows(facts, question.fact):
             kept.append(Condition(question.fact, question.where))
             facts = facts.and_also(question.fact)
+    points = _points(kind, captured.operator_questions, captured.sizes, kept)
     signatures = Signatures(outputs)
     for question in sorted(captured.operator_questions, key=lambda q: sympy.count_ops(q.fact)):
-        if _follows(facts, question.fact):
-            continue
-        elsewhere = facts.witness(sympy.Not(question.fact), hints={str(s): captured.sizes.get(str(s), 5) for s in kind.symbols})
-        if elsewhere is not None and not signatures.hold(elsewhere):
+        holds = compiled(question.fact)
+        others = [point for point in points if not holds(point)]
+        if others and not all(signatures.hold(point) for point in _tried(others, signatures)):
             kept.append(Condition(question.fact, question.where))
-            facts = facts.and_also(question.fact)
+            points = [point for point in points if holds(point)]
     return tuple(kept)
+
+
+_MOST_TRIED = 2
+
+
+def _tried(points: Sequence[dict[str, int]], signatures: Signatures) -> list[dict[str, int]]:
+    """A few of the points, those first for which the answer is known."""
+    return sorted(points, key=lambda point: not signatures.is_known(point))[:_MOST_TRIED]
+
+
+def _points(
+    kind: Kind, questions: Sequence[Question], hints: Mapping[str, int], conditions: Sequence[Condition]
+) -> list[dict[str, int]]:
+    """Sizes to try: small ones in every combination, and those around every number that a question names."""
+    names = [str(symbol) for symbol in kind.symbols]
+    base = {name: hints.get(name, 5) for name in names}
+    points = [dict(zip(names, values, strict=True)) for values in itertools.product((1, 2, 3), repeat=min(len(names), 5))]
+    points = [{**base, **point} for point in points]
+    numbers = {int(n) for question in questions for n in question.fact.atoms(sympy.Integer) if 3 < abs(int(n)) < 10**6}
+    for name in names:
+        values = {2, 7, *(abs(number) + delta for number in numbers for delta in (-1, 0, 1))}
+        points += [{**base, name: value} for value in sorted(values)]
+    points.append({**base, **{name: 4 * size for name, size in base.items()}})
+    checks = [compiled(condition.fact) for condition in conditions]
+    return [point for point in points if all(check(point) for check in checks)]
 
 
 def _follows(facts: Facts, fact: Any) -> bool:

@@ -10,12 +10,12 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
-from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod
 
 from cachefree.capture import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
 from cachefree.graph import assemble, mirror
 from cachefree.report import Report
+from cachefree.sizes import compiled
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
 
@@ -46,7 +46,7 @@ class Calling:
     results: Structure
     result_leaves: tuple[TensorSpec | SizeSpec, ...]
     mode_matters: str = ""
-    functions: dict[Any, tuple[Callable[..., Any], list[str]]] = field(default_factory=dict)
+    functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "functions": {}}
@@ -375,10 +375,8 @@ class Rewritten(nn.Module):
             return expr
         functions = self.calling.functions
         if expr not in functions:
-            names = sorted(str(symbol) for symbol in expr.free_symbols)
-            functions[expr] = (_compiled(expr, names), names)
-        function, names = functions[expr]
-        return function(*[sizes.get(name, 0) for name in names])
+            functions[expr] = compiled(expr)
+        return functions[expr](sizes)
 
     def _holds(self, fact: Any, sizes: Mapping[str, int]) -> bool:
         return bool(fact is True or fact == sympy.true or self._value(fact, sizes))
@@ -511,22 +509,6 @@ def _is_empty(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(_is_empty(part) for part in value)
     return isinstance(value, Mapping) and not value
-
-
-_SIZE_FUNCTIONS = {
-    "Max": max,
-    "Min": min,
-    "FloorDiv": lambda a, b: a // b,
-    "CleanDiv": lambda a, b: a // b,
-    "PythonMod": lambda a, b: a % b,
-    "Mod": lambda a, b: a % b,
-}
-
-
-def _compiled(expr: Any, names: list[str]) -> Callable[..., Any]:
-    symbols = [sympy.Symbol(name, integer=True, nonnegative=True) for name in names]
-    plain = expr.replace(lambda e: isinstance(e, (Max, Min, FloorDiv, Mod)), lambda e: sympy.Function(type(e).__name__)(*e.args))
-    return sympy.lambdify(symbols, plain, modules=[_SIZE_FUNCTIONS, "math"])  # type: ignore[no-any-return]
 
 
 def _constants(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ class Signatures:
             if term.op not in ("input", "attribute", "constant", "item"):
                 found.setdefault(_signature(term), term)
         self.terms: Sequence[Term] = tuple(found.values())
+        self._known: dict[tuple[tuple[str, int], ...], Term | None] = {}
 
     def hold(self, sizes: Mapping[str, int]) -> bool:
         """Whether every operator runs at these sizes and gives what was written down."""
@@ -44,6 +45,16 @@ class Signatures:
 
     def broken(self, sizes: Mapping[str, int]) -> Term | None:
         """An operator that does not, or None."""
+        key = tuple(sorted(sizes.items()))
+        if key not in self._known:
+            self._known[key] = self._broken(sizes)
+        return self._known[key]
+
+    def is_known(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes were tried."""
+        return tuple(sorted(sizes.items())) in self._known
+
+    def _broken(self, sizes: Mapping[str, int]) -> Term | None:
         values = {size_symbol(name): size for name, size in sizes.items()}
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             for term in self.terms:

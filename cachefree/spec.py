@@ -10,6 +10,7 @@ import sympy
 import torch
 
 from cachefree.errors import SourceLine
+from cachefree.sizes import compiled
 
 __all__ = ["AXIS_NAMES", "CacheSlot", "Condition", "Domain", "InputSpec", "Interface", "OutputSpec", "Region"]
 
@@ -82,8 +83,7 @@ class Condition:
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether the fact holds at these sizes."""
-        values = {symbol: sizes[str(symbol)] for symbol in self.fact.free_symbols if str(symbol) in sizes}
-        return bool(self.fact.subs(values) == sympy.true)
+        return bool(compiled(self.fact)(sizes))
 
     def __str__(self) -> str:
         return str(self.fact)

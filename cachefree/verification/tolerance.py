@@ -72,7 +72,7 @@ def compare(
             False,
             False,
             float((actual.double() - original.double()).abs().max()),
-            f"{places} values differ",
+            f"{places} of {actual.numel()} values differ",
         )
     difference = _distance(actual, original)
     try:
