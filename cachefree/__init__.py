@@ -1,4 +1,5 @@
-"""One torch.fx graph for a decoder's first call and its later calls: the cache is always a tensor."""
+"""One torch.fx graph for a decoder's first call and its later calls: the cache is always a
+tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two programs walked together from their outputs: where they agree, they are one; where not, there is a divergence."""
+"""Two programs walked together from their outputs: where they agree, they are one; where not, there
+is a divergence."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Comparison:
     Attributes:
         divergences: Where they differ; empty where they were shown to be equal.
         laws: The laws that were used.
-        checked: Values that depend on sizes alone and were compared at every size up to a bound, not proved.
+        checked: Values that depend on sizes alone and were compared at every size up to a bound,
+            not proved.
         normaliser: What brought the one graph into normal form.
     """
 
@@ -101,7 +103,12 @@ def _compare(
         walk.pair(a, b)
     laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
     laws.update(dict.fromkeys(walk.laws))
-    return Comparison(tuple(dict.fromkeys(walk.divergences)), tuple(laws), tuple(dict.fromkeys(walk.checked)), mine)
+    return Comparison(
+        tuple(dict.fromkeys(walk.divergences)),
+        tuple(laws),
+        tuple(dict.fromkeys(walk.checked)),
+        mine,
+    )
 
 
 @dataclass
@@ -159,7 +166,11 @@ class _Walk:
         if law is not None and (law.kind == "exact" or not self.is_exact):
             self.laws.append(law)
             return True
-        if is_of_sizes_alone(one) and is_of_sizes_alone(other) and equal_at_every_size(one, other, self.facts):
+        if (
+            is_of_sizes_alone(one)
+            and is_of_sizes_alone(other)
+            and equal_at_every_size(one, other, self.facts)
+        ):
             self.checked.append(Divergence(one, other))
             return True
         return False
@@ -178,22 +189,28 @@ class _Walk:
             else:
                 self.divergences.append(Divergence(*pair))
 
-
     def _is_insertion(self, one: Term, other: Term) -> bool:
-        """Whether one side is an operator more on what the other is: its operands do not correspond then."""
-        return any(self.equal(operand, other) for operand in operands(one) if operand.op == other.op) or any(
-            self.equal(one, operand) for operand in operands(other) if operand.op == one.op
-        )
+        """Whether one side is an operator more on what the other is: its operands do not correspond
+        then."""
+        return any(
+            self.equal(operand, other) for operand in operands(one) if operand.op == other.op
+        ) or any(self.equal(one, operand) for operand in operands(other) if operand.op == one.op)
 
 
 def _same_type(one: Term, other: Term, facts: Facts) -> bool:
-    if one.shape is None or other.shape is None or one.dtype != other.dtype or len(one.shape) != len(other.shape):
+    if (
+        one.shape is None
+        or other.shape is None
+        or one.dtype != other.dtype
+        or len(one.shape) != len(other.shape)
+    ):
         return False
     return all(map(facts.equal, one.shape, other.shape))
 
 
 def _operand_pairs(one: Term, other: Term) -> list[tuple[Term, Term]] | None:
-    """The operands of two terms side by side, where all else of the terms is the same; else None."""
+    """The operands of two terms side by side, where all else of the terms is the same; else
+    None."""
     if one.op != other.op or one.op in ("input", "attribute", "constant"):
         return None
     if not _same_but_terms(one.args, other.args):

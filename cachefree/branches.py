@@ -1,6 +1,7 @@
 """The branches of the user's code that the one graph does not have any more.
 
-Found by watching which way every conditional jump of the user's code goes in a first and in a later call on fake tensors.
+Found by watching which way every conditional jump of the user's code goes in a first and in a later
+call on fake tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def removed_branches(
     closings: Sequence[Closing],
     neutral: str,
 ) -> tuple[Branch, ...]:
-    """The conditions of the user's code that are decided otherwise on the first call than on later ones.
+    """The conditions of the user's code that are decided otherwise on the first call than on later
+    ones.
 
     Args:
         model: The model.
@@ -53,7 +55,9 @@ def removed_branches(
         line, condition = _source_of(code, offset)
         where = SourceLine(code.co_filename, line, code.co_name)
         rule, element = _closed_by(where, closings) or (JOIN, neutral)
-        found.setdefault((code.co_filename, line, condition), Branch(where, condition, rule, element))
+        found.setdefault(
+            (code.co_filename, line, condition), Branch(where, condition, rule, element)
+        )
     return tuple(sorted(found.values(), key=lambda branch: (branch.where.file, branch.where.line)))
 
 
@@ -63,7 +67,10 @@ def _closed_by(where: SourceLine, closings: Sequence[Closing]) -> tuple[str, str
     for closing in closings:
         for divergence in closing.divergences:
             lines = (divergence.one.line, divergence.other.line)
-            if any(line is not None and line.file == where.file and first <= line.line <= last for line in lines):
+            if any(
+                line is not None and line.file == where.file and first <= line.line <= last
+                for line in lines
+            ):
                 return closing.rule.name, closing.rule.neutral
     return None
 
@@ -80,7 +87,9 @@ def _extent(file: str, line: int) -> tuple[int, int]:
     """The first and the last line of the statement that branches on a line."""
     tree = _parsed(file)
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, (ast.If, ast.IfExp, ast.While)) and node.test.lineno <= line <= (node.test.end_lineno or 0):
+        if isinstance(node, (ast.If, ast.IfExp, ast.While)) and node.test.lineno <= line <= (
+            node.test.end_lineno or 0
+        ):
             return node.lineno, node.end_lineno or node.lineno
     return line, line
 

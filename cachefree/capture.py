@@ -1,4 +1,5 @@
-"""One path of a model as an FX graph of ATen operators, with symbolic sizes and the lines it came from."""
+"""One path of a model as an FX graph of ATen operators, with symbolic sizes and the lines it came
+from."""
 
 from __future__ import annotations
 
@@ -95,23 +96,27 @@ class Captured:
 
 def is_tensor_or_size(value: Any) -> bool:
     """Whether a value is a leaf of a captured result: a tensor, or a size that is no constant."""
-    return isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)) and not isinstance(
-        value, torch.nn.Parameter
-    )
+    return isinstance(
+        value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+    ) and not isinstance(value, torch.nn.Parameter)
 
 
 def capture(
-    model: torch.nn.Module, call: Call, hints: Mapping[str, int], asked: Mapping[str, int] | None = None
+    model: torch.nn.Module,
+    call: Call,
+    hints: Mapping[str, int],
+    asked: Mapping[str, int] | None = None,
 ) -> Captured:
     """Captures the path that a call takes through a model.
 
-    No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its buffers and the
-    random states are afterwards as they were.
+    No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its
+    buffers and the random states are afterwards as they were.
 
     Args:
         model: Any module.
         call: How to call it. Sizes are expressions in the symbols that ``hints`` names.
-        hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or 1.
+        hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or
+            1.
         asked: Sizes by which the questions of Python code are answered instead.
 
     Raises:
@@ -156,7 +161,10 @@ def capture(
         graph=module.graph,
         call=call,
         outputs=result["structure"],
-        output_leaves=tuple(_spec_of(*pair) for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)),
+        output_leaves=tuple(
+            _spec_of(*pair)
+            for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
+        ),
         questions=tuple(environment.questions.values()),
         operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
@@ -211,15 +219,18 @@ def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:
 
 def _spec_of(leaf: Any, path: str) -> TensorSpec | SizeSpec:
     if isinstance(leaf, torch.Tensor):
-        return TensorSpec(path, tuple(expression(size) for size in leaf.shape), leaf.dtype, leaf.device)
+        return TensorSpec(
+            path, tuple(expression(size) for size in leaf.shape), leaf.dtype, leaf.device
+        )
     return SizeSpec(path, expression(leaf))
 
 
 class _ExactSlices(CallLog):
     """Gives every slice of a symbolic dimension bounds that are right at every size.
 
-    ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch decides for the example sizes
-    whether ``n`` reaches 4, and the size of the result is right on one side only.
+    ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch
+    decides for the example sizes whether ``n`` reaches 4, and the size of the result is right on
+    one side only.
     """
 
     def __torch_function__(
@@ -245,8 +256,11 @@ def _has_size(values: Any) -> bool:
 
 
 def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
-    """``arange(start, end, -1)`` as ``start - arange(start - end)``, whose length is no rounded quotient."""
-    dtype = options.get("dtype") or (torch.get_default_dtype() if isinstance(step, float) else torch.int64)
+    """``arange(start, end, -1)`` as ``start - arange(start - end)``, whose length is no rounded
+    quotient."""
+    dtype = options.get("dtype") or (
+        torch.get_default_dtype() if isinstance(step, float) else torch.int64
+    )
     count = torch.arange(start - end, **{**options, "dtype": dtype})
     return start - count
 
@@ -255,7 +269,11 @@ def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
     parts = list(index) if isinstance(index, tuple) else [index]
     if not any(isinstance(part, slice) for part in parts):
         return index
-    consumed = sum(1 for part in parts if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool))
+    consumed = sum(
+        1
+        for part in parts
+        if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool)
+    )
     if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
         return index  # advanced indexing: dimensions do not follow one another simply
     dim = 0
@@ -308,7 +326,9 @@ def _provenance(model: torch.nn.Module) -> Iterator[None]:
         node = create_node(*args, **kwargs)
         line = user_line(sys._getframe(1))
         if line is not None:
-            node.meta[LINE] = SourceLine(line.file, line.line, line.function, stack[-1] if stack else "")
+            node.meta[LINE] = SourceLine(
+                line.file, line.line, line.function, stack[-1] if stack else ""
+            )
         return node
 
     def enter(module: torch.nn.Module, args: Any) -> None:
@@ -334,7 +354,8 @@ def _provenance(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(model: torch.nn.Module) -> Iterator[None]:
-    """Eager, ordinary torch: compiled submodules run as Python, and warnings of the tracer are not the user's."""
+    """Eager, ordinary torch: compiled submodules run as Python, and warnings of the tracer are not
+    the user's."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -351,7 +372,11 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-_CHATTERING = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.recording")
+_CHATTERING = (
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording",
+)
 
 
 class _Silence(logging.Filter):
@@ -378,7 +403,12 @@ def explained(error: Exception, what: str) -> CaptureError:
             where = line
             break
     name = type(error).__name__
-    if name in ("GuardOnDataDependentSymNode", "DataDependentOutputException", "UserError", "PendingUnbackedSymbolNotFound"):
+    if name in (
+        "GuardOnDataDependentSymNode",
+        "DataDependentOutputException",
+        "UserError",
+        "PendingUnbackedSymbolNotFound",
+    ):
         return CaptureError(
             Refusal(
                 "The model's Python code depends on the values of a tensor.",

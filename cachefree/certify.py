@@ -71,7 +71,8 @@ def certify(
     """Finds one graph that is both paths, and shows that it is.
 
     Raises:
-        UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are listed.
+        UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are
+            listed.
     """
     past = _past_symbols(discovery)
     kinds = (
@@ -85,12 +86,18 @@ def certify(
         closing = _closed(table, outputs, surveys, past)
         if closing is None:
             break
-        again = _surveys(model, table, names, closing.outputs, kinds, (first, later), discovery, surveys)
+        again = _surveys(
+            model, table, names, closing.outputs, kinds, (first, later), discovery, surveys
+        )
         if not _is_better(again, surveys):
             break
         closings.append(closing)
         outputs, surveys = closing.outputs, again
-    tested = _accept_unproved(model, outputs, later, surveys, kinds, discovery, check) if check != "prove" else 0
+    tested = (
+        _accept_unproved(model, outputs, later, surveys, kinds, discovery, check)
+        if check != "prove"
+        else 0
+    )
     _refuse_unserved(surveys, kinds)
     _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
@@ -106,14 +113,19 @@ def certify(
 
 
 def _closed(
-    table: Table, outputs: tuple[Term, ...], surveys: tuple[Survey, ...], past: tuple[sympy.Symbol, ...]
+    table: Table,
+    outputs: tuple[Term, ...],
+    surveys: tuple[Survey, ...],
+    past: tuple[sympy.Symbol, ...],
 ) -> Closing | None:
     """The later path with every divergence edited that the first matching rule closes."""
     regimes = [regime for found in surveys for regime in found.unequal]
     for rule in RULES:
         for regime in regimes:
             assert regime.comparison.normaliser is not None
-            found = sites(table, outputs, regime.comparison.divergences, regime.comparison.normaliser, past)
+            found = sites(
+                table, outputs, regime.comparison.divergences, regime.comparison.normaliser, past
+            )
             edits = [(site, rule.edit(site)) for site in found]
             matched = {edit.old: edit.new for _, edit in edits if edit is not None}
             if matched:
@@ -128,7 +140,10 @@ def _is_better(again: tuple[Survey, ...], before: tuple[Survey, ...]) -> bool:
         served = {regime.region for regime in new.served}
         if any(regime.region not in served for regime in old.served):
             return False
-    count = [sum(len(regime.comparison.divergences) for found in s for regime in found.unequal) for s in (again, before)]
+    count = [
+        sum(len(regime.comparison.divergences) for found in s for regime in found.unequal)
+        for s in (again, before)
+    ]
     return count[0] < count[1]
 
 
@@ -144,17 +159,23 @@ def _surveys(
 ) -> tuple[Survey, ...]:
     found = []
     for place, (kind, program) in enumerate(zip(kinds, programs, strict=True)):
-        known = [
-            (regime.program, regime.pinned, regime.region.conditions)
-            for regime in (*before[place].served, *before[place].unequal)
-        ] if before else []  # fmt: skip
+        known = (
+            [
+                (regime.program, regime.pinned, regime.region.conditions)
+                for regime in (*before[place].served, *before[place].unequal)
+            ]
+            if before
+            else []
+        )
         found.append(survey(model, table, names, outputs, kind, program, discovery.hints, known))
     return tuple(found)
 
 
 def _past_symbols(discovery: Discovery) -> tuple[sympy.Symbol, ...]:
     def symbols(leaves: Any) -> set[sympy.Symbol]:
-        return symbols_of(size for leaf in leaves if isinstance(leaf, TensorSpec) for size in leaf.shape)
+        return symbols_of(
+            size for leaf in leaves if isinstance(leaf, TensorSpec) for size in leaf.shape
+        )
 
     return tuple(sorted(symbols(discovery.later.leaves) - symbols(discovery.first.leaves), key=str))
 
@@ -173,11 +194,22 @@ def _accept_unproved(
     for found, kind in zip(surveys, kinds, strict=True):
         for regime in list(found.unequal):
             hints = {name: discovery.hints[name] for name in discovery.hints}
-            facts = Facts((*kind.basics, *(condition.fact for condition in regime.region.conditions)))
+            facts = Facts(
+                (*kind.basics, *(condition.fact for condition in regime.region.conditions))
+            )
             sizes = facts.witness(hints=hints) or hints
             sizes = {**sizes, **{str(symbol): 0 for symbol in kind.zero}}
-            neutral = {str(later.inputs[place].args[0]): later.inputs[place] for place in discovery.cache_leaves} if kind.zero else {}
-            if check == "off" or agree_on_samples(model, outputs, regime.program.outputs, later.inputs, [sizes], neutral):
+            neutral = (
+                {
+                    str(later.inputs[place].args[0]): later.inputs[place]
+                    for place in discovery.cache_leaves
+                }
+                if kind.zero
+                else {}
+            )
+            if check == "off" or agree_on_samples(
+                model, outputs, regime.program.outputs, later.inputs, [sizes], neutral
+            ):
                 found.unequal.remove(regime)
                 found.served.append(regime)
                 accepted += 1
@@ -185,9 +217,13 @@ def _accept_unproved(
 
 
 def _refuse_broken(
-    outputs: tuple[Term, ...], surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], past: tuple[sympy.Symbol, ...]
+    outputs: tuple[Term, ...],
+    surveys: tuple[Survey, ...],
+    kinds: tuple[Kind, Kind],
+    past: tuple[sympy.Symbol, ...],
 ) -> None:
-    """Refuses a graph one of whose operators gives another size, at a corner of its domain, than was written down."""
+    """Refuses a graph one of whose operators gives another size, at a corner of its domain, than
+    was written down."""
     signatures = Signatures(outputs)
     for found, kind in zip(surveys, kinds, strict=True):
         symbols = [str(symbol) for symbol in kind.symbols]
@@ -219,7 +255,11 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
 def _fixed(discovery: Discovery) -> tuple[str, ...]:
     """What a call may not change, in words: flags, and inputs that were not given."""
     args, kwargs = discovery.later.structure.rebuild([None] * len(discovery.later.leaves))
-    flags = [f"{name} is {value!r}" for name, value in kwargs.items() if isinstance(value, (bool, int, float, str))]
+    flags = [
+        f"{name} is {value!r}"
+        for name, value in kwargs.items()
+        if isinstance(value, (bool, int, float, str))
+    ]
     return (*flags, *(f"{name} is not given" for name in discovery.absent))
 
 
@@ -234,14 +274,23 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
         else:
             is_served = any(
                 set(regime.pinned) <= {query}
-                and all(condition.fact.subs(query, 1) != sympy.false for condition in regime.region.conditions)
+                and all(
+                    condition.fact.subs(query, 1) != sympy.false
+                    for condition in regime.region.conditions
+                )
                 for regime in found.served
             )
-            unequal = [regime for regime in found.unequal if query in regime.pinned] or found.unequal
+            unequal = [
+                regime for regime in found.unequal if query in regime.pinned
+            ] or found.unequal
         if is_served:
             continue
         asked = _asked(found)
-        refusals += [_refusal(kind, regime, d, asked) for regime in unequal[:1] for d in regime.comparison.divergences[:5]]
+        refusals += [
+            _refusal(kind, regime, d, asked)
+            for regime in unequal[:1]
+            for d in regime.comparison.divergences[:5]
+        ]
         refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not unequal]
     if refusals:
         raise UnsupportedBranchError(*dict.fromkeys(refusals))
@@ -249,14 +298,25 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
 
 def _asked(found: Survey) -> list[SourceLine]:
     """The lines whose questions part the regimes."""
-    lines = [c.where for regime in (*found.served, *found.unequal) for c in regime.region.conditions if c.where is not None]
+    lines = [
+        c.where
+        for regime in (*found.served, *found.unequal)
+        for c in regime.region.conditions
+        if c.where is not None
+    ]
     return list(dict.fromkeys(lines))
 
 
-def _refusal(kind: Kind, regime: Regime, divergence: Divergence, asked: list[SourceLine]) -> Refusal:
+def _refusal(
+    kind: Kind, regime: Regime, divergence: Divergence, asked: list[SourceLine]
+) -> Refusal:
     one, other = divergence.one, divergence.other
     where = other.line or one.line
-    there = f" where {' and '.join(map(str, regime.region.conditions))}" if regime.region.conditions else ""
+    there = (
+        f" where {' and '.join(map(str, regime.region.conditions))}"
+        if regime.region.conditions
+        else ""
+    )
     against = "later calls" if kind.name == "first call" else "the general path"
     detail = f"{kind.name}{there}: {other.text(3)}\n         {against}: {one.text(3)}"
     if one.line is not None and one.line != where:

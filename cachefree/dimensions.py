@@ -1,4 +1,5 @@
-"""What the dimensions of a call's inputs are: which vary, which vary together, and which are constant.
+"""What the dimensions of a call's inputs are: which vary, which vary together, and which are
+constant.
 
 Found by behaviour, on fake tensors: a dimension varies if the model runs when it has another size.
 """
@@ -42,7 +43,8 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
         call: A call that runs, with sizes that are numbers.
 
     Returns:
-        The call with every varying dimension at least 2 long, and the groups of dimensions that vary together.
+        The call with every varying dimension at least 2 long, and the groups of dimensions that
+        vary together.
     """
 
     def runs(sizes: dict[Dimension, int]) -> bool:
@@ -75,9 +77,13 @@ def _fresh_size(call: Call) -> int:
 
 
 def _without_ones(call: Call, runs: Callable[[dict[Dimension, int]], bool]) -> Call:
-    """Sizes 0 and 1 that may be larger are made so: a broadcast would hide what belongs together."""
+    """Sizes 0 and 1 that may be larger are made so: a broadcast would hide what belongs
+    together."""
     small = [dim for size, dims in _by_size(call).items() if size < 2 for dim in dims]
-    by_axis = [list(group) for _, group in itertools.groupby(sorted(small, key=lambda d: d[1]), key=lambda d: d[1])]
+    by_axis = [
+        list(group)
+        for _, group in itertools.groupby(sorted(small, key=lambda d: d[1]), key=lambda d: d[1])
+    ]
     for group in itertools.chain(by_axis, [[dim] for dim in small]):
         left = [dim for dim in group if call.leaves[dim[0]].shape[dim[1]] < 2]  # type: ignore[union-attr]
         larger = dict.fromkeys(left, 2)
@@ -111,5 +117,3 @@ def _subsets(dims: Sequence[Dimension]) -> Iterable[tuple[Dimension, ...]]:
         yield tuple(dims)
     for count in range(2, min(len(dims), 4)):
         yield from itertools.combinations(dims, count)
-
-

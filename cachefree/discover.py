@@ -1,7 +1,9 @@
-"""Which argument carries the cache, which outputs feed it, and what every size is: found by running the model.
+"""Which argument carries the cache, which outputs feed it, and what every size is: found by running
+the model.
 
-The model is run on fake tensors at a few sizes. An argument carries the cache if a later call takes there what an output of the first
-call is, and if what it then returns has the sizes that one first call over all tokens returns.
+The model is run on fake tensors at a few sizes. An argument carries the cache if a later call takes
+there what an output of the first call is, and if what it then returns has the sizes that one first
+call over all tokens returns.
 """
 
 from __future__ import annotations
@@ -47,14 +49,19 @@ class Place:
         """As Python writes it."""
         return self.parameter + "".join(f"[{step!r}]" for step in self.steps)
 
-    def put(self, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def put(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call with ``value`` there."""
         if self.is_variadic:
             return (*args, *value), kwargs
         if self.position is not None and self.position < len(args):
             changed = self._inside(args[self.position], self.steps, value)
             return (*args[: self.position], changed, *args[self.position + 1 :]), kwargs
-        return args, {**kwargs, self.parameter: self._inside(kwargs.get(self.parameter), self.steps, value)}
+        return args, {
+            **kwargs,
+            self.parameter: self._inside(kwargs.get(self.parameter), self.steps, value),
+        }
 
     def _inside(self, container: Any, steps: tuple[Any, ...], value: Any) -> Any:
         if not steps:
@@ -64,11 +71,15 @@ class Place:
             parts[steps[0]] = self._inside(parts[steps[0]], steps[1:], value)
             return tuple(parts)
         copied = container.copy() if hasattr(container, "copy") else container
-        copied[steps[0]] = self._inside(container[steps[0]] if steps[1:] else None, steps[1:], value)
+        copied[steps[0]] = self._inside(
+            container[steps[0]] if steps[1:] else None, steps[1:], value
+        )
         return copied
 
 
-Selector = tuple[Any, ...]  # steps into the model's result; ("tail", n) is the n-th entry and all after it
+Selector = tuple[
+    Any, ...
+]  # steps into the model's result; ("tail", n) is the n-th entry and all after it
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,8 @@ class Discovery:
         cache_leaves: Places of the cache's tensors among the tensors of the later call.
         carried: For each of them, the place among the result's tensors that feeds it.
         hints: Example sizes.
-        asked: Sizes by which the later path's own questions are answered, where it takes one token only.
+        asked: Sizes by which the later path's own questions are answered, where it takes one token
+            only.
         notes: What was assumed, in words.
         absent: Optional inputs that were not given.
     """
@@ -169,7 +181,11 @@ class _Search:
         self.failures: list[str] = []
 
     def run(self) -> _Found:
-        unknown = [name for name in self.wanted if name.split(".")[0].split("[")[0] not in self.signature.parameters]
+        unknown = [
+            name
+            for name in self.wanted
+            if name.split(".")[0].split("[")[0] not in self.signature.parameters
+        ]
         if unknown:
             raise CacheNotFoundError(
                 Refusal(
@@ -192,13 +208,17 @@ class _Search:
 
     def _flag_choices(self) -> Iterator[dict[str, Any]]:
         yield {}
-        given = set(self.first.kwargs) | {self.names[i] for i in range(len(self.first.args)) if i in self.names}
+        given = set(self.first.kwargs) | {
+            self.names[i] for i in range(len(self.first.args)) if i in self.names
+        }
         flags = [
             name
             for name, parameter in self.signature.parameters.items()
-            if name not in given and (parameter.default is False or (parameter.default is None and _FLAGS.search(name)))
-            and _FLAGS.search(name) and not re.search(r"past|values", name)
-        ]  # fmt: skip
+            if name not in given
+            and (parameter.default is False or (parameter.default is None and _FLAGS.search(name)))
+            and _FLAGS.search(name)
+            and not re.search(r"past|values", name)
+        ]
         flags.sort(key=lambda name: "cache" not in name)
         for flag in flags:
             yield {flag: True}
@@ -206,7 +226,12 @@ class _Search:
             yield dict.fromkeys(pair, True)
 
     def _with(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call, groups: list[list[Dimension]], flags: dict[str, Any]
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Call,
+        groups: list[list[Dimension]],
+        flags: dict[str, Any],
     ) -> _Found | None:
         accepted: list[tuple[float, _Found]] = []
         for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
@@ -219,8 +244,16 @@ class _Search:
                 if accepted_by is None:
                     continue
                 total, tokens = accepted_by
-                notes = [*self.first.assumed, *(f"{flag}={value} so that the model returns its cache" for flag, value in flags.items())]
-                found = _Found(args, kwargs, call, groups, query, links, total, tokens, tuple(notes))
+                notes = [
+                    *self.first.assumed,
+                    *(
+                        f"{flag}={value} so that the model returns its cache"
+                        for flag, value in flags.items()
+                    ),
+                ]
+                found = _Found(
+                    args, kwargs, call, groups, query, links, total, tokens, tuple(notes)
+                )
                 if score >= 3 or self.wanted or self.carry:
                     return found
                 accepted.append((score, found))
@@ -241,11 +274,13 @@ class _Search:
         return max(accepted, key=lambda pair: pair[0])[1]
 
     def _first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, ...] | None:
-        """The results of first calls over the past's tokens, and over all tokens: with several new ones, with one."""
+        """The results of first calls over the past's tokens, and over all tokens: with several new
+        ones, with one."""
         try:
             past = _LENGTHS["past"]
             return tuple(
-                self._result(resized(call, dict.fromkeys(query, past + new))) for new in (0, _LENGTHS["query"], 1)
+                self._result(resized(call, dict.fromkeys(query, past + new)))
+                for new in (0, _LENGTHS["query"], 1)
             )
         except Exception as error:
             self.failures.append(f"{type(error).__name__}: {_first_line(error)}")
@@ -255,12 +290,19 @@ class _Search:
         leaves, structure = run_on_fakes(self.model, call, {})
         return structure.rebuild(leaves)
 
-    def _candidates(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    def _candidates(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> Iterator[tuple[float, tuple[Link, ...]]]:
         places = self._places(args, kwargs)
         places += self._absent_entries(args, kwargs, result)
         selectors = list(_selectors(result))
         if self.wanted and len(self.wanted) > 1:
-            chosen = [place for name in self.wanted for place in places if place.path == name or place.parameter == name]
+            chosen = [
+                place
+                for name in self.wanted
+                for place in places
+                if place.path == name or place.parameter == name
+            ]
             yield from self._joint(chosen, selectors)
             return
         ranked: list[tuple[float, tuple[Link, ...]]] = []
@@ -271,20 +313,35 @@ class _Search:
                 ranked.append((score + closeness, (Link(place, selector),)))
         yield from sorted(ranked, key=lambda pair: -pair[0])
         if not self.wanted:
-            yield from self._joint([place for place in places if CACHE_NAMES.search(place.path)], selectors)
+            yield from self._joint(
+                [place for place in places if CACHE_NAMES.search(place.path)], selectors
+            )
 
-    def _joint(self, places: list[Place], selectors: list[Selector]) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    def _joint(
+        self, places: list[Place], selectors: list[Selector]
+    ) -> Iterator[tuple[float, tuple[Link, ...]]]:
         """Several arguments at once, fed by as many neighbouring entries of the result."""
-        entries = [selector for selector in selectors if len(selector) == 1 and not isinstance(selector[0], tuple)]
+        entries = [
+            selector
+            for selector in selectors
+            if len(selector) == 1 and not isinstance(selector[0], tuple)
+        ]
         for count in range(len(places), 1, -1):
             for start in range(len(entries) - count + 1):
-                links = tuple(Link(place, entry) for place, entry in zip(places[:count], entries[start : start + count], strict=True))
+                links = tuple(
+                    Link(place, entry)
+                    for place, entry in zip(
+                        places[:count], entries[start : start + count], strict=True
+                    )
+                )
                 yield 3.0, links
 
     def _places(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Place]:
         found: list[Place] = []
         for position, (name, parameter) in enumerate(self.signature.parameters.items()):
-            if self.wanted and not any(w == name or w.startswith((name + ".", name + "[")) for w in self.wanted):
+            if self.wanted and not any(
+                w == name or w.startswith((name + ".", name + "[")) for w in self.wanted
+            ):
                 continue
             if parameter.kind is parameter.VAR_POSITIONAL:
                 if len(args) <= position:
@@ -301,7 +358,9 @@ class _Search:
                 found.append(Place(name, at))
         return found
 
-    def _absent_entries(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[Place]:
+    def _absent_entries(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> list[Place]:
         """Entries that a dict argument lacks and that the result, a dict too, has."""
         if not isinstance(result, Mapping):
             return []
@@ -323,7 +382,8 @@ class _Search:
         part: Any,
         whole: Sequence[Any],
     ) -> tuple[frozenset[Dimension], int] | None:
-        """The dimensions that are past + query and how many tokens run, where a later call takes the cache there; else None."""
+        """The dimensions that are past + query and how many tokens run, where a later call takes
+        the cache there; else None."""
         for tokens, expected in zip((_LENGTHS["query"], 1), whole, strict=True):
             for total in _total_choices(call, query):
                 new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
@@ -332,22 +392,39 @@ class _Search:
         return None
 
     def _runs_later(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call, links: tuple[Link, ...], part: Any, whole: Any
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Call,
+        links: tuple[Link, ...],
+        part: Any,
+        whole: Any,
     ) -> bool:
-        """Whether a later call runs with the first one's results, and returns what one first call over all tokens does."""
+        """Whether a later call runs with the first one's results, and returns what one first call
+        over all tokens does."""
         later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
         try:
             for link in links:
-                later_args, later_kwargs = link.place.put(later_args, later_kwargs, _select(part, link.selector))
+                later_args, later_kwargs = link.place.put(
+                    later_args, later_kwargs, _select(part, link.selector)
+                )
             later_leaves, later_structure = _run_values(self.model, later_args, later_kwargs)
             result = later_structure.rebuild(later_leaves)
-            if not all(_same_sizes(_select(result, link.selector), _select(whole, link.selector)) for link in links):
+            if not all(
+                _same_sizes(_select(result, link.selector), _select(whole, link.selector))
+                for link in links
+            ):
                 return False
-            grows = any(not _same_sizes(_select(part, link.selector), _select(whole, link.selector)) for link in links)
+            grows = any(
+                not _same_sizes(_select(part, link.selector), _select(whole, link.selector))
+                for link in links
+            )
             named = all(CACHE_NAMES.search(link.place.path) for link in links)
             return bool((grows or named or self.wanted) and _is_alike(result, part))
         except Exception as error:
-            self.failures.append(f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}")
+            self.failures.append(
+                f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}"
+            )
             return False
 
     def _not_found(self) -> CacheFreeError:
@@ -384,13 +461,18 @@ def _is_empty(value: Any) -> bool:
 
 
 def _empty_entries(value: Any, steps: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to the empty entries inside a given container; the container itself where all are empty."""
+    """Paths to the empty entries inside a given container; the container itself where all are
+    empty."""
     if _is_empty(value):
         return [steps]
     if isinstance(value, dict):
-        return [found for key, part in value.items() for found in _empty_entries(part, (*steps, key))]
+        return [
+            found for key, part in value.items() for found in _empty_entries(part, (*steps, key))
+        ]
     if isinstance(value, (tuple, list)):
-        return [found for key, part in enumerate(value) for found in _empty_entries(part, (*steps, key))]
+        return [
+            found for key, part in enumerate(value) for found in _empty_entries(part, (*steps, key))
+        ]
     return []
 
 
@@ -427,7 +509,8 @@ def _select(result: Any, selector: Selector) -> Any:
 
 
 def _closeness(place: Place, selector: Selector, result: Any) -> float:
-    """How likely this part of the result feeds this place, from names and shape alone: only the order of the attempts."""
+    """How likely this part of the result feeds this place, from names and shape alone: only the
+    order of the attempts."""
     leaves, _ = flatten(_select(result, selector))
     words = set(re.split(r"\W|_", place.path.lower()))
     named = [step for step in selector if isinstance(step, str)]
@@ -452,7 +535,9 @@ def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dim
     first = min(query)
     if masks:
         yield masks
-        last_axes = frozenset(dim for dim in masks if dim[1] == max(axis for place, axis in masks if place == dim[0]))
+        last_axes = frozenset(
+            dim for dim in masks if dim[1] == max(axis for place, axis in masks if place == dim[0])
+        )
         if last_axes != masks:
             yield last_axes
     others = [dim for dim in query if dim != first]
@@ -465,7 +550,10 @@ def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dim
 def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
     """The call's arguments with a meta tensor for each spec."""
     values = [
-        torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") if isinstance(leaf, TensorSpec) else leaf.expr for leaf in leaves
+        torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+        if isinstance(leaf, TensorSpec)
+        else leaf.expr
+        for leaf in leaves
     ]
     for value, leaf in zip(values, leaves, strict=True):
         if isinstance(value, torch.Tensor):
@@ -477,7 +565,10 @@ def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
 def _run_values(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Any], Structure]:
     leaves, structure = flatten((args, kwargs))
     specs = tuple(
-        TensorSpec("", tuple(leaf.shape), leaf.dtype, getattr(leaf, "cachefree_device", leaf.device)) for leaf in leaves
+        TensorSpec(
+            "", tuple(leaf.shape), leaf.dtype, getattr(leaf, "cachefree_device", leaf.device)
+        )
+        for leaf in leaves
     )
     return run_on_fakes(model, Call(structure, specs), {})
 
@@ -516,10 +607,23 @@ def _symbolic(model: nn.Module, search: _Search, found: _Found) -> Discovery:
     path = capture(model, first, hints)
     later, cache_leaves, carried, more = _later_call(search, found, first, path)
     for name, expr in more.items():
-        length = sympy.sympify(expr).subs({size_symbol("query"): 7, **{size_symbol(n): h for n, h in hints.items()}})
+        length = sympy.sympify(expr).subs(
+            {size_symbol("query"): 7, **{size_symbol(n): h for n, h in hints.items()}}
+        )
         hints[name] = max(2, int(length)) if name != "past" or expr != size_symbol("query") else 7
     asked = {"query": 1} if found.tokens == 1 else {}
-    return Discovery(first, path, later, found.links, cache_leaves, carried, hints, asked, found.notes, _absent(search, found))
+    return Discovery(
+        first,
+        path,
+        later,
+        found.links,
+        cache_leaves,
+        carried,
+        hints,
+        asked,
+        found.notes,
+        _absent(search, found),
+    )
 
 
 def _absent(search: _Search, found: _Found) -> tuple[str, ...]:
@@ -528,7 +632,8 @@ def _absent(search: _Search, found: _Found) -> tuple[str, ...]:
     return tuple(
         name
         for name, parameter in search.signature.parameters.items()
-        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in given
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     )
 
 
@@ -566,9 +671,7 @@ def _later_call(
         marks.append(_Mark(leaf, next(tensors) if isinstance(leaf, TensorSpec) else None))
     result = path.outputs.rebuild(marks)
     query, past = size_symbol("query"), size_symbol("past")
-    total = {
-        (place, axis): sympy.sympify(past + query) for place, axis in found.total
-    }
+    total = {(place, axis): sympy.sympify(past + query) for place, axis in found.total}
     inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
     args, kwargs = first.structure.rebuild(inputs)
     lengths: dict[Any, Any] = {}
@@ -577,13 +680,16 @@ def _later_call(
         leaves, structure = flatten(value, _is_mark)
         paths = leaf_paths(structure, link.place.path)
         renamed = [
-            _Mark(_as_past(mark.spec, path_, lengths), mark.output) for mark, path_ in zip(leaves, paths, strict=True)
+            _Mark(_as_past(mark.spec, path_, lengths), mark.output)
+            for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
     later_marks, structure = flatten((args, kwargs), _is_mark)
     call = Call(structure, tuple(mark.spec for mark in later_marks))
     tensor_marks = [mark for mark in later_marks if isinstance(mark.spec, TensorSpec)]
-    cache_leaves = tuple(place for place, mark in enumerate(tensor_marks) if mark.output is not None)
+    cache_leaves = tuple(
+        place for place, mark in enumerate(tensor_marks) if mark.output is not None
+    )
     carried = tuple(mark.output for mark in tensor_marks if mark.output is not None)
     return call, cache_leaves, carried, {str(symbol): expr for expr, symbol in lengths.items()}
 
@@ -592,8 +698,11 @@ def _is_mark(value: Any) -> bool:
     return isinstance(value, _Mark)
 
 
-def _as_past(spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]) -> TensorSpec | SizeSpec:
-    """A tensor of the result as the input of a later call: what grew with the call's sizes gets a size of its own."""
+def _as_past(
+    spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]
+) -> TensorSpec | SizeSpec:
+    """A tensor of the result as the input of a later call: what grew with the call's sizes gets a
+    size of its own."""
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, _past_size(spec.expr, lengths))
     query = size_symbol("query")
@@ -601,7 +710,9 @@ def _as_past(spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]) ->
     return TensorSpec(
         path,
         tuple(
-            size if grows and isinstance(size, sympy.Basic) and query not in size.free_symbols else _past_size(size, lengths)
+            size
+            if grows and isinstance(size, sympy.Basic) and query not in size.free_symbols
+            else _past_size(size, lengths)
             for size in spec.shape
         ),
         spec.dtype,
@@ -619,11 +730,14 @@ def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
     elif size.has(size_symbol("batch")):
         # a product with the batch, such as B·E rows: rename inside
         inner = size.free_symbols - {size_symbol("batch")}
-        return substitute(size, {symbol: _past_size(symbol, lengths) for symbol in inner}) if inner else size
+        return (
+            substitute(size, {symbol: _past_size(symbol, lengths) for symbol in inner})
+            if inner
+            else size
+        )
     else:
         name = "past" if not any(str(s) == "past" for s in lengths.values()) else "past_window"
     while any(str(symbol) == name for symbol in lengths.values()):
         name += "_"
     lengths[size] = size_symbol(name)
     return lengths[size]
-

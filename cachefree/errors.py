@@ -1,6 +1,7 @@
 """The errors that cachefree raises, each with its cause and its remedy.
 
-Every message says what happened, where (module path and the user's own ``file:line``), why, and what to do.
+Every message says what happened, where (module path and the user's own ``file:line``), why, and
+what to do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class SourceLine:
         file: The path of the file, as Python knows it.
         line: The line's number, from 1.
         function: The name of the function that the line is in.
-        module: The qualified name of the ``nn.Module`` that was running, ``""`` for the model itself.
+        module: The qualified name of the ``nn.Module`` that was running, ``""`` for the model
+            itself.
     """
 
     file: str
@@ -54,7 +56,8 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something was not rewritten: a value, so that all refusals of a model can be told at once.
+    """Why something was not rewritten: a value, so that all refusals of a model can be told at
+    once.
 
     Attributes:
         what: One sentence: what was met.
@@ -101,7 +104,8 @@ class CacheNotFoundError(CacheFreeError):
     """No argument of the model carries a cache, or several could and none is the obvious one.
 
     Cause: no optional argument accepts what an output of the first call gives.
-    Remedy: name the argument with ``cache=`` and, where the outputs do not feed it directly, give ``carry=``.
+    Remedy: name the argument with ``cache=`` and, where the outputs do not feed it directly, give
+    ``carry=``.
     """
 
 
@@ -114,10 +118,13 @@ class CaptureError(CacheFreeError):
 
 
 class UnsupportedBranchError(CacheFreeError):
-    """The two paths of the model differ in a way that no rule closes soundly. All refusals are listed.
+    """The two paths of the model differ in a way that no rule closes soundly. All refusals are
+    listed.
 
-    Cause: the first call and the later calls compute different things, or this could not be proved otherwise.
-    Remedy: make the two paths agree at the named lines, or accept random tests with ``check="test"``.
+    Cause: the first call and the later calls compute different things, or this could not be proved
+    otherwise.
+    Remedy: make the two paths agree at the named lines, or accept random tests with
+    ``check="test"``.
     """
 
 
@@ -125,7 +132,8 @@ class DomainError(CacheFreeError, ValueError):
     """A call outside the domain in which the rewritten model was shown to equal the original.
 
     Cause: another input structure, size, dtype or mode than the verdict covers.
-    Remedy: call inside the domain (``rewritten.report.domain``), or rewrite again with such inputs as examples.
+    Remedy: call inside the domain (``rewritten.report.domain``), or rewrite again with such inputs
+    as examples.
     """
 
 

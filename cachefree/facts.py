@@ -1,7 +1,7 @@
 """What holds of sizes: decided for every size by a solver, never by trying.
 
-Sizes are nonnegative integers. A `Facts` object knows some facts of them (a region of the domain) and answers whether another one
-follows. The answer ``False`` means "not shown", not "false".
+Sizes are nonnegative integers. A `Facts` object knows some facts of them (a region of the domain)
+and answers whether another one follows. The answer ``False`` means "not shown", not "false".
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Facts:
         return not self._solved(sympy.false)
 
     def witness(self, *wanted: Any, hints: Mapping[str, int]) -> dict[str, int] | None:
-        """Sizes at which the facts and ``wanted`` hold, near the hints; None where the solver finds none."""
+        """Sizes at which the facts and ``wanted`` hold, near the hints; None where the solver finds
+        none."""
         import z3
 
         with _LOCK:
@@ -96,7 +97,10 @@ class Facts:
             if solver.check() != z3.sat:
                 return None
             model = solver.model()
-            return {name: model.eval(size, model_completion=True).as_long() for name, size in sizes.items()}
+            return {
+                name: model.eval(size, model_completion=True).as_long()
+                for name, size in sizes.items()
+            }
 
     def simplified(self, expr: Any) -> Any:
         """``expr`` with every maximum, minimum and quotient resolved that the facts decide."""
@@ -187,7 +191,9 @@ def _extremum(is_maximum: bool) -> Any:
     def combine(z3: Any, expr: Any, parts: list[Any]) -> Any:
         best = parts[0]
         for part in parts[1:]:
-            best = z3.If(best >= part, best, part) if is_maximum else z3.If(best <= part, best, part)
+            best = (
+                z3.If(best >= part, best, part) if is_maximum else z3.If(best <= part, best, part)
+            )
         return best
 
     return combine
@@ -233,5 +239,3 @@ def _rules() -> tuple[tuple[Any, Any], ...]:
         (sympy.Or, lambda z3, expr, parts: z3.Or(*parts)),
         (sympy.Not, lambda z3, expr, parts: z3.Not(parts[0])),
     )
-
-

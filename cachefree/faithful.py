@@ -1,8 +1,10 @@
-"""Whether a captured path is the path that the model takes: the same calls of torch, with sizes that are numbers.
+"""Whether a captured path is the path that the model takes: the same calls of torch, with sizes
+that are numbers.
 
-A symbolic size is no ``int``: ``isinstance(n, int)``, ``type(n)``, ``str(n)`` or an ``except`` may send the code another way while it is
-captured, without a question being asked. So the model is run once more with the example sizes as plain numbers, and the calls of torch
-functions are compared one by one.
+A symbolic size is no ``int``: ``isinstance(n, int)``, ``type(n)``, ``str(n)`` or an ``except`` may
+send the code another way while it is captured, without a question being asked. So the model is run
+once more with the example sizes as plain numbers, and the calls of torch functions are compared one
+by one.
 """
 
 from __future__ import annotations
@@ -22,9 +24,30 @@ from cachefree.sizes import TORCH, user_line
 
 __all__ = ["CallLog", "TorchCall", "refuse_another_path"]
 
-_NOT_COMPUTED = {"__get__", "__set__", "size", "dim", "__len__", "numel", "stride", "is_contiguous", "is_floating_point", "is_complex",
-                 "data_ptr", "__index__", "__bool__", "__int__", "element_size", "ndimension", "storage_offset", "_set_grad_enabled"}  # fmt: skip
-_LAYERS = tuple(TORCH + part for part in ("nn" + os.sep, "functional.py", "_tensor.py", "distributions" + os.sep))
+_NOT_COMPUTED = {
+    "__get__",
+    "__set__",
+    "size",
+    "dim",
+    "__len__",
+    "numel",
+    "stride",
+    "is_contiguous",
+    "is_floating_point",
+    "is_complex",
+    "data_ptr",
+    "__index__",
+    "__bool__",
+    "__int__",
+    "element_size",
+    "ndimension",
+    "storage_offset",
+    "_set_grad_enabled",
+}
+_LAYERS = tuple(
+    TORCH + part
+    for part in ("nn" + os.sep, "functional.py", "_tensor.py", "distributions" + os.sep)
+)
 
 
 @dataclass(frozen=True)
@@ -49,16 +72,25 @@ class CallLog(TorchFunctionMode):
         self.note(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
-    def note(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def note(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
         """Writes one call down."""
         name = getattr(func, "__name__", str(func))
-        if name not in _NOT_COMPUTED and not name.startswith("sym_") and _is_model_code(sys._getframe(2)):
-            described = tuple(map(_described, args)) + tuple((key, _described(kwargs[key])) for key in sorted(kwargs))
+        if (
+            name not in _NOT_COMPUTED
+            and not name.startswith("sym_")
+            and _is_model_code(sys._getframe(2))
+        ):
+            described = tuple(map(_described, args)) + tuple(
+                (key, _described(kwargs[key])) for key in sorted(kwargs)
+            )
             self.calls.append(TorchCall(name, described, user_line(sys._getframe(2))))
 
 
 def _is_model_code(frame: Any) -> bool:
-    """Whether a call comes from the model, or from torch's own layers, and not from what runs them on fake tensors."""
+    """Whether a call comes from the model, or from torch's own layers, and not from what runs them
+    on fake tensors."""
     file = frame.f_code.co_filename
     return not file.startswith(TORCH) or file.startswith(_LAYERS)
 
@@ -78,7 +110,11 @@ def _described(value: Any) -> Any:
 
 
 def refuse_another_path(
-    symbolic: Sequence[TorchCall], plain: Sequence[TorchCall], sizes: Mapping[sympy.Symbol, int], *, with_sizes: bool
+    symbolic: Sequence[TorchCall],
+    plain: Sequence[TorchCall],
+    sizes: Mapping[sympy.Symbol, int],
+    *,
+    with_sizes: bool,
 ) -> None:
     """Compares the calls of a captured path with those of a run with plain numbers.
 
@@ -93,7 +129,9 @@ def refuse_another_path(
     """
     for one, other in zip(symbolic, plain, strict=False):
         if one.name != other.name or (with_sizes and not _same(one.args, other.args, sizes)):
-            raise _another_path(other.where or one.where, f"{other.name} with numbers, {one.name} with symbols")
+            raise _another_path(
+                other.where or one.where, f"{other.name} with numbers, {one.name} with symbols"
+            )
     if len(symbolic) != len(plain):
         longer = max((symbolic, plain), key=len)
         extra = longer[min(len(symbolic), len(plain))]
@@ -102,7 +140,9 @@ def refuse_another_path(
 
 def _same(one: Any, other: Any, sizes: Mapping[sympy.Symbol, int]) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_same(a, b, sizes) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            _same(a, b, sizes) for a, b in zip(one, other, strict=True)
+        )
     if isinstance(one, sympy.Basic):
         value = one.xreplace(sizes) if not isinstance(one, sympy.Symbol) else sizes.get(one, one)
         return bool(value == other)

@@ -1,4 +1,5 @@
-"""Terms as a torch.fx graph: flat tensors in and out, the model's own parameters, sizes read from the inputs."""
+"""Terms as a torch.fx graph: flat tensors in and out, the model's own parameters, sizes read from
+the inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def emit(
         outputs: A name and a term each; they become the tuple that the graph returns.
 
     Returns:
-        A graph module with no control flow, no ``None`` and no shape but those read from its inputs.
+        A graph module with no control flow, no ``None`` and no shape but those read from its
+        inputs.
     """
     writer = _Writer(inputs, outputs)
     graph = writer.run()
@@ -42,7 +44,9 @@ def emit(
 
 
 def assemble(
-    graph: fx.Graph, containers: Mapping[str, torch.nn.Module], constants: Mapping[str, torch.Tensor]
+    graph: fx.Graph,
+    containers: Mapping[str, torch.nn.Module],
+    constants: Mapping[str, torch.Tensor],
 ) -> fx.GraphModule:
     """A graph module over containers that share the model's parameters."""
     root = torch.nn.Module()
@@ -69,11 +73,12 @@ def assemble(
 def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Empty modules in the model's hierarchy whose parameters and buffers *are* the model's.
 
-    The dictionaries themselves are shared: a parameter that the model replaces later is seen here too, while
-    ``train()`` of one does not reach the other.
+    The dictionaries themselves are shared: a parameter that the model replaces later is seen here
+    too, while ``train()`` of one does not reach the other.
 
     Returns:
-        The mirrored children by name, and under ``""`` a holder of the model's own parameters and buffers.
+        The mirrored children by name, and under ``""`` a holder of the model's own parameters and
+        buffers.
     """
     seen: dict[int, torch.nn.Module] = {}
 
@@ -93,7 +98,9 @@ def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 class _Writer:
-    def __init__(self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]) -> None:
+    def __init__(
+        self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]
+    ) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self.graph = fx.Graph()
@@ -129,7 +136,8 @@ class _Writer:
         return self.graph
 
     def _find_sizes(self) -> None:
-        """Where each size symbol is read: a dimension that is it, else one that it can be solved from."""
+        """Where each size symbol is read: a dimension that is it, else one that it can be solved
+        from."""
         pending: list[tuple[fx.Node, int, Any]] = []
         for _, term in self.inputs:
             for dim, size in enumerate(term.sizes):
@@ -192,7 +200,9 @@ class _Writer:
         if type(expr).__name__ in _FLOAT_FUNCTIONS:
             function = _FLOAT_FUNCTIONS[type(expr).__name__]
             return call(function, tuple(self._size(arg) for arg in expr.args))
-        raise CaptureError(f"The size expression {expr} ({type(expr).__name__}) cannot be written in the graph.")
+        raise CaptureError(
+            f"The size expression {expr} ({type(expr).__name__}) cannot be written in the graph."
+        )
 
     def _node(self, term: Term) -> fx.Node:
         if term.op == "attribute":
@@ -220,14 +230,23 @@ class _Writer:
         name = re.split(r"[.:]", term.name)[0]
         module = term.line.module if term.line is not None else ""
         node = self.graph.create_node(
-            "call_function", op, args, kwargs, name=_identifier(f"{module}.{name}" if module else name)
+            "call_function",
+            op,
+            args,
+            kwargs,
+            name=_identifier(f"{module}.{name}" if module else name),
         )
         if term.line is not None:
-            node.meta["stack_trace"] = f'File "{term.line.file}", line {term.line.line}, in {term.line.function}'
+            node.meta["stack_trace"] = (
+                f'File "{term.line.file}", line {term.line.line}, in {term.line.function}'
+            )
         return node
 
-    def _schema_arguments(self, op: Any, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments; defaults at the end left out; the device that of the inputs."""
+    def _schema_arguments(
+        self, op: Any, args: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments; defaults at the end left out; the device that of the
+        inputs."""
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         schema = op._schema.arguments
@@ -237,11 +256,15 @@ class _Writer:
                 continue
             value = self._written(value)
             if argument.kwarg_only:
-                if not (argument.has_default_value() and _is_default(argument.default_value, value)):
+                if not (
+                    argument.has_default_value() and _is_default(argument.default_value, value)
+                ):
                     keywords[argument.name] = value
             else:
                 positional.append(value)
-        if keywords.get("device") is not None and any(a.name == "device" and not a.kwarg_only for a in schema):
+        if keywords.get("device") is not None and any(
+            a.name == "device" and not a.kwarg_only for a in schema
+        ):
             place = next(i for i, a in enumerate(schema) if a.name == "device")
             positional.insert(place, keywords.pop("device"))
         positional_schema = [argument for argument in schema if not argument.kwarg_only]
@@ -331,7 +354,15 @@ _CANONICAL: dict[str, Any] = {
     "cat": lambda term: (aten.cat.default, term.args),
     "arange": lambda term: (
         aten.arange.start_step,
-        (term.args[0], term.args[0] + term.args[1] * term.args[2], term.args[2], term.args[3], None, term.args[4], None),
+        (
+            term.args[0],
+            term.args[0] + term.args[1] * term.args[2],
+            term.args[2],
+            term.args[3],
+            None,
+            term.args[4],
+            None,
+        ),
     ),
     "cast": _canonical_cast,
     "full": lambda term: (
@@ -358,4 +389,3 @@ _FLOAT_FUNCTIONS: dict[str, Any] = {
     "FloatPow": operator.pow,
     "OpaqueUnaryFn_sqrt": torch.sym_sqrt,
 }
-

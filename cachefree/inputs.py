@@ -54,7 +54,8 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's first floating-point parameter; torch's default where it has none."""
+    """The dtype of the model's first floating-point parameter; torch's default where it has
+    none."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.dtype.is_floating_point:
             return tensor.dtype
@@ -103,7 +104,12 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
         offered = getattr(model, attribute, None)
         if offered is not None and not callable(offered):
             call = _given(offered)
-            call = FirstCall(call.args, _on(call.kwargs, model_device(model)), (f"inputs taken from model.{attribute}",), False)
+            call = FirstCall(
+                call.args,
+                _on(call.kwargs, model_device(model)),
+                (f"inputs taken from model.{attribute}",),
+                False,
+            )
             if _runs(model, call) is None:
                 return call
     return _probe(model)
@@ -147,7 +153,8 @@ def _probe(model: nn.Module) -> FirstCall:
         parameter
         for parameter in parameters
         if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.kind
+        in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     wanted = required or [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][:1]
     source = _source(model)
@@ -159,7 +166,9 @@ def _probe(model: nn.Module) -> FirstCall:
         named = dict(zip((parameter.name for parameter in wanted), values, strict=True))
         if all(value is None for value in named.values()):
             continue
-        first = FirstCall((), named, tuple(f"{name}: {_words(value)}" for name, value in named.items()), False)
+        first = FirstCall(
+            (), named, tuple(f"{name}: {_words(value)}" for name, value in named.items()), False
+        )
         last = _runs(model, first)
         if last is None:
             log.info("example inputs assumed: %s", "; ".join(first.assumed))
@@ -192,7 +201,9 @@ def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Ite
     name = parameter.name
     device, dtype = model_device(model), model_dtype(model)
     ids = torch.empty((BATCH, QUERY), dtype=torch.int64, device="meta")
-    tests_none = re.search(rf"\b{name}\s+is\s+(not\s+)?None\b|\bnot\s+{name}\b|\bif\s+{name}\b", source)
+    tests_none = re.search(
+        rf"\b{name}\s+is\s+(not\s+)?None\b|\bnot\s+{name}\b|\bif\s+{name}\b", source
+    )
     if CACHE_NAMES.search(name) or tests_none:
         yield None
         yield from ((), [], {})

@@ -1,8 +1,8 @@
 """Running a model without leaving a trace on it, on torch or on the process.
 
-A forward pass may write to its module: caches, counters, buffers. While a model is captured those writes would put
-fake tensors there. `untouched` remembers every attribute of every module, and what plain containers in them
-hold, puts all of it back, and tells what had changed.
+A forward pass may write to its module: caches, counters, buffers. While a model is captured those
+writes would put fake tensors there. `untouched` remembers every attribute of every module, and what
+plain containers in them hold, puts all of it back, and tells what had changed.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, _CONTAINERS) else value
 
 
-# Python's own min, max and len ask for truth values and for a machine integer; torch has symbolic ones.
+# Python's own min, max and len ask for truth values and for a machine integer; torch has symbolic
+# ones.
 _lock = threading.Lock()
 _capturing = threading.local()
 _users = 0
@@ -197,7 +198,10 @@ def _plain_truths(original: Any) -> Any:
     def attention(*args: Any, **kwargs: Any) -> Any:
         if getattr(_capturing, "active", False):
             args = tuple(bool(arg) if isinstance(arg, torch.SymBool) else arg for arg in args)
-            kwargs = {name: bool(arg) if isinstance(arg, torch.SymBool) else arg for name, arg in kwargs.items()}
+            kwargs = {
+                name: bool(arg) if isinstance(arg, torch.SymBool) else arg
+                for name, arg in kwargs.items()
+            }
         return original(*args, **kwargs)
 
     return attention
@@ -210,7 +214,11 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
         # its argument parser takes no symbolic truth value: is_causal=length > 1
-        (functional, "scaled_dot_product_attention", _plain_truths(functional.scaled_dot_product_attention)),
+        (
+            functional,
+            "scaled_dot_product_attention",
+            _plain_truths(functional.scaled_dot_product_attention),
+        ),
     ]
 
 

@@ -1,4 +1,5 @@
-"""Normal form: a program under a substitution of sizes and inputs, with every law applied that applies."""
+"""Normal form: a program under a substitution of sizes and inputs, with every law applied that
+applies."""
 
 from __future__ import annotations
 
@@ -88,22 +89,40 @@ class Normaliser:
             return self.inputs[term.args[0]]
         if term.op in ("attribute", "input"):
             args = replace_operands(term.args, replaced)
-            return self.settle(self.table.make(term.op, args, self._shape(term), term.dtype, term.device, term.line, term.payload))
+            return self.settle(
+                self.table.make(
+                    term.op,
+                    args,
+                    self._shape(term),
+                    term.dtype,
+                    term.device,
+                    term.line,
+                    term.payload,
+                )
+            )
         args = replace_operands(term.args, replaced)
         payload = term.payload
         if term.shape is None and payload is not None:
-            payload = tuple((tuple(map(self._size, shape)), dtype, device) for shape, dtype, device in payload)
-        new = self.table.make(term.op, args, self._shape(term), term.dtype, term.device, term.line, payload)
+            payload = tuple(
+                (tuple(map(self._size, shape)), dtype, device) for shape, dtype, device in payload
+            )
+        new = self.table.make(
+            term.op, args, self._shape(term), term.dtype, term.device, term.line, payload
+        )
         return self.settle(new)
 
     def _shape(self, term: Term) -> tuple[Any, ...] | None:
         return None if term.shape is None else tuple(map(self._size, term.shape))
 
-    def build(self, op: Any, args: tuple[Any, ...], shape: Any, like: Term, dtype: Any = None) -> Term:
+    def build(
+        self, op: Any, args: tuple[Any, ...], shape: Any, like: Term, dtype: Any = None
+    ) -> Term:
         """A term in normal form; see `cachefree.laws.Rewriter`."""
         args = replace_operands(args, lambda arg: arg if isinstance(arg, Term) else self._size(arg))
         sizes = tuple(self._size(size) for size in shape)
-        return self.settle(self.table.make(op, args, sizes, dtype or like.dtype, like.device, like.line))
+        return self.settle(
+            self.table.make(op, args, sizes, dtype or like.dtype, like.device, like.line)
+        )
 
     def settle(self, term: Term) -> Term:
         """Applies laws to a term whose operands are in normal form, until none applies."""

@@ -17,7 +17,8 @@ def stages(total: int, shown: bool | None) -> Iterator[Callable[[str], None]]:
 
     Args:
         total: How many stages there are.
-        shown: Whether to show it; None: on a terminal or in a notebook, once it takes longer than two seconds.
+        shown: Whether to show it; None: on a terminal or in a notebook, once it takes longer than
+            two seconds.
 
     Yields:
         A function that begins the next stage, with its name.
@@ -30,7 +31,12 @@ def stages(total: int, shown: bool | None) -> Iterator[Callable[[str], None]]:
     except ImportError:
         yield lambda name: None
         return
-    with tqdm(total=total, delay=0 if shown else _DELAY_SECONDS, leave=False, bar_format="{desc:<32}{bar}| {n}/{total} {elapsed}") as bar:
+    with tqdm(
+        total=total,
+        delay=0 if shown else _DELAY_SECONDS,
+        leave=False,
+        bar_format="{desc:<32}{bar}| {n}/{total} {elapsed}",
+    ) as bar:
         begun = [False]
 
         def begin(name: str) -> None:

@@ -1,7 +1,8 @@
 """A captured FX graph read as terms: sizes become expressions, writes in place become values.
 
-An operator that writes to a tensor changes every view of it. Here each tensor is its base and the chain of views that leads to it;
-a write puts a new value into the base, and views are taken again when they are read.
+An operator that writes to a tensor changes every view of it. Here each tensor is its base and the
+chain of views that leads to it; a write puts a new value into the base, and views are taken again
+when they are read.
 """
 
 from __future__ import annotations
@@ -131,13 +132,21 @@ class _Reader:
             return
         if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
             if _reads_values(node):
-                self._refuse(node, "The model's Python code depends on the values of a tensor.", "a number is read from a tensor")
+                self._refuse(
+                    node,
+                    "The model's Python code depends on the values of a tensor.",
+                    "a number is read from a tensor",
+                )
             return
         if target.__name__ == "getitem" and target.__module__ == "_operator":
             self._item(node)
             return
         if not isinstance(target, torch._ops.OpOverload):
-            self._refuse(node, f"The path calls {target}, which is no torch operator.", "it cannot be compared with the other path")
+            self._refuse(
+                node,
+                f"The path calls {target}, which is no torch operator.",
+                "it cannot be compared with the other path",
+            )
         if target._schema.is_mutable:
             self._write(node, target)
             return
@@ -152,7 +161,13 @@ class _Reader:
         term = self._without_gradient(self._apply(node, target, args))
         parent = self._aliased(node, target)
         if parent is not None and term.shape is not None:
-            self.values[node] = _Value(parent.base, (*parent.views, (node, target, args[1:])), term, parent.base.version, parent.storage)
+            self.values[node] = _Value(
+                parent.base,
+                (*parent.views, (node, target, args[1:])),
+                term,
+                parent.base.version,
+                parent.storage,
+            )
         elif term.shape is None:
             self.values[node] = (term, parent, (node, target, args[1:]))
         else:
@@ -191,14 +206,18 @@ class _Reader:
             self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
         else:
             view = (node, ("item", producer, target, index), rest)
-            self.values[node] = _Value(parent.base, (*parent.views, view), term, parent.base.version, parent.storage)
+            self.values[node] = _Value(
+                parent.base, (*parent.views, view), term, parent.base.version, parent.storage
+            )
 
     def _apply(self, node: fx.Node, op: Any, args: tuple[Any, ...]) -> Term:
         if isinstance(op, tuple):
             _, producer, target, index = op
             several = self._apply(producer, target, args)
             shape, dtype, device = _type_of(node.meta["val"])
-            return self.table.make("item", (several, index), shape, dtype, device, node.meta.get(LINE))
+            return self.table.make(
+                "item", (several, index), shape, dtype, device, node.meta.get(LINE)
+            )
         example = node.meta.get("val")
         line: SourceLine | None = node.meta.get(LINE)
         if isinstance(example, (tuple, list)):
@@ -207,7 +226,8 @@ class _Reader:
         return self.table.make(op, args, *_type_of(example), line)
 
     def _arguments(self, node: fx.Node, target: Any) -> tuple[Any, ...]:
-        """All arguments by position, defaults filled in, terms and expressions in place of nodes."""
+        """All arguments by position, defaults filled in, terms and expressions in place of
+        nodes."""
         given = list(node.args)
         full: list[Any] = []
         for place, argument in enumerate(target._schema.arguments):
@@ -233,12 +253,20 @@ class _Reader:
         return expression(value)
 
     def _write(self, node: fx.Node, target: Any) -> None:
-        written = [argument.name for argument in target._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+        written = [
+            argument.name
+            for argument in target._schema.arguments
+            if argument.alias_info and argument.alias_info.is_write
+        ]
         name = target._schema.name.removeprefix("aten::")
         destination = node.args[0] if node.args else None
         value = self.values.get(destination) if isinstance(destination, fx.Node) else None
         if written != ["self"] or not name.endswith("_") or not isinstance(value, _Value):
-            self._refuse(node, f"The path writes in place with {target}.", "this operator has no form without the write")
+            self._refuse(
+                node,
+                f"The path writes in place with {target}.",
+                "this operator has no form without the write",
+            )
         assert isinstance(value, _Value)
         args = self._arguments(node, target)
         before = self._read(value)
@@ -249,27 +277,58 @@ class _Reader:
         self._put(node, value, after)
         self.values[node] = value
 
-    def _written(self, node: fx.Node, name: str, target: Any, before: Term, args: tuple[Any, ...]) -> Term:
+    def _written(
+        self, node: fx.Node, name: str, target: Any, before: Term, args: tuple[Any, ...]
+    ) -> Term:
         """The value that a write leaves in the tensor it writes to."""
         table = self.table
         if name == "copy_":
             source = args[1]
             assert isinstance(source, Term)
             if source.dtype != before.dtype or source.device != before.device:
-                source = table.make("cast", (source, before.dtype, before.device), source.shape, before.dtype, before.device, source.line)
+                source = table.make(
+                    "cast",
+                    (source, before.dtype, before.device),
+                    source.shape,
+                    before.dtype,
+                    before.device,
+                    source.line,
+                )
             if source.shape != before.shape:
-                source = table.make("expand", (source, before.shape), before.shape, before.dtype, before.device, source.line)
+                source = table.make(
+                    "expand",
+                    (source, before.shape),
+                    before.shape,
+                    before.dtype,
+                    before.device,
+                    source.line,
+                )
             return source
         if name in ("fill_", "zero_") and not any(isinstance(arg, Term) for arg in args[1:]):
             number = args[1] if name == "fill_" else 0
-            return table.make("full", (before.shape, number, before.dtype, before.device), before.shape, before.dtype, before.device, node.meta.get(LINE))
+            return table.make(
+                "full",
+                (before.shape, number, before.dtype, before.device),
+                before.shape,
+                before.dtype,
+                before.device,
+                node.meta.get(LINE),
+            )
         packet = getattr(aten, name[:-1], None)
         functional = getattr(packet, target._overloadname, None) if packet is not None else None
         if functional is None:
-            self._refuse(node, f"The path writes in place with {target}.", "this operator has no form without the write")
+            self._refuse(
+                node,
+                f"The path writes in place with {target}.",
+                "this operator has no form without the write",
+            )
         if _is_random(functional, args):
-            self._refuse(node, f"The path draws random numbers ({target}).", "two calls of the model differ")
-        return table.make(functional, args, before.shape, before.dtype, before.device, node.meta.get(LINE))
+            self._refuse(
+                node, f"The path draws random numbers ({target}).", "two calls of the model differ"
+            )
+        return table.make(
+            functional, args, before.shape, before.dtype, before.device, node.meta.get(LINE)
+        )
 
     def _put(self, node: fx.Node, value: _Value, after: Term) -> None:
         """Writes ``after`` through the chain of views into the base."""
@@ -281,7 +340,11 @@ class _Reader:
             _, op, args = value.views[place]
             back = _PUT_BACK.get(op[2] if isinstance(op, tuple) else op)
             if back is None:
-                self._refuse(node, f"The path writes in place through the view {op}.", "this view cannot be written back")
+                self._refuse(
+                    node,
+                    f"The path writes in place through the view {op}.",
+                    "this view cannot be written back",
+                )
             assert back is not None
             index = op[3] if isinstance(op, tuple) else None
             after = back(self.table, terms[place], after, args, index)
@@ -312,7 +375,12 @@ def _is_random(target: Any, args: tuple[Any, ...]) -> bool:
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     name = target._schema.name
-    if name in ("aten::dropout", "aten::native_dropout", "aten::feature_dropout", "aten::alpha_dropout"):
+    if name in (
+        "aten::dropout",
+        "aten::native_dropout",
+        "aten::feature_dropout",
+        "aten::alpha_dropout",
+    ):
         return bool(args[2]) and args[1] != 0.0
     if name == "aten::scaled_dot_product_attention":
         return bool(args[4])
@@ -321,7 +389,8 @@ def _is_random(target: Any, args: tuple[Any, ...]) -> bool:
     return True
 
 
-# How a changed view is put back into what it views: (table, whole, part, the view's other arguments, index).
+# How a changed view is put back into what it views: (table, whole, part, the view's other
+# arguments, index).
 _PutBack = Callable[[Table, Term, Term, tuple[Any, ...], Any], Term]
 
 

@@ -1,7 +1,9 @@
-"""Which sizes a graph was shown to serve: every choice that the model's code makes by sizes, captured on both sides.
+"""Which sizes a graph was shown to serve: every choice that the model's code makes by sizes,
+captured on both sides.
 
-A captured path is right where the questions that its code asked have the answers that they had. Sizes at which another answer is due are
-captured too, and compared. What is left is outside the domain, and a call there raises.
+A captured path is right where the questions that its code asked have the answers that they had.
+Sizes at which another answer is due are captured too, and compared. What is left is outside the
+domain, and a call there raises.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Exclusion:
 
 @dataclass
 class Survey:
-    """What was found of one call: the regimes that the one graph serves, and the sizes that it does not."""
+    """What was found of one call: the regimes that the one graph serves, and the sizes that it does
+    not."""
 
     served: list[Regime] = field(default_factory=list)
     unequal: list[Regime] = field(default_factory=list)
@@ -85,7 +88,11 @@ class Kind:
     @property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
         """The size symbols of the call."""
-        sizes = [size for leaf in self.call.leaves for size in (leaf.shape if isinstance(leaf, TensorSpec) else (leaf.expr,))]
+        sizes = [
+            size
+            for leaf in self.call.leaves
+            for size in (leaf.shape if isinstance(leaf, TensorSpec) else (leaf.expr,))
+        ]
         return tuple(sorted(symbols_of(sizes), key=str))
 
     @property
@@ -97,8 +104,9 @@ class Kind:
 def conditions_of(program: Program, kind: Kind) -> tuple[Condition, ...]:
     """The facts that a captured path needs and that do not hold of every call.
 
-    Questions of Python code count, whatever they are. A question that an operator asked counts if, at sizes where its answer is another
-    one, some operator of the path does not run or gives another size than was written down (`cachefree.shapes`).
+    Questions of Python code count, whatever they are. A question that an operator asked counts if,
+    at sizes where its answer is another one, some operator of the path does not run or gives
+    another size than was written down (`cachefree.shapes`).
     """
     captured, outputs = program.captured, program.outputs
     kept: list[Condition] = []
@@ -127,14 +135,26 @@ def _tried(points: Sequence[dict[str, int]], signatures: Signatures) -> list[dic
 
 
 def _points(
-    kind: Kind, questions: Sequence[Question], hints: Mapping[str, int], conditions: Sequence[Condition]
+    kind: Kind,
+    questions: Sequence[Question],
+    hints: Mapping[str, int],
+    conditions: Sequence[Condition],
 ) -> list[dict[str, int]]:
-    """Sizes to try: small ones in every combination, and those around every number that a question names."""
+    """Sizes to try: small ones in every combination, and those around every number that a question
+    names."""
     names = [str(symbol) for symbol in kind.symbols]
     base = {name: hints.get(name, 5) for name in names}
-    points = [dict(zip(names, values, strict=True)) for values in itertools.product((1, 2, 3), repeat=min(len(names), 5))]
+    points = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product((1, 2, 3), repeat=min(len(names), 5))
+    ]
     points = [{**base, **point} for point in points]
-    numbers = {int(n) for question in questions for n in question.fact.atoms(sympy.Integer) if 3 < abs(int(n)) < 10**6}
+    numbers = {
+        int(n)
+        for question in questions
+        for n in question.fact.atoms(sympy.Integer)
+        if 3 < abs(int(n)) < 10**6
+    }
     for name in names:
         values = {2, 7, *(abs(number) + delta for number in numbers for delta in (-1, 0, 1))}
         points += [{**base, name: value} for value in sorted(values)]
@@ -178,7 +198,9 @@ def survey(
     paths = list(known) or [(base, {}, conditions_of(base, kind))]
     covered: list[tuple[Condition, ...]] = []
 
-    def judge(program: Program, pinned: dict[sympy.Symbol, int], conditions: tuple[Condition, ...]) -> None:
+    def judge(
+        program: Program, pinned: dict[sympy.Symbol, int], conditions: tuple[Condition, ...]
+    ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
         values = {**dict.fromkeys(kind.zero, 0), **pinned}
@@ -198,7 +220,9 @@ def survey(
         try:
             program = _captured_at(model, table, names, kind, sizes, pinned)
         except CacheFreeError as error:
-            conditions = pins or tuple(Condition(sympy.Eq(size_symbol(name), value)) for name, value in sizes.items())
+            conditions = pins or tuple(
+                Condition(sympy.Eq(size_symbol(name), value)) for name, value in sizes.items()
+            )
             conditions = _outside(kind, covered, conditions, pins)
             covered.append(conditions)
             result.excluded.append(Exclusion(conditions, error.refusals[0]))
@@ -207,7 +231,9 @@ def survey(
     return result
 
 
-def _unpinned(conditions: tuple[Condition, ...], pinned: Mapping[sympy.Symbol, int]) -> Iterator[Condition]:
+def _unpinned(
+    conditions: tuple[Condition, ...], pinned: Mapping[sympy.Symbol, int]
+) -> Iterator[Condition]:
     for condition in conditions:
         fact = condition.fact.subs(pinned)
         if fact is not sympy.true:
@@ -215,9 +241,13 @@ def _unpinned(conditions: tuple[Condition, ...], pinned: Mapping[sympy.Symbol, i
 
 
 def _outside(
-    kind: Kind, covered: list[tuple[Condition, ...]], exact: tuple[Condition, ...], pins: tuple[Condition, ...]
+    kind: Kind,
+    covered: list[tuple[Condition, ...]],
+    exact: tuple[Condition, ...],
+    pins: tuple[Condition, ...],
 ) -> tuple[Condition, ...]:
-    """All sizes that break one condition of the first regime: where one such size does not run, none is served."""
+    """All sizes that break one condition of the first regime: where one such size does not run,
+    none is served."""
     if pins or not covered or not covered[0]:
         return exact
     broken = next(

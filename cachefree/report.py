@@ -18,7 +18,9 @@ class Verdict(Enum):
 
     PROVED_EXACT = "proved, bit for bit"
     PROVED_REAL = "proved over the real numbers"
-    CHECKED = "proved but for values of sizes alone, which were compared at every size up to a bound"
+    CHECKED = (
+        "proved but for values of sizes alone, which were compared at every size up to a bound"
+    )
     TESTED = "compared on random inputs only"
     NOT_CHECKED = "not checked"
 
@@ -78,13 +80,18 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.model}: one graph for the first and for later calls"]
         lines.append(f"  verdict   {self.verdict.name}: {self.verdict.value}")
-        lines.append(f"  cache     {len(self.slots)} tensors, " + (self.slots[0] if self.slots else ""))
+        lines.append(
+            f"  cache     {len(self.slots)} tensors, " + (self.slots[0] if self.slots else "")
+        )
         if len(self.slots) > 1:
             lines[-1] += " …"
         for region in self.domain.regions:
             lines.append(f"  domain    {region}")
         lines += [f"  fixed     {fixed}" for fixed in self.domain.fixed]
-        counted = Counter((branch.rule, branch.where, branch.condition, branch.neutral) for branch in self.branches)
+        counted = Counter(
+            (branch.rule, branch.where, branch.condition, branch.neutral)
+            for branch in self.branches
+        )
         for (rule, where, condition, neutral), count in counted.items():
             times = f" (×{count})" if count > 1 else ""
             lines.append(f"  branch    {where.file}:{where.line}{times}  {condition}")
@@ -100,7 +107,10 @@ class Report:
             "model": self.model,
             "verdict": self.verdict.name,
             "domain": [
-                {"region": region.name, "conditions": [str(condition) for condition in region.conditions]}
+                {
+                    "region": region.name,
+                    "conditions": [str(condition) for condition in region.conditions],
+                }
                 for region in self.domain.regions
             ],
             "fixed": list(self.domain.fixed),

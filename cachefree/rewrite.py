@@ -43,18 +43,22 @@ def rewrite(
     check: str = "prove",
     progress: bool | None = None,
 ) -> Rewritten:
-    """Gives back one graph that is both of a model's paths: the first call's, and the later calls' with a cache.
+    """Gives back one graph that is both of a model's paths: the first call's, and the later calls'
+    with a cache.
 
-    The cache is always a tensor: zero length on the first call, joined unconditionally. No weight is read or copied, and the model
-    is not modified.
+    The cache is always a tensor: zero length on the first call, joined unconditionally. No weight
+    is read or copied, and the model is not modified.
 
     Args:
         model: Any ``nn.Module`` whose forward takes a cache that may be absent.
-        example_inputs: Inputs of a first call: a tuple (positional) or a dict (by keyword). Every axis that may vary is found by itself.
+        example_inputs: Inputs of a first call: a tuple (positional) or a dict (by keyword). Every
+            axis that may vary is found by itself.
             None: taken from ``model.dummy_inputs`` or ``model.example_input_array``, or probed.
         cache: Name or names of the arguments that carry the cache; None: found by itself.
-        carry: ``(outputs, inputs) → later inputs``: how a call's outputs feed the next; None: found by itself.
-        check: ``"prove"`` refuses what cannot be proved; ``"test"`` accepts what random tests accept; ``"off"`` checks nothing.
+        carry: ``(outputs, inputs) → later inputs``: how a call's outputs feed the next; None: found
+            by itself.
+        check: ``"prove"`` refuses what cannot be proved; ``"test"`` accepts what random tests
+            accept; ``"off"`` checks nothing.
         progress: Whether to show a progress bar; None: on a terminal or in a notebook.
 
     Returns:
@@ -67,7 +71,12 @@ def rewrite(
     """
     started = time.perf_counter()
     if not isinstance(model, nn.Module):
-        raise CaptureError(Refusal(f"rewrite takes an nn.Module, not {type(model).__name__}.", remedy="Pass the model itself."))
+        raise CaptureError(
+            Refusal(
+                f"rewrite takes an nn.Module, not {type(model).__name__}.",
+                remedy="Pass the model itself.",
+            )
+        )
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     _refuse_unusual_parameters(model)
@@ -78,7 +87,9 @@ def rewrite(
         table = Table()
         names = _names(model)
         first = read(discovery.first_path, table, names)
-        later = read(capture(model, discovery.later, discovery.hints, discovery.asked), table, names)
+        later = read(
+            capture(model, discovery.later, discovery.hints, discovery.asked), table, names
+        )
         _refuse_writes(first, later)
         _refuse_other_results(discovery, first, later)
         _refuse_independence(discovery, later)
@@ -89,25 +100,37 @@ def rewrite(
         graph_module = emit(
             model,
             [(spec.name, term) for spec, term in zip(interface.inputs, later.inputs, strict=True)],
-            [(spec.name, term) for spec, term in zip(interface.outputs, certified.outputs, strict=True)],
+            [
+                (spec.name, term)
+                for spec, term in zip(interface.outputs, certified.outputs, strict=True)
+            ],
         )
     calling = _calling(model, discovery, later, certified)
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
-            model, (discovery.first, discovery.later), discovery.hints | discovery.asked, certified.closings, interface.cache[0].neutral
+            model,
+            (discovery.first, discovery.later),
+            discovery.hints | discovery.asked,
+            certified.closings,
+            interface.cache[0].neutral,
         ),
         verdict=certified.verdict,
         domain=certified.domain,
         laws=tuple(law.name for law in certified.laws),
-        slots=tuple(f"{slot.past.path}: ({', '.join(map(str, slot.past.shape))}), {slot.neutral}" for slot in interface.cache),
+        slots=tuple(
+            f"{slot.past.path}: ({', '.join(map(str, slot.past.shape))}), {slot.neutral}"
+            for slot in interface.cache
+        ),
         notes=discovery.notes,
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         seconds=time.perf_counter() - started,
     )
 
     def again() -> Rewritten:
-        return rewrite(model, example_inputs, cache=cache, carry=carry, check=check, progress=progress)
+        return rewrite(
+            model, example_inputs, cache=cache, carry=carry, check=check, progress=progress
+        )
 
     return Rewritten(graph_module, interface, calling, report, Origin.of(model, again))
 
@@ -123,12 +146,30 @@ def _refuse_unusual_parameters(model: nn.Module) -> None:
     refusals = []
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.layout is not torch.strided:
-            refusals.append(Refusal(f"The parameter {name!r} is sparse ({tensor.layout}).", why="Sparse tensors cannot be traced with symbolic sizes.", remedy="Make it dense."))
+            refusals.append(
+                Refusal(
+                    f"The parameter {name!r} is sparse ({tensor.layout}).",
+                    why="Sparse tensors cannot be traced with symbolic sizes.",
+                    remedy="Make it dense.",
+                )
+            )
         elif tensor.is_quantized:
-            refusals.append(Refusal(f"The parameter {name!r} is quantized ({tensor.dtype}).", why="Quantized tensors cannot be traced with symbolic sizes.", remedy="Rewrite first, quantize the exported graph."))
+            refusals.append(
+                Refusal(
+                    f"The parameter {name!r} is quantized ({tensor.dtype}).",
+                    why="Quantized tensors cannot be traced with symbolic sizes.",
+                    remedy="Rewrite first, quantize the exported graph.",
+                )
+            )
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            refusals.append(Refusal(f"The module {name!r} is quantized ({type(module).__name__}).", why="Quantized operators cannot be traced with symbolic sizes.", remedy="Rewrite first, quantize the exported graph."))
+            refusals.append(
+                Refusal(
+                    f"The module {name!r} is quantized ({type(module).__name__}).",
+                    why="Quantized operators cannot be traced with symbolic sizes.",
+                    remedy="Rewrite first, quantize the exported graph.",
+                )
+            )
     if refusals:
         raise CaptureError(*refusals)
 
@@ -162,7 +203,12 @@ def _refuse_other_results(discovery: Discovery, first: Program, later: Program) 
         ranks = [
             (a.path, a, b)
             for a, b in zip(first.captured.output_leaves, later.captured.output_leaves, strict=True)
-            if type(a) is not type(b) or (isinstance(a, TensorSpec) and isinstance(b, TensorSpec) and (len(a.shape) != len(b.shape) or a.dtype != b.dtype))
+            if type(a) is not type(b)
+            or (
+                isinstance(a, TensorSpec)
+                and isinstance(b, TensorSpec)
+                and (len(a.shape) != len(b.shape) or a.dtype != b.dtype)
+            )
         ]
         if ranks:
             problem = f"the result{ranks[0][0]} has another rank or dtype on later calls"
@@ -178,7 +224,9 @@ def _refuse_other_results(discovery: Discovery, first: Program, later: Program) 
 
 def _refuse_independence(discovery: Discovery, later: Program) -> None:
     used = set(topological(later.outputs))
-    idle = [later.inputs[place] for place in discovery.cache_leaves if later.inputs[place] not in used]
+    idle = [
+        later.inputs[place] for place in discovery.cache_leaves if later.inputs[place] not in used
+    ]
     if len(idle) == len(discovery.cache_leaves):
         raise UnsupportedBranchError(
             Refusal(
@@ -192,7 +240,10 @@ def _refuse_independence(discovery: Discovery, later: Program) -> None:
 def _interface(discovery: Discovery, later: Program, certified: Certified) -> Interface:
     captured = later.captured
     caches = set(discovery.cache_leaves)
-    fed = {output: place for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True)}
+    fed = {
+        output: place
+        for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True)
+    }
     names = _Unique()
     inputs = tuple(
         InputSpec(names.of(spec.path), spec.path, spec.shape, spec.dtype, place in caches)
@@ -208,10 +259,22 @@ def _interface(discovery: Discovery, later: Program, certified: Certified) -> In
         growing = tuple(
             axis
             for axis, size in enumerate(inputs[place].shape)
-            if isinstance(size, sympy.Basic) and any(str(symbol).startswith("past") for symbol in size.free_symbols)
+            if isinstance(size, sympy.Basic)
+            and any(str(symbol).startswith("past") for symbol in size.free_symbols)
         )
-        words = f"zero length on axis {growing[0]}" if len(growing) == 1 else f"zero length on axes {growing}"
-        slots.append(CacheSlot(inputs[place], outputs[output], growing, words if growing else certified.neutral_words(place)))
+        words = (
+            f"zero length on axis {growing[0]}"
+            if len(growing) == 1
+            else f"zero length on axes {growing}"
+        )
+        slots.append(
+            CacheSlot(
+                inputs[place],
+                outputs[output],
+                growing,
+                words if growing else certified.neutral_words(place),
+            )
+        )
     return Interface(inputs, tuple(outputs), tuple(slots), certified.domain)
 
 
@@ -232,7 +295,9 @@ class _Unique:
         return unique
 
 
-def _calling(model: nn.Module, discovery: Discovery, later: Program, certified: Certified) -> Calling:
+def _calling(
+    model: nn.Module, discovery: Discovery, later: Program, certified: Certified
+) -> Calling:
     signature = inspect.signature(model.forward)
     call = discovery.later
     markers = [_Marker(spec) for spec in call.leaves]
@@ -255,7 +320,9 @@ def _calling(model: nn.Module, discovery: Discovery, later: Program, certified: 
         for step in link.place.steps:
             value = value[step]
         parts, inner = flatten(value, _is_marker)
-        caches.append(CachePlace(parameter, link.place.steps, inner, tuple(part.spec for part in parts)))
+        caches.append(
+            CachePlace(parameter, link.place.steps, inner, tuple(part.spec for part in parts))
+        )
     return Calling(
         parameters=tuple(ordered),
         signature=signature,
@@ -278,7 +345,8 @@ def _is_marker(value: Any) -> bool:
 
 
 def _in_order_of(named: dict[str, Any], markers: list[_Marker]) -> list[str]:
-    """The arguments in the order of their leaves among the graph's inputs; those without leaves last."""
+    """The arguments in the order of their leaves among the graph's inputs; those without leaves
+    last."""
     place = {id(marker): index for index, marker in enumerate(markers)}
 
     def first(name: str) -> int:
@@ -291,7 +359,11 @@ def _in_order_of(named: dict[str, Any], markers: list[_Marker]) -> list[str]:
 def _mode_matters(model: nn.Module, outputs: Sequence[Term]) -> str:
     """Why training mode would compute something else than the captured evaluation mode."""
     for term in topological(outputs):
-        if term.op in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default) and term.args[1] != 0.0:
+        if (
+            term.op
+            in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+            and term.args[1] != 0.0
+        ):
             return "the model has dropout"
         if term.op is aten.batch_norm.default:
             return "the model has batch normalization"
@@ -302,5 +374,3 @@ def _mode_matters(model: nn.Module, outputs: Sequence[Term]) -> str:
         if code is not None and "training" in code.co_names:
             return f"{type(module).__name__}.forward reads self.training"
     return ""
-
-

@@ -27,7 +27,8 @@ class Calling:
     """How the model's own call becomes flat tensors, and flat tensors its own result.
 
     Attributes:
-        parameters: The arguments that the graph was captured with, by name, in order; a variadic one as ``*name``.
+        parameters: The arguments that the graph was captured with, by name, in order; a variadic
+            one as ``*name``.
         signature: Of the model's ``forward``.
         structure: The structure of the dict of these arguments on a later call.
         leaves: One spec a leaf of it.
@@ -77,11 +78,13 @@ class CachePlace:
 class Rewritten(nn.Module):
     """One graph, called as the model is.
 
-    A cache argument takes the model's own structure of tensors; ``None``, or leaving it out, means the neutral cache. Parameters and
-    buffers are the model's own objects under the model's own names.
+    A cache argument takes the model's own structure of tensors; ``None``, or leaving it out, means
+    the neutral cache. Parameters and buffers are the model's own objects under the model's own
+    names.
 
     Attributes:
-        graph_module: The ``torch.fx.GraphModule``: flat tensors in and out, no control flow, no ``None``.
+        graph_module: The ``torch.fx.GraphModule``: flat tensors in and out, no control flow, no
+            ``None``.
         interface: Its inputs, outputs and cache slots.
         report: What was done and shown.
     """
@@ -113,7 +116,8 @@ class Rewritten(nn.Module):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The one graph: flat tensors in the order of ``interface.inputs``, out in that of ``interface.outputs``."""
+        """The one graph: flat tensors in the order of ``interface.inputs``, out in that of
+        ``interface.outputs``."""
         return self.__dict__["_graph_module"]  # type: ignore[no-any-return]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -127,10 +131,12 @@ class Rewritten(nn.Module):
         return self.unflatten_result(self.graph_module(*flat), flat)
 
     def flatten_call(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """The model's own call as the graph's flat inputs, with the neutral cache put in where none is given.
+        """The model's own call as the graph's flat inputs, with the neutral cache put in where none
+        is given.
 
         Raises:
-            DomainError: an argument, a structure, a dtype or a size is not one that the graph was captured for.
+            DomainError: an argument, a structure, a dtype or a size is not one that the graph was
+                captured for.
         """
         named = self._named(args, kwargs)
         empty = self._take_caches(named)
@@ -143,13 +149,19 @@ class Rewritten(nn.Module):
         for leaf, spec in zip(leaves, self.calling.leaves, strict=True):
             if isinstance(spec, TensorSpec):
                 flat.append(self._neutral_tensor(spec, sizes, leaves) if leaf is _NEUTRAL else leaf)
-            elif leaf is not _NEUTRAL and not _is_tracing() and leaf != self._value(spec.expr, sizes):
+            elif (
+                leaf is not _NEUTRAL and not _is_tracing() and leaf != self._value(spec.expr, sizes)
+            ):
                 raise DomainError(
-                    self._mismatch(f"{spec.path} is {leaf!r} where {self._value(spec.expr, sizes)!r} follows from the sizes")
+                    self._mismatch(
+                        f"{spec.path} is {leaf!r} where {self._value(spec.expr, sizes)!r} follows from the sizes"
+                    )
                 )
         return flat
 
-    def unflatten_result(self, flat_outputs: Sequence[torch.Tensor], flat_inputs: Sequence[torch.Tensor]) -> Any:
+    def unflatten_result(
+        self, flat_outputs: Sequence[torch.Tensor], flat_inputs: Sequence[torch.Tensor]
+    ) -> Any:
         """The graph's flat outputs in the model's own structure and classes."""
         tensors = iter(flat_outputs)
         sizes: dict[str, int] | None = None
@@ -172,7 +184,11 @@ class Rewritten(nn.Module):
         return self._solved(flat_inputs, sizes)
 
     def empty_cache(
-        self, batch_size: int = 1, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        batch_size: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Any:
         """The neutral cache, in the model's own structure.
 
@@ -188,7 +204,12 @@ class Rewritten(nn.Module):
         values = {
             place.path: place.structure.rebuild(
                 [
-                    self._neutral(spec, sizes, torch.device(device) if device is not None else self._device(), dtype)
+                    self._neutral(
+                        spec,
+                        sizes,
+                        torch.device(device) if device is not None else self._device(),
+                        dtype,
+                    )
                     if isinstance(spec, TensorSpec)
                     else self._value(spec.expr, sizes)
                     for spec in place.leaves
@@ -202,14 +223,20 @@ class Rewritten(nn.Module):
         """The neutral cache as flat tensors, in the order of ``interface.cache``."""
         known = {**dict.fromkeys(self.interface.symbols, 0), **sizes}
         known.update(dict.fromkeys(self.interface.past_symbols, 0))
-        specs = [spec for place in self.calling.caches for spec in place.leaves if isinstance(spec, TensorSpec)]
+        specs = [
+            spec
+            for place in self.calling.caches
+            for spec in place.leaves
+            if isinstance(spec, TensorSpec)
+        ]
         return [self._neutral(spec, known, self._device(), None) for spec in specs]
 
     def export_args(self, exporter: str = "onnx", *, names: str = "optimum") -> dict[str, Any]:
         """Keyword arguments for an exporter, for ``graph_module``.
 
         Args:
-            exporter: ``"onnx"`` for ``torch.onnx.export``, ``"torch"`` for ``torch.export.export``, ``"trace"`` for ``torch.jit.trace`` …
+            exporter: ``"onnx"`` for ``torch.onnx.export``, ``"torch"`` for ``torch.export.export``,
+                ``"trace"`` for ``torch.jit.trace`` …
             names: The scheme of the input and output names.
         """
         from cachefree.onnx.export import export_arguments
@@ -242,7 +269,10 @@ class Rewritten(nn.Module):
                         remedy=f"Rewrite again with {name!r} in example_inputs.",
                     )
                 )
-        return {name: given[name] if name in given else self._left_out(name) for name in calling.parameters}
+        return {
+            name: given[name] if name in given else self._left_out(name)
+            for name in calling.parameters
+        }
 
     def _is_default(self, name: str, value: Any) -> bool:
         if value is None:
@@ -253,7 +283,9 @@ class Rewritten(nn.Module):
         if parameter.kind is parameter.VAR_POSITIONAL:
             return value == ()
         return parameter.default is value or (
-            isinstance(value, (bool, int, float, str)) and type(value) is type(parameter.default) and value == parameter.default
+            isinstance(value, (bool, int, float, str))
+            and type(value) is type(parameter.default)
+            and value == parameter.default
         )
 
     def _left_out(self, name: str) -> Any:
@@ -273,7 +305,8 @@ class Rewritten(nn.Module):
         )
 
     def _take_caches(self, named: dict[str, Any]) -> bool:
-        """Puts markers for the neutral cache into places that are empty; whether all of them are."""
+        """Puts markers for the neutral cache into places that are empty; whether all of them
+        are."""
         empties = []
         for cache in self.calling.caches:
             value = _inside(named[cache.parameter], cache.steps)
@@ -281,10 +314,18 @@ class Rewritten(nn.Module):
             empties.append(is_empty)
             if is_empty:
                 markers = [_NEUTRAL] * len(cache.leaves)
-                named[cache.parameter] = _with(named[cache.parameter], cache.steps, cache.structure.rebuild(markers))
+                named[cache.parameter] = _with(
+                    named[cache.parameter], cache.steps, cache.structure.rebuild(markers)
+                )
         if any(empties) and not all(empties):
-            given = [cache.path for cache, empty in zip(self.calling.caches, empties, strict=True) if not empty]
-            raise DomainError(self._mismatch(f"only a part of the cache is given: {', '.join(given)}"))
+            given = [
+                cache.path
+                for cache, empty in zip(self.calling.caches, empties, strict=True)
+                if not empty
+            ]
+            raise DomainError(
+                self._mismatch(f"only a part of the cache is given: {', '.join(given)}")
+            )
         return all(empties)
 
     def _sizes(self, leaves: Sequence[Any], is_first: bool) -> dict[str, int]:
@@ -308,25 +349,37 @@ class Rewritten(nn.Module):
         for leaf, spec in pairs[1:]:
             if leaf.device != tensors[0].device and not _is_tracing():
                 first = pairs[0][1].path
-                raise DomainError(self._mismatch(f"{spec.path} is on {leaf.device} where {first} is on {tensors[0].device}"))
+                raise DomainError(
+                    self._mismatch(
+                        f"{spec.path} is on {leaf.device} where {first} is on {tensors[0].device}"
+                    )
+                )
         sizes = self._solved(tensors, sizes, [spec for _, spec in pairs])
         if _is_tracing():
             return sizes
         for leaf, spec in pairs:
             for axis, (size, expr) in enumerate(zip(leaf.shape, spec.shape, strict=True)):
                 if not isinstance(expr, (int, sympy.Symbol)) and size != self._value(expr, sizes):
-                    raise DomainError(self._wrong_size(spec, axis, size, f"{expr} = {self._value(expr, sizes)}"))
+                    raise DomainError(
+                        self._wrong_size(spec, axis, size, f"{expr} = {self._value(expr, sizes)}")
+                    )
         self._check_domain(sizes)
         return sizes
 
-    def _solved(self, tensors: Sequence[torch.Tensor], sizes: dict[str, int], specs: Any = None) -> dict[str, int]:
+    def _solved(
+        self, tensors: Sequence[torch.Tensor], sizes: dict[str, int], specs: Any = None
+    ) -> dict[str, int]:
         """Symbols that occur only inside expressions, solved from one size each."""
         missing = [name for name in self.interface.symbols if name not in sizes]
         for name in missing:
             symbol = sympy.Symbol(name, integer=True, nonnegative=True)
             for tensor, spec in zip(tensors, specs or self.interface.inputs, strict=True):
                 for size, expr in zip(tensor.shape, spec.shape, strict=True):
-                    if name not in sizes and isinstance(expr, sympy.Basic) and symbol in expr.free_symbols:
+                    if (
+                        name not in sizes
+                        and isinstance(expr, sympy.Basic)
+                        and symbol in expr.free_symbols
+                    ):
                         others = {s: sizes.get(str(s)) for s in expr.free_symbols - {symbol}}
                         if None not in others.values() and sympy.diff(expr, symbol).is_Integer:
                             found = sympy.solve(sympy.Eq(expr.subs(others), size), symbol)
@@ -335,12 +388,20 @@ class Rewritten(nn.Module):
 
     def _check_type(self, leaf: Any, spec: TensorSpec) -> None:
         if not isinstance(leaf, torch.Tensor):
-            raise DomainError(self._mismatch(f"{spec.path} is {type(leaf).__name__} {leaf!r} where a tensor is expected"))
+            raise DomainError(
+                self._mismatch(
+                    f"{spec.path} is {type(leaf).__name__} {leaf!r} where a tensor is expected"
+                )
+            )
         if leaf.dim() != len(spec.shape):
             shape = ", ".join(map(str, spec.shape))
-            raise DomainError(self._mismatch(f"{spec.path} has rank {leaf.dim()} where ({shape}) is expected"))
+            raise DomainError(
+                self._mismatch(f"{spec.path} has rank {leaf.dim()} where ({shape}) is expected")
+            )
         if leaf.dtype != spec.dtype:
-            raise DomainError(self._mismatch(f"{spec.path} is {leaf.dtype} where {spec.dtype} is expected"))
+            raise DomainError(
+                self._mismatch(f"{spec.path} is {leaf.dtype} where {spec.dtype} is expected")
+            )
 
     def _check_domain(self, sizes: Mapping[str, int]) -> None:
         for region in self.interface.domain.regions:
@@ -348,7 +409,12 @@ class Rewritten(nn.Module):
                 return
         given = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
         regions = "; ".join(map(str, self.interface.domain.regions))
-        lines = [c.where for region in self.interface.domain.regions for c in region.conditions if c.where]
+        lines = [
+            c.where
+            for region in self.interface.domain.regions
+            for c in region.conditions
+            if c.where
+        ]
         raise DomainError(
             Refusal(
                 f"A call with {given} is outside the domain.",
@@ -360,7 +426,9 @@ class Rewritten(nn.Module):
 
     def _wrong_size(self, spec: TensorSpec, axis: int, size: int, expected: str) -> Refusal:
         shape = ", ".join(map(str, spec.shape))
-        return self._mismatch(f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is ({shape})")
+        return self._mismatch(
+            f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is ({shape})"
+        )
 
     def _mismatch(self, what: str) -> Refusal:
         text = what.replace("['", "", 1).replace("']", "", 1) if what.startswith("['") else what
@@ -383,15 +451,30 @@ class Rewritten(nn.Module):
 
     # The neutral cache.
 
-    def _neutral_tensor(self, spec: TensorSpec, sizes: Mapping[str, int], leaves: Sequence[Any]) -> torch.Tensor:
-        device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf is not _NEUTRAL), self._device())
+    def _neutral_tensor(
+        self, spec: TensorSpec, sizes: Mapping[str, int], leaves: Sequence[Any]
+    ) -> torch.Tensor:
+        device = next(
+            (
+                leaf.device
+                for leaf in leaves
+                if isinstance(leaf, torch.Tensor) and leaf is not _NEUTRAL
+            ),
+            self._device(),
+        )
         return self._neutral(spec, sizes, device, None)
 
     def _neutral(
-        self, spec: TensorSpec, sizes: Mapping[str, int], device: torch.device, dtype: torch.dtype | None
+        self,
+        spec: TensorSpec,
+        sizes: Mapping[str, int],
+        device: torch.device,
+        dtype: torch.dtype | None,
     ) -> torch.Tensor:
         kind = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
-        return torch.zeros([self._value(size, sizes) for size in spec.shape], dtype=kind, device=device)
+        return torch.zeros(
+            [self._value(size, sizes) for size in spec.shape], dtype=kind, device=device
+        )
 
     def _device(self) -> torch.device:
         for tensor in (*self.parameters(), *self.buffers()):
@@ -422,7 +505,11 @@ class Rewritten(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         graph_module = self.graph_module
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_graph_module", "_origin")}
+        state = {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_graph_module", "_origin")
+        }
         return {**state, "_copied": graph_module}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -430,7 +517,13 @@ class Rewritten(nn.Module):
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         holder = nn.Module()
-        holder.__dict__.update({"_modules": self.__dict__["_modules"], "_parameters": self.__dict__["_parameters"], "_buffers": self.__dict__["_buffers"]})
+        holder.__dict__.update(
+            {
+                "_modules": self.__dict__["_modules"],
+                "_parameters": self.__dict__["_parameters"],
+                "_buffers": self.__dict__["_buffers"],
+            }
+        )
         self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
 
 
@@ -464,16 +557,18 @@ class Origin:
 
     def has_changed(self) -> bool:
         """Whether a submodule was replaced, or a parameter has another dtype or class."""
-        return any(tuple(map(id, children.values())) != ids for children, ids in self.watched) or any(
-            tuple(map(_type_of, tensors.values())) != types for tensors, types in self.types
-        )
+        return any(
+            tuple(map(id, children.values())) != ids for children, ids in self.watched
+        ) or any(tuple(map(_type_of, tensors.values())) != types for tensors, types in self.types)
 
 
 def _type_of(tensor: Any) -> Any:
     return None if tensor is None else (tensor.dtype, type(tensor), tensor.shape)
 
 
-_NEUTRAL: Any = torch.empty(0, device="meta")  # stands for a leaf of the neutral cache until the sizes are known
+_NEUTRAL: Any = torch.empty(
+    0, device="meta"
+)  # stands for a leaf of the neutral cache until the sizes are known
 
 
 def _is_tracing() -> bool:
@@ -497,7 +592,11 @@ def _with(container: Any, steps: tuple[Any, ...], value: Any) -> Any:
         parts[steps[0]] = _with(parts[steps[0]], steps[1:], value)
         return tuple(parts)
     copied = container.copy()
-    copied[steps[0]] = _with(container.get(steps[0]) if isinstance(container, Mapping) else container[steps[0]], steps[1:], value)
+    copied[steps[0]] = _with(
+        container.get(steps[0]) if isinstance(container, Mapping) else container[steps[0]],
+        steps[1:],
+        value,
+    )
     return copied
 
 

@@ -1,4 +1,5 @@
-"""Random tests of two programs: what is left where a proof is not to be had and the user accepts less."""
+"""Random tests of two programs: what is left where a proof is not to be had and the user accepts
+less."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def agree_on_samples(
         sizes: Sizes to try.
         neutral: Paths of inputs that only the one graph has.
     """
-    if any(term.op == "attribute" and term.device is not None and term.device.type == "meta" for term in topological([*one, *other])):
+    if any(
+        term.op == "attribute" and term.device is not None and term.device.type == "meta"
+        for term in topological([*one, *other])
+    ):
         return False
     generator = torch.Generator().manual_seed(_SEED)
     theirs = [term for term in topological(other) if term.op == "input"]
@@ -47,10 +51,19 @@ def agree_on_samples(
     )
     for round_sizes in list(sizes) * _ROUNDS:
         values = {term.args[0]: _drawn(term, round_sizes, generator) for term in inputs}
-        weights = {name: _like(tensor, generator) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        args = ([values[term.args[0]] for term in inputs], [values[term.args[0]] for term in theirs])
+        weights = {
+            name: _like(tensor, generator)
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        args = (
+            [values[term.args[0]] for term in inputs],
+            [values[term.args[0]] for term in theirs],
+        )
         try:
-            results = [torch.func.functional_call(graph, weights, tuple(a), strict=False) for graph, a in zip(graphs, args, strict=True)]
+            results = [
+                torch.func.functional_call(graph, weights, tuple(a), strict=False)
+                for graph, a in zip(graphs, args, strict=True)
+            ]
         except Exception:  # a program that does not run on the samples is not shown to agree
             return False
         for mine, their in zip(*results, strict=True):
@@ -81,4 +94,6 @@ def _drawn(term: Term, sizes: Mapping[str, int], generator: torch.Generator) -> 
 def _like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if not tensor.dtype.is_floating_point:
         return tensor
-    return (torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.3).to(tensor.dtype)
+    return (torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 0.3).to(
+        tensor.dtype
+    )

@@ -1,8 +1,10 @@
-"""Whether the sizes that a capture wrote down are those that its operators give, at other sizes than the examples.
+"""Whether the sizes that a capture wrote down are those that its operators give, at other sizes
+than the examples.
 
-While a path is captured, operators ask about the sizes of their operands, and the answers go into the sizes of their results. An answer
-matters only if at sizes where it is another one, some operator gives a result of another size than was written down. That is
-tried, operator by operator, on tensors without storage.
+While a path is captured, operators ask about the sizes of their operands, and the answers go into
+the sizes of their results. An answer matters only if at sizes where it is another one, some
+operator gives a result of another size than was written down. That is tried, operator by operator,
+on tensors without storage.
 """
 
 from __future__ import annotations
@@ -103,5 +105,6 @@ def _holds(term: Term, values: Mapping[sympy.Symbol, int]) -> bool:
     if not isinstance(result, (tuple, list)) or len(result) != len(term.payload):
         return False
     return all(
-        tuple(part.shape) == tuple(number(size) for size in kind[0]) for part, kind in zip(result, term.payload, strict=True)
+        tuple(part.shape) == tuple(number(size) for size in kind[0])
+        for part, kind in zip(result, term.payload, strict=True)
     )

@@ -1,8 +1,9 @@
 """Symbolic sizes, and a shape environment that hears every question which is asked about them.
 
-``torch.export`` decides comparisons with 0 and 1 from ranges and leaves no guard. Here every symbol ranges over
-``[0, ∞)``, so nothing is decided by range: each question is answered for the example sizes and written down,
-with the line of code that asked it. Questions that a torch operator asks about its own operands are kept
+``torch.export`` decides comparisons with 0 and 1 from ranges and leaves no guard. Here every symbol
+ranges over ``[0, ∞)``, so nothing is decided by range: each question is answered for the example
+sizes and written down, with the line of code that asked it. Questions that a torch operator asks
+about its own operands are kept
 apart: the operator is run again later and answers them itself.
 """
 
@@ -24,7 +25,15 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import SourceLine
 
-__all__ = ["TORCH", "Question", "SizeEnvironment", "compiled", "expression", "size_symbol", "user_line"]
+__all__ = [
+    "TORCH",
+    "Question",
+    "SizeEnvironment",
+    "compiled",
+    "expression",
+    "size_symbol",
+    "user_line",
+]
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
@@ -37,7 +46,8 @@ def size_symbol(name: str) -> sympy.Symbol:
 
 
 def expression(size: Any) -> Any:
-    """The sympy expression of a ``SymInt``, ``SymFloat`` or ``SymBool``; a plain int stays an int."""
+    """The sympy expression of a ``SymInt``, ``SymFloat`` or ``SymBool``; a plain int stays an
+    int."""
     if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         expr = size.node.expr
         return int(expr) if expr.is_Integer else expr
@@ -51,9 +61,11 @@ class Question:
     """What a program asked about sizes while it was captured.
 
     Attributes:
-        fact: The Boolean expression that was true of the example sizes (the question, or its negation).
+        fact: The Boolean expression that was true of the example sizes (the question, or its
+            negation).
         where: The user's line that asked, or that called the torch operator which did.
-        froze: Whether a size was turned into a Python number (``int(n)``, ``range(n)``, ``len(x)``).
+        froze: Whether a size was turned into a Python number (``int(n)``, ``range(n)``,
+            ``len(x)``).
     """
 
     fact: sympy.Basic
@@ -69,17 +81,22 @@ class SizeEnvironment(ShapeEnv):
 
     Args:
         hints: The example size of each symbol.
-        asked: Sizes by which the questions of Python code are answered where they are others: a path that the model takes for one token only
-            is captured with several, so that its sizes stay symbols.
+        asked: Sizes by which the questions of Python code are answered where they are others: a
+            path that the model takes for one token only is captured with several, so that its sizes
+            stay symbols.
     """
 
     def __init__(self, hints: Mapping[str, int], asked: Mapping[str, int] | None = None) -> None:
         super().__init__(specialize_zero_one=False, duck_shape=False)
-        self.asked = {size_symbol(name): sympy.Integer(size) for name, size in (asked or {}).items()}
+        self.asked = {
+            size_symbol(name): sympy.Integer(size) for name, size in (asked or {}).items()
+        }
         self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
         self.operator_questions: dict[sympy.Basic, Question] = {}
         self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
-        self.sizes: dict[str, Any] = {name: self._new_size(name, hint) for name, hint in hints.items()}
+        self.sizes: dict[str, Any] = {
+            name: self._new_size(name, hint) for name, hint in hints.items()
+        }
 
     def _new_size(self, name: str, hint: int) -> Any:
         symbol, source = size_symbol(name), ConstantSource(name)
@@ -96,7 +113,13 @@ class SizeEnvironment(ShapeEnv):
         expr = sympy.sympify(expr)
         if expr.is_Integer:
             return int(expr)
-        expr = expr.xreplace({size_symbol(n): s.node.expr for n, s in self.sizes.items() if isinstance(s, torch.SymInt)})
+        expr = expr.xreplace(
+            {
+                size_symbol(n): s.node.expr
+                for n, s in self.sizes.items()
+                if isinstance(s, torch.SymInt)
+            }
+        )
         if expr.is_Integer:
             return int(expr)
         hint = int(expr.xreplace(self.backed_var_to_val))
@@ -126,10 +149,16 @@ class SizeEnvironment(ShapeEnv):
         if not orig_expr.free_symbols <= self.backed_var_to_val.keys():
             return ask_torch()  # sizes that depend on values: torch refuses with its own words
         inside_operator, where = asking_line(sys._getframe(1))
-        pretends = bool(self.asked) and not inside_operator and bool(orig_expr.free_symbols & self.asked.keys())
+        pretends = (
+            bool(self.asked)
+            and not inside_operator
+            and bool(orig_expr.free_symbols & self.asked.keys())
+        )
         answer = self._answers.get((orig_expr, pretends))
         if answer is None:
-            values = {**self.backed_var_to_val, **self.asked} if pretends else self.backed_var_to_val
+            values = (
+                {**self.backed_var_to_val, **self.asked} if pretends else self.backed_var_to_val
+            )
             answer = self._answers[orig_expr, pretends] = orig_expr.xreplace(values)
         asks_truth = answer in (sympy.true, sympy.false)
         if asks_truth:
@@ -183,7 +212,9 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 
 def _is_standard(file: str) -> bool:
-    return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith("<")
+    return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith(
+        "<"
+    )
 
 
 def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
@@ -204,21 +235,38 @@ def symbols_of(exprs: Iterable[Any]) -> set[sympy.Symbol]:
 
 
 def compiled(expr: Any) -> Callable[[Mapping[str, int]], Any]:
-    """An expression or a fact of sizes as a function of the sizes by name, as fast as Python computes it."""
+    """An expression or a fact of sizes as a function of the sizes by name, as fast as Python
+    computes it."""
     if not isinstance(expr, sympy.Basic):
         return lambda sizes: expr
     try:
         source = _source(expr)
     except NotImplementedError:
-        return lambda sizes: expression(expr.subs({symbol: sizes[str(symbol)] for symbol in expr.free_symbols}))
+        return lambda sizes: expression(
+            expr.subs({symbol: sizes[str(symbol)] for symbol in expr.free_symbols})
+        )
     return eval(f"lambda s: {source}", {"max": max, "min": min})  # type: ignore[no-any-return]
 
 
 _OPERATORS: dict[str, str] = {
-    "Add": " + ", "Mul": " * ", "Equality": " == ", "Unequality": " != ", "LessThan": " <= ", "StrictLessThan": " < ",
-    "GreaterThan": " >= ", "StrictGreaterThan": " > ", "And": " and ", "Or": " or ", "FloorDiv": " // ", "CleanDiv": " // ",
-    "Mod": " % ", "PythonMod": " % ", "Pow": " ** ", "FloatTrueDiv": " / ", "IntTrueDiv": " / ",
-}  # fmt: skip
+    "Add": " + ",
+    "Mul": " * ",
+    "Equality": " == ",
+    "Unequality": " != ",
+    "LessThan": " <= ",
+    "StrictLessThan": " < ",
+    "GreaterThan": " >= ",
+    "StrictGreaterThan": " > ",
+    "And": " and ",
+    "Or": " or ",
+    "FloorDiv": " // ",
+    "CleanDiv": " // ",
+    "Mod": " % ",
+    "PythonMod": " % ",
+    "Pow": " ** ",
+    "FloatTrueDiv": " / ",
+    "IntTrueDiv": " / ",
+}
 
 
 def _source(expr: Any) -> str:

@@ -1,4 +1,5 @@
-"""The interface of a rewritten model: its flat inputs and outputs, its cache slots, and its domain."""
+"""The interface of a rewritten model: its flat inputs and outputs, its cache slots, and its
+domain."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ import torch
 from cachefree.errors import SourceLine
 from cachefree.sizes import compiled
 
-__all__ = ["AXIS_NAMES", "CacheSlot", "Condition", "Domain", "InputSpec", "Interface", "OutputSpec", "Region"]
+__all__ = [
+    "AXIS_NAMES",
+    "CacheSlot",
+    "Condition",
+    "Domain",
+    "InputSpec",
+    "Interface",
+    "OutputSpec",
+    "Region",
+]
 
 AXIS_NAMES: dict[str, str] = {
     "batch": "B, the batch",
@@ -59,7 +69,8 @@ class CacheSlot:
     Attributes:
         past: The input that takes it.
         present: The output that gives its next value.
-        growing_axes: The axes of ``past`` whose size is the past's length; empty for a state of fixed size.
+        growing_axes: The axes of ``past`` whose size is the past's length; empty for a state of
+            fixed size.
         neutral: In words: the value with which the later path is the first.
     """
 
@@ -161,5 +172,12 @@ class Interface:
         found: dict[str, None] = {}
         for slot in self.cache:
             for axis in slot.growing_axes:
-                found.update(dict.fromkeys(sorted(str(symbol) for symbol in sympy.sympify(slot.past.shape[axis]).free_symbols)))
+                found.update(
+                    dict.fromkeys(
+                        sorted(
+                            str(symbol)
+                            for symbol in sympy.sympify(slot.past.shape[axis]).free_symbols
+                        )
+                    )
+                )
         return tuple(found)

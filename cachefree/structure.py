@@ -1,7 +1,10 @@
-"""Nested Python values as flat lists of tensors, and back, without registering anybody's class anywhere.
+"""Nested Python values as flat lists of tensors, and back, without registering anybody's class
+anywhere.
 
-Tuples, lists, named tuples, dicts and their subclasses, dataclasses and plain attribute objects are taken apart
-for the one call only. What is no tensor is kept: sizes (``torch.SymInt``) as expressions, all else as constants.
+Tuples, lists, named tuples, dicts and their subclasses, dataclasses and plain attribute objects are
+taken apart
+for the one call only. What is no tensor is kept: sizes (``torch.SymInt``) as expressions, all else
+as constants.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class Structure:
     """How a nested value is made of its leaves.
 
     Attributes:
-        kind: ``"leaf"``, ``"constant"``, ``"tuple"``, ``"list"``, ``"namedtuple"``, ``"mapping"`` or ``"object"``.
+        kind: ``"leaf"``, ``"constant"``, ``"tuple"``, ``"list"``, ``"namedtuple"``, ``"mapping"``
+            or ``"object"``.
         cls: The class to rebuild, where there is one.
         keys: Indices, mapping keys or attribute names of the children.
         children: One structure a key.
@@ -107,18 +111,26 @@ class Structure:
             return
         if self.kind == "constant":
             if not _same_constant(self.value, value):
-                raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
+                raise MismatchError(
+                    f"{path} is {_words(value)} where {self.describe()} is expected"
+                )
             return
-        for key, child, part in zip(self.keys, self.children, self._parts(value, path), strict=True):
+        for key, child, part in zip(
+            self.keys, self.children, self._parts(value, path), strict=True
+        ):
             child._take(part, path + _step(self.kind, key), leaves)
 
     def _parts(self, value: Any, path: str) -> list[Any]:
         """The children of a value, in the order of the keys."""
         if self.kind in ("tuple", "list"):
             if not isinstance(value, (tuple, list)):
-                raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
+                raise MismatchError(
+                    f"{path} is {_words(value)} where {self.describe()} is expected"
+                )
             if len(value) != len(self.children):
-                raise MismatchError(f"{path} has {len(value)} entries where {len(self.children)} are expected")
+                raise MismatchError(
+                    f"{path} has {len(value)} entries where {len(self.children)} are expected"
+                )
             return list(value)
         if not isinstance(value, self.cls or object):
             raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
@@ -126,7 +138,9 @@ class Structure:
             if set(value.keys()) != set(self.keys):
                 missing = [key for key in self.keys if key not in value]
                 extra = [key for key in value if key not in self.keys]
-                raise MismatchError(f"{path} has other keys: missing {missing}, not expected {extra}")
+                raise MismatchError(
+                    f"{path} has other keys: missing {missing}, not expected {extra}"
+                )
             return [value[key] for key in self.keys]
         if self.kind == "namedtuple":
             return list(value)
@@ -136,7 +150,8 @@ class Structure:
         return [getattr(value, key) for key in self.keys]
 
     def difference(self, other: Structure, path: str = "") -> str | None:
-        """The first place where another structure is made differently, in words; None where both are alike."""
+        """The first place where another structure is made differently, in words; None where both
+        are alike."""
         sequences = ("tuple", "list")
         if self.kind != other.kind and not (self.kind in sequences and other.kind in sequences):
             return f"{path} is {other.describe()} where {self.describe()} is expected"
@@ -147,7 +162,9 @@ class Structure:
         if self.keys != other.keys or (self.kind not in sequences and self.cls is not other.cls):
             return f"{path} is {other.describe()} where {self.describe()} is expected"
         pairs = zip(self.keys, self.children, other.children, strict=True)
-        found = (mine.difference(theirs, path + _step(self.kind, key)) for key, mine, theirs in pairs)
+        found = (
+            mine.difference(theirs, path + _step(self.kind, key)) for key, mine, theirs in pairs
+        )
         return next((problem for problem in found if problem), None)
 
     def describe(self) -> str:
@@ -192,9 +209,21 @@ def _is_leaf(value: Any) -> bool:
 
 
 _ATOMS = (
-    type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type,
-    torch.nn.Module, torch.nn.Parameter, torch.Generator,
-)  # fmt: skip
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type,
+    torch.nn.Module,
+    torch.nn.Parameter,
+    torch.Generator,
+)
 
 
 def flatten(value: Any, is_leaf: Callable[[Any], bool] = _is_leaf) -> tuple[list[Leaf], Structure]:
@@ -236,7 +265,11 @@ def _flatten(
     if isinstance(value, Mapping) and hasattr(value, "update"):
         keys = tuple(value.keys())
         return Structure(
-            "mapping", cls=cls, keys=keys, children=below(value[key] for key in keys), value=_emptied(value)
+            "mapping",
+            cls=cls,
+            keys=keys,
+            children=below(value[key] for key in keys),
+            value=_emptied(value),
         )
     attributes = _attributes(value)
     if attributes is None:
@@ -244,7 +277,9 @@ def _flatten(
     children = below(attributes.values())
     if not any(child.leaf_count for child in children):
         return Structure("constant", value=value)
-    return Structure("object", cls=cls, keys=tuple(attributes), children=children, value=_bare(value, attributes))
+    return Structure(
+        "object", cls=cls, keys=tuple(attributes), children=children, value=_bare(value, attributes)
+    )
 
 
 def _emptied(mapping: Any) -> Any:
@@ -271,7 +306,11 @@ def _attributes(value: Any) -> dict[str, Any] | None:
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else list(slots)
-    found = {name: getattr(value, name) for name in names if hasattr(value, name) and not name.startswith("__")}
+    found = {
+        name: getattr(value, name)
+        for name in names
+        if hasattr(value, name) and not name.startswith("__")
+    }
     return found or None
 
 

@@ -1,7 +1,8 @@
 """Programs as values: hash-consed terms, one object for each distinct value.
 
-A term is an operator applied to terms, sizes and constants. Two terms of one table are the same object exactly when they
-are the same expression, so that comparing two programs costs nothing once both are in normal form.
+A term is an operator applied to terms, sizes and constants. Two terms of one table are the same
+object exactly when they are the same expression, so that comparing two programs costs nothing once
+both are in normal form.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ class Term:
     """A value: an operator and its arguments.
 
     Attributes:
-        op: ``torch.ops.aten`` overload, or a name: ``"input"``, ``"attribute"``, ``"constant"``, ``"item"`` (one result of an
-            operator with several) and the canonical operators of `cachefree.laws`.
+        op: ``torch.ops.aten`` overload, or a name: ``"input"``, ``"attribute"``, ``"constant"``,
+            ``"item"`` (one result of an operator with several) and the canonical operators of
+            `cachefree.laws`.
         args: Terms, sizes (int or sympy), constants, nested tuples of these.
         shape: The sizes; None for an operator with several results.
         dtype: The dtype; None likewise.
         device: The device; None likewise.
         line: The user's line that it came from, the first of them.
-        payload: The tensor of an ``"attribute"`` or ``"constant"``; the results' types of an operator with several.
+        payload: The tensor of an ``"attribute"`` or ``"constant"``; the results' types of an
+            operator with several.
     """
 
     __slots__ = ("args", "device", "dtype", "line", "number", "op", "payload", "shape")
@@ -128,13 +131,23 @@ class Table:
             self._terms[key] = term
         return term
 
-    def like(self, term: Term, op: Operator, args: Iterable[Any], shape: Iterable[Any] | None = None) -> Term:
+    def like(
+        self, term: Term, op: Operator, args: Iterable[Any], shape: Iterable[Any] | None = None
+    ) -> Term:
         """A term with the dtype, device, line and (unless given) the shape of another."""
         return self.make(
-            op, args, term.shape if shape is None else shape, term.dtype, term.device, term.line, term.payload
+            op,
+            args,
+            term.shape if shape is None else shape,
+            term.dtype,
+            term.device,
+            term.line,
+            term.payload,
         )
 
-    def input(self, path: str, shape: Iterable[Any], dtype: torch.dtype, device: torch.device) -> Term:
+    def input(
+        self, path: str, shape: Iterable[Any], dtype: torch.dtype, device: torch.device
+    ) -> Term:
         """An input tensor."""
         shape = tuple(shape)
         return self.make("input", (path, shape, dtype), shape, dtype, device)
@@ -188,5 +201,9 @@ def topological(outputs: Iterable[Term]) -> list[Term]:
         elif term not in seen:
             seen.add(term)
             stack.append((term, True))
-            stack.extend((operand, False) for operand in reversed(list(operands(term))) if operand not in seen)
+            stack.extend(
+                (operand, False)
+                for operand in reversed(list(operands(term)))
+                if operand not in seen
+            )
     return order

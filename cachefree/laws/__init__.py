@@ -22,4 +22,6 @@ LAWS: tuple[Law, ...] = (
 )
 """All laws. They are tried after the exact ones alone did not suffice."""
 
-EXACT_LAWS: tuple[Law, ...] = tuple(law for law in LAWS if law.kind == "exact" and law not in LINEAR_LAWS)
+EXACT_LAWS: tuple[Law, ...] = tuple(
+    law for law in LAWS if law.kind == "exact" and law not in LINEAR_LAWS
+)

@@ -1,9 +1,10 @@
 """Equality of tensors element by element, decided by a solver for every index and every size.
 
-A mask may be cut out of a triangle, compared from two ranges, or joined from pieces. Here a tensor is the function
-from an index to its element: two tensors are equal if no index and no sizes tell them apart. Integers and Booleans are the
-solver's own; a floating-point element is one of a few cases, each a constant, an element of another tensor, or an operator applied
-to such.
+A mask may be cut out of a triangle, compared from two ranges, or joined from pieces. Here a tensor
+is the function
+from an index to its element: two tensors are equal if no index and no sizes tell them apart.
+Integers and Booleans are the solver's own; a floating-point element is one of a few cases, each a
+constant, an element of another tensor, or an operator applied to such.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ _TIMEOUT_MS = 3000
 _MOST_CASES = 24
 
 ELEMENTWISE = Law(
-    "elementwise", "x = y  if x[i] = y[i] for every index i and all sizes", "exact", (), lambda term, rewriter: None
+    "elementwise",
+    "x = y  if x[i] = y[i] for every index i and all sizes",
+    "exact",
+    (),
+    lambda term, rewriter: None,
 )
 
 
 ELEMENTWISE_REAL = Law(
     "elementwise-real",
     "x = y  if x[i] = y[i] over the reals for every index i and all sizes, where z + 0.0 = z",
-    "real", (), lambda term, rewriter: None,
-)  # fmt: skip
+    "real",
+    (),
+    lambda term, rewriter: None,
+)
 
 
 class _UnknownError(Exception):
@@ -119,12 +126,17 @@ class _Elements:
 
     def same(self, one: Term, other: Term) -> bool:
         index = tuple(self.z3.Int(f"i{place}") for place in range(len(one.sizes)))
-        self.assumptions += [self.z3.And(i >= 0, i < self.size(size)) for i, size in zip(index, one.sizes, strict=True)]
+        self.assumptions += [
+            self.z3.And(i >= 0, i < self.size(size))
+            for i, size in zip(index, one.sizes, strict=True)
+        ]
         mine, theirs = self.at(one, index), self.at(other, index)
         if not _is_float(one):
             return self.never(mine != theirs)
         return all(
-            self.agree(left, right, self.z3.And(here, there)) for here, left in mine for there, right in theirs
+            self.agree(left, right, self.z3.And(here, there))
+            for here, left in mine
+            for there, right in theirs
         )
 
     def never(self, condition: Any) -> bool:
@@ -142,18 +154,26 @@ class _Elements:
         if isinstance(one, _Element) and isinstance(other, _Element):
             if one.term is other.term or self.equal(one.term, other.term):
                 differs = [a != b for a, b in zip(one.index, other.index, strict=True)]
-                return self.never(self.z3.And(condition, self.z3.Or(*differs) if differs else False))
+                return self.never(
+                    self.z3.And(condition, self.z3.Or(*differs) if differs else False)
+                )
         if isinstance(one, _Integer) and isinstance(other, _Integer):
             return self.never(self.z3.And(condition, one.value != other.value))
-        if isinstance(one, _Applied) and isinstance(other, _Applied) and (one.op, one.dtype) == (other.op, other.dtype):
+        if (
+            isinstance(one, _Applied)
+            and isinstance(other, _Applied)
+            and (one.op, one.dtype) == (other.op, other.dtype)
+        ):
             if len(one.operands) == len(other.operands) and all(
-                self.agree(a, b, condition) for a, b in zip(one.operands, other.operands, strict=True)
+                self.agree(a, b, condition)
+                for a, b in zip(one.operands, other.operands, strict=True)
             ):
                 return True
         return self.never(condition)
 
     def at(self, term: Term, index: tuple[Any, ...]) -> Any:
-        """The element: a solver's integer or truth value, or the cases of a floating-point element."""
+        """The element: a solver's integer or truth value, or the cases of a floating-point
+        element."""
         reader = _READERS.get(term.op)
         if reader is not None:
             try:
@@ -169,12 +189,18 @@ class _Elements:
         if _is_float(term):
             return [(self.z3.BoolVal(True), _Element(term, index))]
         for known, function in self.representatives:
-            if known is term or (known.dtype == term.dtype and len(known.sizes) == len(index) and self.equal(known, term)):
+            if known is term or (
+                known.dtype == term.dtype
+                and len(known.sizes) == len(index)
+                and self.equal(known, term)
+            ):
                 return function(*index) if index else function
         z3 = self.z3
         sort = z3.BoolSort() if term.dtype == torch.bool else z3.IntSort()
         name = f"t{term.number}"
-        function = z3.Function(name, *[z3.IntSort()] * len(index), sort) if index else z3.Const(name, sort)
+        function = (
+            z3.Function(name, *[z3.IntSort()] * len(index), sort) if index else z3.Const(name, sort)
+        )
         self.representatives.append((term, function))
         return function(*index) if index else function
 
@@ -182,7 +208,9 @@ class _Elements:
         """The element of an operand that is broadcast to the index."""
         own = index[len(index) - len(term.sizes) :] if term.sizes else ()
         zero = self.z3.IntVal(0)
-        return self.at(term, tuple(zero if size == 1 else i for i, size in zip(own, term.sizes, strict=True)))
+        return self.at(
+            term, tuple(zero if size == 1 else i for i, size in zip(own, term.sizes, strict=True))
+        )
 
     def operand(self, value: Any, index: tuple[Any, ...], dtype: Any) -> Any:
         """A tensor operand's element or a number, as an element of ``dtype``."""
@@ -197,7 +225,9 @@ class _Elements:
         if dtype.is_floating_point:
             if isinstance(value, sympy.Basic):
                 raise _UnknownError
-            return [(self.z3.BoolVal(True), _Constant(repr(torch.tensor(value, dtype=dtype).item())))]
+            return [
+                (self.z3.BoolVal(True), _Constant(repr(torch.tensor(value, dtype=dtype).item())))
+            ]
         if isinstance(value, float):
             raise _UnknownError
         return self.size(value) if isinstance(value, sympy.Basic) else self.z3.IntVal(int(value))
@@ -236,13 +266,20 @@ class _Elements:
         if not dtype.is_floating_point:
             return self.z3.If(condition, yes, no)
         z3 = self.z3
-        return [(z3.And(condition, c), leaf) for c, leaf in yes] + [(z3.And(z3.Not(condition), c), leaf) for c, leaf in no]
+        return [(z3.And(condition, c), leaf) for c, leaf in yes] + [
+            (z3.And(z3.Not(condition), c), leaf) for c, leaf in no
+        ]
 
     def applied(self, term: Term, operands: Sequence[Any]) -> Any:
-        """A floating-point operator on the cases of its operands; computed where all are constant."""
+        """A floating-point operator on the cases of its operands; computed where all are
+        constant."""
         cases: list[tuple[Any, tuple[Any, ...]]] = [(self.z3.BoolVal(True), ())]
         for operand in operands:
-            cases = [(self.z3.And(here, there), (*leaves, leaf)) for here, leaves in cases for there, leaf in operand]
+            cases = [
+                (self.z3.And(here, there), (*leaves, leaf))
+                for here, leaves in cases
+                for there, leaf in operand
+            ]
             if len(cases) > _MOST_CASES:
                 raise _UnknownError
         return [(condition, self.folded(term, leaves)) for condition, leaves in cases]
@@ -250,7 +287,9 @@ class _Elements:
     def folded(self, term: Term, leaves: tuple[Any, ...]) -> Any:
         """An operator on constants as the constant that it gives."""
         if all(isinstance(leaf, _Constant) for leaf in leaves):
-            numbers: list[Any] = [torch.tensor(float(leaf.text), dtype=term.dtype) for leaf in leaves]
+            numbers: list[Any] = [
+                torch.tensor(float(leaf.text), dtype=term.dtype) for leaf in leaves
+            ]
             if "Scalar" in term.op._overloadname:
                 numbers[1:] = [number.item() for number in numbers[1:]]
             return _Constant(repr(term.op(*numbers).item()))
@@ -328,8 +367,16 @@ def _cat(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
         offsets.append(offsets[-1] + part.sizes[dim])
     value = None
     for part, offset in zip(reversed(parts), reversed(offsets), strict=True):
-        inner = elements.at(part, (*index[:dim], index[dim] - elements.size(offset), *index[dim + 1 :]))
-        value = inner if value is None else elements.chosen(index[dim] < elements.size(offset + part.sizes[dim]), inner, value, term.dtype)
+        inner = elements.at(
+            part, (*index[:dim], index[dim] - elements.size(offset), *index[dim + 1 :])
+        )
+        value = (
+            inner
+            if value is None
+            else elements.chosen(
+                index[dim] < elements.size(offset + part.sizes[dim]), inner, value, term.dtype
+            )
+        )
     return value
 
 
@@ -360,7 +407,9 @@ def _triangle(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
     offset = elements.size(diagonal)
     below = index[-1] - index[-2] <= offset
     kept = below if term.op is aten.tril.default else index[-1] - index[-2] >= offset
-    return elements.chosen(kept, elements.at(source, index), elements.number(0, term.dtype), term.dtype)
+    return elements.chosen(
+        kept, elements.at(source, index), elements.number(0, term.dtype), term.dtype
+    )
 
 
 def _cast(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -382,12 +431,18 @@ def _comparison(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
     one, other = term.args
     dtypes = {value.dtype for value in (one, other) if isinstance(value, Term)}
     dtype = one.dtype if len(dtypes) == 1 else torch.int64
-    if any(d.is_floating_point for d in dtypes) or isinstance(one, float) or isinstance(other, float):
+    if (
+        any(d.is_floating_point for d in dtypes)
+        or isinstance(one, float)
+        or isinstance(other, float)
+    ):
         return _float_comparison(elements, term, index)
     if dtype == torch.bool and not (isinstance(one, Term) and isinstance(other, Term)):
         dtype = torch.int64
     name = str(term.op).split(".")[1]
-    return _COMPARISONS[name](elements.operand(one, index, dtype), elements.operand(other, index, dtype))
+    return _COMPARISONS[name](
+        elements.operand(one, index, dtype), elements.operand(other, index, dtype)
+    )
 
 
 def _float_comparison(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -434,7 +489,9 @@ def _arithmetic(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
         return a + b if name == "add" else a - b if name == "sub" else a * b
     if rest and rest[0] != 1:
         return None
-    return elements.applied(term, [elements.operand(value, index, term.dtype) for value in (one, other)])
+    return elements.applied(
+        term, [elements.operand(value, index, term.dtype) for value in (one, other)]
+    )
 
 
 def _negative(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -444,7 +501,11 @@ def _negative(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
 
 
 def _unary(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
-    return elements.applied(term, [elements.at(term.args[0], index)]) if _is_float(term) and _is_float(term.args[0]) else None
+    return (
+        elements.applied(term, [elements.at(term.args[0], index)])
+        if _is_float(term) and _is_float(term.args[0])
+        else None
+    )
 
 
 def _absolute(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -496,7 +557,9 @@ def _select_scatter(elements: _Elements, term: Term, index: tuple[Any, ...]) -> 
     elif not elements.facts.at_most(0, place):
         return None
     inner = elements.at(part, (*index[:dim], *index[dim + 1 :]))
-    return elements.chosen(index[dim] == elements.size(place), inner, elements.at(whole, index), term.dtype)
+    return elements.chosen(
+        index[dim] == elements.size(place), inner, elements.at(whole, index), term.dtype
+    )
 
 
 def _embedding(elements: _Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -554,11 +617,12 @@ _READERS: dict[Any, Reader] = {
     **_named("neg", "default", _negative),
     **_named("abs", "default", _absolute),
     **_named("clamp clamp_min clamp_max", "default", _clamp),
-    **_named("log exp sqrt rsqrt sin cos tanh sigmoid silu relu reciprocal log2 floor", "default", _unary),
+    **_named(
+        "log exp sqrt rsqrt sin cos tanh sigmoid silu relu reciprocal log2 floor", "default", _unary
+    ),
     **_named("slice_scatter", "default", _slice_scatter),
     **_named("select_scatter", "default", _select_scatter),
     **_named("embedding", "default", _embedding),
     **_named("index_select", "default", _index_select),
     **_named("index", "Tensor", _index),
 }
-

@@ -29,7 +29,8 @@ def is_of_sizes_alone(term: Term) -> bool:
 
 
 def equal_at_every_size(one: Term, other: Term, facts: Facts) -> bool:
-    """Whether two values of sizes alone have the same bits at every size up to `BOUND` that the facts allow."""
+    """Whether two values of sizes alone have the same bits at every size up to `BOUND` that the
+    facts allow."""
     terms = topological([one, other])
     symbols = sorted(symbols_of(_sizes_in(terms)) | symbols_of(facts.known), key=str)
     if len(symbols) not in BOUND:
@@ -51,8 +52,11 @@ def equal_at_every_size(one: Term, other: Term, facts: Facts) -> bool:
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.dtype.is_floating_point:
-        return bool(torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
-                    and torch.equal(one.signbit(), other.signbit()))  # fmt: skip
+        return bool(
+            torch.equal(one.isnan(), other.isnan())
+            and torch.equal(one.nan_to_num(), other.nan_to_num())
+            and torch.equal(one.signbit(), other.signbit())
+        )
     return bool(torch.equal(one, other))
 
 
@@ -93,7 +97,9 @@ def evaluate(term: Term, sizes: Mapping[sympy.Symbol, int]) -> Any:
                 total *= int(given(size))
             if total > _MOST_ELEMENTS:
                 raise MemoryError("too large to be tried")
-        values[below] = apply(below, replace_operands(below.args, given), tuple(map(given, below.shape or ())))
+        values[below] = apply(
+            below, replace_operands(below.args, given), tuple(map(given, below.shape or ()))
+        )
     return values[term]
 
 
@@ -109,7 +115,9 @@ def apply(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
     if op == "full":
         return torch.full(shape, args[1], dtype=term.dtype, device=args[3])
     if op == "arange":
-        return torch.arange(args[0], args[0] + args[1] * args[2], args[2], dtype=term.dtype, device=args[4])
+        return torch.arange(
+            args[0], args[0] + args[1] * args[2], args[2], dtype=term.dtype, device=args[4]
+        )
     if op == "reshape":
         return args[0].reshape(shape)
     if op == "permute":
@@ -125,6 +133,12 @@ def apply(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
     if op == "item":
         return args[0][args[1]]
     schema = op._schema.arguments
-    positional = [value for argument, value in zip(schema, args, strict=False) if not argument.kwarg_only]
-    keywords = {argument.name: value for argument, value in zip(schema, args, strict=False) if argument.kwarg_only}
+    positional = [
+        value for argument, value in zip(schema, args, strict=False) if not argument.kwarg_only
+    ]
+    keywords = {
+        argument.name: value
+        for argument, value in zip(schema, args, strict=False)
+        if argument.kwarg_only
+    }
     return op(*positional, **keywords)

@@ -1,4 +1,5 @@
-"""Operators that return their operand: copies, layouts, casts to the same dtype, and neutral numbers."""
+"""Operators that return their operand: copies, layouts, casts to the same dtype, and neutral
+numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ aten = torch.ops.aten
 
 def _operand(term: Term, rewriter: Rewriter) -> Term | None:
     source = term.args[0]
-    is_same = source.dtype == term.dtype and source.device == term.device and source.shape == term.shape
+    is_same = (
+        source.dtype == term.dtype and source.device == term.device and source.shape == term.shape
+    )
     return source if is_same else None
 
 
@@ -45,7 +48,17 @@ def _cast_of_cast(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 _WIDER = {
-    torch.bool: (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    torch.bool: (
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    ),
     torch.float16: (torch.float32, torch.float64),
     torch.bfloat16: (torch.float32, torch.float64),
     torch.float32: (torch.float64,),
@@ -53,7 +66,7 @@ _WIDER = {
     torch.int16: (torch.int32, torch.int64, torch.float32, torch.float64),
     torch.uint8: (torch.int16, torch.int32, torch.int64, torch.float32, torch.float64),
     torch.int8: (torch.int16, torch.int32, torch.int64, torch.float32, torch.float64),
-}  # fmt: skip
+}
 
 
 def _holds_exactly(narrow: Any, wide: Any) -> bool:
@@ -86,7 +99,12 @@ def _add_zero(term: Term, rewriter: Rewriter) -> Term | None:
     first, second = term.args[0], term.args[1]
     if _is(second, 0):
         return _left_operand(term)
-    if _is(first, 0) and isinstance(second, Term) and term.op is not aten.sub.Tensor and term.args[2] == 1:
+    if (
+        _is(first, 0)
+        and isinstance(second, Term)
+        and term.op is not aten.sub.Tensor
+        and term.args[2] == 1
+    ):
         return second if second.shape == term.shape and second.dtype == term.dtype else None
     return None
 
@@ -97,7 +115,12 @@ def _add_float_zero(term: Term, rewriter: Rewriter) -> Term | None:
     first, second = term.args[0], term.args[1]
     if _is(second, 0):
         return _left_operand(term)
-    if _is(first, 0) and isinstance(second, Term) and term.op is aten.add.Tensor and term.args[2] == 1:
+    if (
+        _is(first, 0)
+        and isinstance(second, Term)
+        and term.op is aten.add.Tensor
+        and term.args[2] == 1
+    ):
         return second if second.shape == term.shape and second.dtype == term.dtype else None
     return None
 
@@ -163,31 +186,90 @@ def _double_negation(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 _CASTS = (
-    aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, aten.type_as.default, "cast",
-)  # fmt: skip
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+    "cast",
+)
 _COPIES = (
-    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
-    aten.lift_fresh.default, aten.lift.default, aten.positive.default, aten.expand_copy.default, aten.detach_copy.default,
-)  # fmt: skip
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+    aten.lift_fresh.default,
+    aten.lift.default,
+    aten.positive.default,
+    aten.expand_copy.default,
+    aten.detach_copy.default,
+)
 
 COMMUTATIVE = (
-    aten.add.Tensor, aten.mul.Tensor, aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor,
-    aten.bitwise_or.Tensor, aten.eq.Tensor, aten.ne.Tensor,
-)  # fmt: skip
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.logical_and.default,
+    aten.logical_or.default,
+    aten.bitwise_and.Tensor,
+    aten.bitwise_or.Tensor,
+    aten.eq.Tensor,
+    aten.ne.Tensor,
+)
 
 IDENTITY_LAWS: tuple[Law, ...] = (
     Law("copy", "copy(x) = x", "exact", _COPIES, _operand),
-    Law("evaluated-dropout", "dropout(x, p, train) = x  if not train or p = 0", "exact",
-        (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default), _evaluated_dropout),
-    Law("cast", "cast(x, dtype(x)) = x;  cast(cast(x, wide), d) = cast(x, d)  if wide holds x", "exact", _CASTS, _cast),
-    Law("add-zero-integer", "x + 0 = x  for integers", "exact",
-        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _add_zero),
-    Law("add-zero-float", "x + 0.0 = x  over the reals (−0.0 + 0.0 is 0.0)", "real",
-        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _add_float_zero),
-    Law("times-one", "x · 1 = x / 1 = x", "exact", (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar), _times_one),
+    Law(
+        "evaluated-dropout",
+        "dropout(x, p, train) = x  if not train or p = 0",
+        "exact",
+        (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default),
+        _evaluated_dropout,
+    ),
+    Law(
+        "cast",
+        "cast(x, dtype(x)) = x;  cast(cast(x, wide), d) = cast(x, d)  if wide holds x",
+        "exact",
+        _CASTS,
+        _cast,
+    ),
+    Law(
+        "add-zero-integer",
+        "x + 0 = x  for integers",
+        "exact",
+        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar),
+        _add_zero,
+    ),
+    Law(
+        "add-zero-float",
+        "x + 0.0 = x  over the reals (−0.0 + 0.0 is 0.0)",
+        "real",
+        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar),
+        _add_float_zero,
+    ),
+    Law(
+        "times-one",
+        "x · 1 = x / 1 = x",
+        "exact",
+        (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar),
+        _times_one,
+    ),
     Law("commute", "x ∘ y = y ∘ x  for +, ·, ∧, ∨, =, ≠", "exact", COMMUTATIVE, _ordered),
-    Law("spelling", "x | y = bitwise_or(x, y);  true_divide = div;  multiply = mul; …", "exact", tuple(_SPELLED), _spelled),
+    Law(
+        "spelling",
+        "x | y = bitwise_or(x, y);  true_divide = div;  multiply = mul; …",
+        "exact",
+        tuple(_SPELLED),
+        _spelled,
+    ),
     Law("mirror", "(x > y) = (y < x);  (x ≥ y) = (y ≤ x)", "exact", tuple(_MIRRORED), _mirrored),
     Law("not", "~x = not x  for Booleans", "exact", (aten.bitwise_not.default,), _negated),
-    Law("not-not", "not not x = x  for Booleans", "exact", (aten.logical_not.default,), _double_negation),
-)  # fmt: skip
+    Law(
+        "not-not",
+        "not not x = x  for Booleans",
+        "exact",
+        (aten.logical_not.default,),
+        _double_negation,
+    ),
+)

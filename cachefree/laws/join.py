@@ -34,7 +34,9 @@ def _as_joined_unsqueezed(term: Term, rewriter: Rewriter) -> Term | None:
     parts, dim = term.args
     dim %= len(term.sizes)
     shape = (*term.sizes[:dim], 1, *term.sizes[dim + 1 :])
-    rows = tuple(rewriter.build("reshape", (part, shape), shape, term, part.dtype) for part in parts)
+    rows = tuple(
+        rewriter.build("reshape", (part, shape), shape, term, part.dtype) for part in parts
+    )
     return rewriter.build("cat", (rows, dim), term.shape, term)
 
 
@@ -42,10 +44,11 @@ def _cat(term: Term, rewriter: Rewriter) -> Term | None:
     parts, dim = term.args
     if any(part.dtype != term.dtype for part in parts):
         same = tuple(
-            part if part.dtype == term.dtype
+            part
+            if part.dtype == term.dtype
             else rewriter.build("cast", (part, term.dtype, term.device), part.shape, term)
             for part in parts
-        )  # fmt: skip
+        )
         return rewriter.build("cat", (same, dim), term.shape, term)
     kept: list[Term] = []
     for part in parts:
@@ -62,11 +65,16 @@ def _cat(term: Term, rewriter: Rewriter) -> Term | None:
     kept = _merged(kept, dim, rewriter)
     if len(kept) == 1:
         return kept[0]
-    return rewriter.build("cat", (tuple(kept), dim), term.shape, term) if tuple(kept) != parts else None
+    return (
+        rewriter.build("cat", (tuple(kept), dim), term.shape, term)
+        if tuple(kept) != parts
+        else None
+    )
 
 
 def _merged(parts: list[Term], dim: int, rewriter: Rewriter) -> list[Term]:
-    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]`` and equal constants."""
+    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]`` and equal
+    constants."""
     merged: list[Term] = []
     for part in parts:
         before = merged[-1] if merged else None
@@ -81,7 +89,12 @@ def _merged(parts: list[Term], dim: int, rewriter: Rewriter) -> list[Term]:
 def _continued(one: Term, two: Term, dim: int, rewriter: Rewriter) -> Term | None:
     length = sympy.sympify(one.sizes[dim]) + two.sizes[dim]
     shape = (*one.sizes[:dim], rewriter.facts.simplified(length), *one.sizes[dim + 1 :])
-    if one.op == "slice" and two.op == "slice" and one.args[:2] == two.args[:2] and one.args[1] == dim:
+    if (
+        one.op == "slice"
+        and two.op == "slice"
+        and one.args[:2] == two.args[:2]
+        and one.args[1] == dim
+    ):
         if rewriter.facts.equal(one.args[3], two.args[2]):
             return rewriter.build("slice", (*one.args[:3], two.args[3], 1), shape, one)
         return None
@@ -113,16 +126,23 @@ def _slice_of_cat(term: Term, rewriter: Rewriter) -> Term | None:
         if first is None or last is None:
             return None
         first, last = facts.simplified(first - offset), facts.simplified(last - offset)
-        shape = (*part.sizes[:dim], facts.simplified(sympy.sympify(last) - first), *part.sizes[dim + 1 :])
+        shape = (
+            *part.sizes[:dim],
+            facts.simplified(sympy.sympify(last) - first),
+            *part.sizes[dim + 1 :],
+        )
         kept.append(rewriter.build("slice", (part, dim, first, last, 1), shape, term))
         offset = after
     if not kept:
         return None
-    return kept[0] if len(kept) == 1 else rewriter.build("cat", (tuple(kept), dim), term.shape, term)
+    return (
+        kept[0] if len(kept) == 1 else rewriter.build("cat", (tuple(kept), dim), term.shape, term)
+    )
 
 
 def _within(facts: Any, bound: Any, edge: Any, *, is_end: bool = False) -> Any:
-    """``max(bound, edge)`` for a start, ``min(bound, edge)`` for an end, where the facts decide it."""
+    """``max(bound, edge)`` for a start, ``min(bound, edge)`` for an end, where the facts decide
+    it."""
     if facts.at_most(bound, edge):
         return bound if is_end else edge
     if facts.at_most(edge, bound):
@@ -134,17 +154,51 @@ def _slice_each(term: Term, rewriter: Rewriter) -> Term:
     source, dim, start, end, _ = term.args
     parts, joined = source.args
     rows = tuple(
-        rewriter.build("slice", (part, dim, start, end, 1), (*part.sizes[:dim], term.sizes[dim], *part.sizes[dim + 1 :]), term)
+        rewriter.build(
+            "slice",
+            (part, dim, start, end, 1),
+            (*part.sizes[:dim], term.sizes[dim], *part.sizes[dim + 1 :]),
+            term,
+        )
         for part in parts
     )
     return rewriter.build("cat", (rows, joined), term.shape, term)
 
 
 JOIN_LAWS: tuple[Law, ...] = (
-    Law("concat", "concat(xs, d) = cat(xs, d)", "exact", (aten.cat.default, aten.concat.default, aten.concatenate.default), _as_cat),
-    Law("hstack", "hstack(xs) = cat(xs, 1);  vstack(xs) = cat(xs, 0)", "exact", (aten.hstack.default, aten.vstack.default), _as_stacked_rows),
-    Law("stack", "stack(xs, d) = cat([unsqueeze(x, d) for x in xs], d)", "exact", (aten.stack.default,), _as_joined_unsqueezed),
-    Law("cat-empty", "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  cat is associative", "exact",
-        ("cat",), _cat),
-    Law("slice-of-cat", "cat([x, y], d)[a:b] = the slices of x and y that a and b fall into", "exact", ("slice",), _slice_of_cat),
-)  # fmt: skip
+    Law(
+        "concat",
+        "concat(xs, d) = cat(xs, d)",
+        "exact",
+        (aten.cat.default, aten.concat.default, aten.concatenate.default),
+        _as_cat,
+    ),
+    Law(
+        "hstack",
+        "hstack(xs) = cat(xs, 1);  vstack(xs) = cat(xs, 0)",
+        "exact",
+        (aten.hstack.default, aten.vstack.default),
+        _as_stacked_rows,
+    ),
+    Law(
+        "stack",
+        "stack(xs, d) = cat([unsqueeze(x, d) for x in xs], d)",
+        "exact",
+        (aten.stack.default,),
+        _as_joined_unsqueezed,
+    ),
+    Law(
+        "cat-empty",
+        "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  cat is associative",
+        "exact",
+        ("cat",),
+        _cat,
+    ),
+    Law(
+        "slice-of-cat",
+        "cat([x, y], d)[a:b] = the slices of x and y that a and b fall into",
+        "exact",
+        ("slice",),
+        _slice_of_cat,
+    ),
+)

@@ -1,4 +1,5 @@
-"""What a law is: an identity between terms, its side condition, and whether it holds bit for bit."""
+"""What a law is: an identity between terms, its side condition, and whether it holds bit for
+bit."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ class Rewriter(Protocol):
 
     facts: Facts
 
-    def build(self, op: Any, args: tuple[Any, ...], shape: Any, like: Term, dtype: Any = None) -> Term:
+    def build(
+        self, op: Any, args: tuple[Any, ...], shape: Any, like: Term, dtype: Any = None
+    ) -> Term:
         """A term in normal form with the device, line and (unless given) the dtype of ``like``."""
         ...
 
@@ -29,10 +32,11 @@ class Law:
     Attributes:
         name: Its name in reports and certificates.
         statement: The equation, with its side condition.
-        kind: ``"exact"`` where both sides agree bit for bit, for −0.0, infinities, NaN and zero sizes too; ``"real"`` where they agree
-            over the real numbers only.
+        kind: ``"exact"`` where both sides agree bit for bit, for −0.0, infinities, NaN and zero
+            sizes too; ``"real"`` where they agree over the real numbers only.
         ops: The operators at the head of the left side.
-        apply: The right side for a term that the left side matches and whose side condition holds; else None.
+        apply: The right side for a term that the left side matches and whose side condition holds;
+            else None.
     """
 
     name: str

@@ -43,8 +43,11 @@ def _slice_of_reshape(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build("reshape", (part, term.shape), term.shape, term)
 
 
-def _split_place(before: tuple[object, ...], after: tuple[object, ...], dim: int) -> tuple[int, int] | None:
-    """The axis that ``after[dim:…]`` splits, and how many more dimensions it is split into; sizes of 1 do not count."""
+def _split_place(
+    before: tuple[object, ...], after: tuple[object, ...], dim: int
+) -> tuple[int, int] | None:
+    """The axis that ``after[dim:…]`` splits, and how many more dimensions it is split into; sizes
+    of 1 do not count."""
     lead = [size for size in after[:dim] if size != 1]
     axis = 0
     for size in lead:
@@ -76,12 +79,32 @@ def _slice_of_linear(term: Term, rewriter: Rewriter) -> Term | None:
         return rewriter.build(source.op, (part, weight, bias), term.shape, term)
     count = term.sizes[dim]
     rows = rewriter.build("slice", (weight, 0, start, end, 1), (count, weight.sizes[1]), weight)
-    offsets = None if bias is None else rewriter.build("slice", (bias, 0, start, end, 1), (count,), bias)
+    offsets = (
+        None if bias is None else rewriter.build("slice", (bias, 0, start, end, 1), (count,), bias)
+    )
     return rewriter.build(source.op, (inputs, rows, offsets), term.shape, term)
 
 
 LINEAR_LAWS: tuple[Law, ...] = (
-    Law("slice-of-permute", "permute(x, p)[a:b on d] = permute(x[a:b on p(d)], p)", "exact", ("slice",), _slice_of_permute),
-    Law("slice-of-reshape", "reshape(x, (…, n, m))[a:b on n] = reshape(x[a·m : b·m])", "exact", ("slice",), _slice_of_reshape),
-    Law("slice-of-linear", "linear(x, W, b)[…, i:j] = linear(x, W[i:j], b[i:j])", "real", ("slice",), _slice_of_linear),
+    Law(
+        "slice-of-permute",
+        "permute(x, p)[a:b on d] = permute(x[a:b on p(d)], p)",
+        "exact",
+        ("slice",),
+        _slice_of_permute,
+    ),
+    Law(
+        "slice-of-reshape",
+        "reshape(x, (…, n, m))[a:b on n] = reshape(x[a·m : b·m])",
+        "exact",
+        ("slice",),
+        _slice_of_reshape,
+    ),
+    Law(
+        "slice-of-linear",
+        "linear(x, W, b)[…, i:j] = linear(x, W[i:j], b[i:j])",
+        "real",
+        ("slice",),
+        _slice_of_linear,
+    ),
 )

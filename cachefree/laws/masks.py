@@ -28,7 +28,11 @@ def _where(term: Term, rewriter: Rewriter) -> Term | None:
     chosen = yes if truth else no
     if not isinstance(chosen, Term) or chosen.dtype != term.dtype:
         return None
-    return chosen if chosen.shape == term.shape else rewriter.build("expand", (chosen, term.shape), term.shape, term)
+    return (
+        chosen
+        if chosen.shape == term.shape
+        else rewriter.build("expand", (chosen, term.shape), term.shape, term)
+    )
 
 
 def _where_number(term: Term, rewriter: Rewriter) -> Term | None:
@@ -60,15 +64,44 @@ def _neutral_truth(term: Term, rewriter: Rewriter) -> Term | None:
         if truth is neutral and other.shape == term.shape:
             return other
         if truth is (not neutral):
-            return rewriter.build("full", (term.shape, not neutral, term.dtype, term.device), term.shape, term)
+            return rewriter.build(
+                "full", (term.shape, not neutral, term.dtype, term.device), term.shape, term
+            )
     return None
 
 
 MASK_LAWS: tuple[Law, ...] = (
-    Law("where", "where(true, x, y) = x;  where(false, x, y) = y", "exact", (aten.where.self,), _where),
-    Law("where-number", "where(c, x, number) = where(c, x, full((), number))", "exact",
-        (aten.where.ScalarOther, aten.where.ScalarSelf), _where_number),
-    Law("fill-nothing", "masked_fill(x, false, c) = x", "exact", (aten.masked_fill.Scalar, aten.masked_fill.Tensor), _masked_fill),
-    Law("neutral-truth", "x ∧ true = x;  x ∨ false = x;  x ∧ false = false;  x ∨ true = true", "exact",
-        (aten.logical_and.default, aten.logical_or.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor), _neutral_truth),
-)  # fmt: skip
+    Law(
+        "where",
+        "where(true, x, y) = x;  where(false, x, y) = y",
+        "exact",
+        (aten.where.self,),
+        _where,
+    ),
+    Law(
+        "where-number",
+        "where(c, x, number) = where(c, x, full((), number))",
+        "exact",
+        (aten.where.ScalarOther, aten.where.ScalarSelf),
+        _where_number,
+    ),
+    Law(
+        "fill-nothing",
+        "masked_fill(x, false, c) = x",
+        "exact",
+        (aten.masked_fill.Scalar, aten.masked_fill.Tensor),
+        _masked_fill,
+    ),
+    Law(
+        "neutral-truth",
+        "x ∧ true = x;  x ∨ false = x;  x ∧ false = false;  x ∨ true = true",
+        "exact",
+        (
+            aten.logical_and.default,
+            aten.logical_or.default,
+            aten.bitwise_and.Tensor,
+            aten.bitwise_or.Tensor,
+        ),
+        _neutral_truth,
+    ),
+)

@@ -15,12 +15,21 @@ __all__ = ["SEQUENCE_LAWS"]
 aten = torch.ops.aten
 
 _FILLED: dict[Any, Any] = {
-    aten.zeros.default: 0, aten.ones.default: 1, aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.new_zeros.default: 0,
+    aten.zeros.default: 0,
+    aten.ones.default: 1,
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.new_zeros.default: 0,
     aten.new_ones.default: 1,
-}  # fmt: skip
+}
 _FILL_ARGUMENT: dict[Any, int] = {
-    aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.fill.Scalar: 1, aten.fill.Tensor: 1, aten.scalar_tensor.default: 0,
-}  # fmt: skip
+    aten.full.default: 1,
+    aten.full_like.default: 1,
+    aten.new_full.default: 2,
+    aten.fill.Scalar: 1,
+    aten.fill.Tensor: 1,
+    aten.scalar_tensor.default: 0,
+}
 
 
 def _as_full(term: Term, rewriter: Rewriter) -> Term | None:
@@ -84,13 +93,23 @@ def _as_arange(term: Term, rewriter: Rewriter) -> Term | None:
 
 def _shifted_arange(term: Term, rewriter: Rewriter) -> Term | None:
     first, offset, alpha = term.args
-    if isinstance(offset, Term) and isinstance(first, Term) and offset.op == "arange" and first.op == "full":
+    if (
+        isinstance(offset, Term)
+        and isinstance(first, Term)
+        and offset.op == "arange"
+        and first.op == "full"
+    ):
         first, offset = offset, first
         if term.op is not aten.add.Tensor:
             return None
     if isinstance(offset, Term):
         offset = offset.args[1] if offset.op == "full" else None
-    if not isinstance(first, Term) or not isinstance(offset, (int, sympy.Basic)) or isinstance(offset, bool) or alpha != 1:
+    if (
+        not isinstance(first, Term)
+        or not isinstance(offset, (int, sympy.Basic))
+        or isinstance(offset, bool)
+        or alpha != 1
+    ):
         return None
     if first.dtype != term.dtype or first.shape != term.shape:
         return None
@@ -99,7 +118,12 @@ def _shifted_arange(term: Term, rewriter: Rewriter) -> Term | None:
     if base.op != "arange":
         return None
     start, *rest = base.args
-    moved = rewriter.build("arange", (rewriter.facts.simplified(start + sign * sympy.sympify(offset)), *rest), base.shape, base)
+    moved = rewriter.build(
+        "arange",
+        (rewriter.facts.simplified(start + sign * sympy.sympify(offset)), *rest),
+        base.shape,
+        base,
+    )
     if base is first:
         return moved
     return rewriter.build(first.op, (moved, term.shape), term.shape, term)
@@ -118,7 +142,11 @@ def _slice_of_arange(term: Term, rewriter: Rewriter) -> Term | None:
 def _elementwise_full(term: Term, rewriter: Rewriter) -> Term | None:
     """A comparison or a cast of constants is a constant."""
     source = term.args[0]
-    if not isinstance(source, Term) or source.op != "full" or isinstance(source.args[1], sympy.Basic):
+    if (
+        not isinstance(source, Term)
+        or source.op != "full"
+        or isinstance(source.args[1], sympy.Basic)
+    ):
         return None
     number = torch.tensor(source.args[1], dtype=source.dtype)
     rest = term.args[1:]
@@ -128,19 +156,68 @@ def _elementwise_full(term: Term, rewriter: Rewriter) -> Term | None:
         value = term.op(number, *rest)
     else:
         return None
-    return rewriter.build("full", (term.shape, value.item(), term.dtype, term.device), term.shape, term)
+    return rewriter.build(
+        "full", (term.shape, value.item(), term.dtype, term.device), term.shape, term
+    )
 
 
 SEQUENCE_LAWS: tuple[Law, ...] = (
-    Law("fill", "zeros, ones, zeros_like, new_full, … = full(shape, number)", "exact", (*_FILLED, *_FILL_ARGUMENT), _as_full),
-    Law("full", "full(shape, number) with the number as its dtype holds it", "exact", ("full",), _full),
-    Law("constant", "a constant tensor of one value = full(shape, value)", "exact", ("constant",), _constant),
-    Law("range", "arange(a, b) = range of b − a integers from a", "exact",
-        (aten.arange.default, aten.arange.start, aten.arange.start_step), _as_arange),
-    Law("shift-range", "range(a, n) + c = range(a + c, n)  for integers", "exact",
-        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar), _shifted_arange),
-    Law("slice-of-range", "range(a, n)[i:j] = range(a + i, j − i)", "exact", ("slice",), _slice_of_arange),
-    Law("constant-folding", "f(full(shape, c)) = full(shape, f(c))  for elementwise f", "exact",
-        ("cast", aten.eq.Scalar, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar,
-         aten.logical_not.default), _elementwise_full),
-)  # fmt: skip
+    Law(
+        "fill",
+        "zeros, ones, zeros_like, new_full, … = full(shape, number)",
+        "exact",
+        (*_FILLED, *_FILL_ARGUMENT),
+        _as_full,
+    ),
+    Law(
+        "full",
+        "full(shape, number) with the number as its dtype holds it",
+        "exact",
+        ("full",),
+        _full,
+    ),
+    Law(
+        "constant",
+        "a constant tensor of one value = full(shape, value)",
+        "exact",
+        ("constant",),
+        _constant,
+    ),
+    Law(
+        "range",
+        "arange(a, b) = range of b − a integers from a",
+        "exact",
+        (aten.arange.default, aten.arange.start, aten.arange.start_step),
+        _as_arange,
+    ),
+    Law(
+        "shift-range",
+        "range(a, n) + c = range(a + c, n)  for integers",
+        "exact",
+        (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar),
+        _shifted_arange,
+    ),
+    Law(
+        "slice-of-range",
+        "range(a, n)[i:j] = range(a + i, j − i)",
+        "exact",
+        ("slice",),
+        _slice_of_arange,
+    ),
+    Law(
+        "constant-folding",
+        "f(full(shape, c)) = full(shape, f(c))  for elementwise f",
+        "exact",
+        (
+            "cast",
+            aten.eq.Scalar,
+            aten.ne.Scalar,
+            aten.lt.Scalar,
+            aten.le.Scalar,
+            aten.gt.Scalar,
+            aten.ge.Scalar,
+            aten.logical_not.default,
+        ),
+        _elementwise_full,
+    ),
+)

@@ -1,4 +1,5 @@
-"""Shapes: every view is a ``reshape``, every exchange of dimensions a ``permute``, every broadcast an ``expand``."""
+"""Shapes: every view is a ``reshape``, every exchange of dimensions a ``permute``, every broadcast
+an ``expand``."""
 
 from __future__ import annotations
 
@@ -132,8 +133,13 @@ def _split(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 _SPLITS = (
-    aten.split.Tensor, aten.split.default, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.tensor_split.sections,
-)  # fmt: skip
+    aten.split.Tensor,
+    aten.split.default,
+    aten.split.sizes,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.tensor_split.sections,
+)
 
 
 def _unsliced(term: Term, rewriter: Rewriter) -> Term | None:
@@ -142,10 +148,17 @@ def _unsliced(term: Term, rewriter: Rewriter) -> Term | None:
     size = source.sizes[dim]
     facts = rewriter.facts
     step = 1 if step is None else step
-    first, last = _bound(facts, 0 if start is None else start, size), _bound(facts, size if end is None else end, size)
+    first, last = (
+        _bound(facts, 0 if start is None else start, size),
+        _bound(facts, size if end is None else end, size),
+    )
     if first is None or last is None or step != 1:
         return None
-    length = facts.simplified(sympy.Max(0, last - first)) if not facts.at_most(first, last) else facts.simplified(last - first)
+    length = (
+        facts.simplified(sympy.Max(0, last - first))
+        if not facts.at_most(first, last)
+        else facts.simplified(last - first)
+    )
     shape = (*source.sizes[:dim], length, *source.sizes[dim + 1 :])
     last = facts.simplified(first + length)
     return rewriter.build("slice", (source, dim, facts.simplified(first), last, 1), shape, term)
@@ -169,7 +182,13 @@ def _slice(term: Term, rewriter: Rewriter) -> Term | None:
         return source
     if source.op == "slice" and source.args[1] == dim:
         offset = source.args[2]
-        new = (source.args[0], dim, facts.simplified(offset + start), facts.simplified(offset + end), 1)
+        new = (
+            source.args[0],
+            dim,
+            facts.simplified(offset + start),
+            facts.simplified(offset + end),
+            1,
+        )
         return rewriter.build("slice", new, term.shape, term)
     if source.op == "full":
         return rewriter.build("full", (term.shape, *source.args[1:]), term.shape, term)
@@ -204,26 +223,94 @@ def _select(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 _RESHAPES = (
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default,
-    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.view_as.default, aten.reshape_as.default, aten._reshape_alias.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.view_as.default,
+    aten.reshape_as.default,
+    aten._reshape_alias.default,
     aten.ravel.default,
-)  # fmt: skip
+)
 _PERMUTES = (
-    aten.transpose.int, aten.t.default, aten.mT.default, aten.permute.default, aten.movedim.int, aten.moveaxis.int, aten.swapaxes.default,
-    aten.swapdims.default, aten.adjoint.default, aten.mH.default, aten.numpy_T.default,
-)  # fmt: skip
+    aten.transpose.int,
+    aten.t.default,
+    aten.mT.default,
+    aten.permute.default,
+    aten.movedim.int,
+    aten.moveaxis.int,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.adjoint.default,
+    aten.mH.default,
+    aten.numpy_T.default,
+)
 
 SHAPE_LAWS: tuple[Law, ...] = (
-    Law("view", "view(x), flatten(x), unsqueeze(x), … = reshape(x, shape)", "exact", _RESHAPES, _as_reshape),
-    Law("reshape", "reshape(x, shape(x)) = x;  reshape(reshape(x, a), b) = reshape(x, b)", "exact", ("reshape",), _reshape),
-    Law("transpose", "transpose(x), t(x), movedim(x), … = permute(x, order)", "exact", _PERMUTES, _as_permute),
-    Law("permute", "permute(x, 0…n) = x;  permute(permute(x, p), q) = permute(x, p∘q)", "exact", ("permute",), _permute),
-    Law("broadcast", "expand_as(x, y) = expand(x, shape(y))", "exact",
-        (aten.expand.default, aten.expand_as.default, aten.broadcast_to.default), _as_expand),
-    Law("expand", "expand(x, shape(x)) = x;  expand(expand(x, a), b) = expand(x, b)", "exact", ("expand",), _expand),
-    Law("split", "split(x, …)[i], chunk(x, …)[i], unbind(x)[i] = a slice of x", "exact", ("item",), _split),
-    Law("clamp-slice", "x[a:b] = x[a':b']  with 0 ≤ a' ≤ b' ≤ size(x)", "exact", (aten.slice.Tensor,), _unsliced),
+    Law(
+        "view",
+        "view(x), flatten(x), unsqueeze(x), … = reshape(x, shape)",
+        "exact",
+        _RESHAPES,
+        _as_reshape,
+    ),
+    Law(
+        "reshape",
+        "reshape(x, shape(x)) = x;  reshape(reshape(x, a), b) = reshape(x, b)",
+        "exact",
+        ("reshape",),
+        _reshape,
+    ),
+    Law(
+        "transpose",
+        "transpose(x), t(x), movedim(x), … = permute(x, order)",
+        "exact",
+        _PERMUTES,
+        _as_permute,
+    ),
+    Law(
+        "permute",
+        "permute(x, 0…n) = x;  permute(permute(x, p), q) = permute(x, p∘q)",
+        "exact",
+        ("permute",),
+        _permute,
+    ),
+    Law(
+        "broadcast",
+        "expand_as(x, y) = expand(x, shape(y))",
+        "exact",
+        (aten.expand.default, aten.expand_as.default, aten.broadcast_to.default),
+        _as_expand,
+    ),
+    Law(
+        "expand",
+        "expand(x, shape(x)) = x;  expand(expand(x, a), b) = expand(x, b)",
+        "exact",
+        ("expand",),
+        _expand,
+    ),
+    Law(
+        "split",
+        "split(x, …)[i], chunk(x, …)[i], unbind(x)[i] = a slice of x",
+        "exact",
+        ("item",),
+        _split,
+    ),
+    Law(
+        "clamp-slice",
+        "x[a:b] = x[a':b']  with 0 ≤ a' ≤ b' ≤ size(x)",
+        "exact",
+        (aten.slice.Tensor,),
+        _unsliced,
+    ),
     Law("slice", "x[0:size(x)] = x;  x[a:b][c:d] = x[a+c:a+d]", "exact", ("slice",), _slice),
     Law("select", "x[i] = reshape(x[i:i+1])", "exact", (aten.select.int,), _select),
-)  # fmt: skip
-NO_ELEMENTS = Law("no-elements", "x = empty(shape(x))  if a size of x is 0", "exact", (), _no_elements)
+)
+NO_ELEMENTS = Law(
+    "no-elements", "x = empty(shape(x))  if a size of x is 0", "exact", (), _no_elements
+)

@@ -20,12 +20,15 @@ _SDPA = aten.scaled_dot_product_attention.default
 class FirstCallMask:
     """Applies the first call's mask where nothing is past, and nothing elsewhere.
 
-    Before: ``if past is None: scores = scores.masked_fill(mask, -inf)`` (or ``is_causal=past is None``), and no mask later.
+    Before: ``if past is None: scores = scores.masked_fill(mask, -inf)`` (or ``is_causal=past is
+    None``), and no mask later.
 
-    After: one mask for all calls: the first call's, padded over the past, and switched off where the past is not empty.
+    After: one mask for all calls: the first call's, padded over the past, and switched off where
+    the past is not empty.
 
-    Why equal: at past 0 the padding has no columns and the switch is off, so the mask is the first call's; at past ≥ 1 it masks nothing,
-    and attention with a mask that masks nothing is attention without one.
+    Why equal: at past 0 the padding has no columns and the switch is off, so the mask is the first
+    call's; at past ≥ 1 it masks nothing, and attention with a mask that masks nothing is attention
+    without one.
     """
 
     name = "mask of the first call"
@@ -57,9 +60,16 @@ class FirstCallMask:
         scores = (query.sizes[-2], key.sizes[-2])
         if other.args[5]:
             first = site.table.make(
-                "full", ((scores[0], scores[0]), True, torch.bool, source.device), (scores[0], scores[0]), torch.bool, source.device, source.line
+                "full",
+                ((scores[0], scores[0]), True, torch.bool, source.device),
+                (scores[0], scores[0]),
+                torch.bool,
+                source.device,
+                source.line,
             )
-            mask = site.table.make(aten.tril.default, (first, 0), first.shape, torch.bool, source.device, source.line)
+            mask = site.table.make(
+                aten.tril.default, (first, 0), first.shape, torch.bool, source.device, source.line
+            )
         else:
             mask = other.args[3]
         if mask is None:
@@ -72,21 +82,38 @@ class FirstCallMask:
     def _masked_fill(self, site: Site, source: Term, other: Term) -> Term | None:
         _, mask, number = other.args
         gated = _gated(site, mask, source.sizes[-1], neutral=False)
-        return None if gated is None else site.table.like(source, aten.masked_fill.Scalar, (source, gated, number))
+        return (
+            None
+            if gated is None
+            else site.table.like(source, aten.masked_fill.Scalar, (source, gated, number))
+        )
 
     def _where(self, site: Site, source: Term, other: Term) -> Term | None:
         condition, yes, no = other.args
         if yes.op == "full":
             gated = _gated(site, condition, source.sizes[-1], neutral=False)
-            return None if gated is None else site.table.like(source, aten.where.self, (gated, yes, source))
+            return (
+                None
+                if gated is None
+                else site.table.like(source, aten.where.self, (gated, yes, source))
+            )
         if no.op == "full":
             gated = _gated(site, condition, source.sizes[-1], neutral=True)
-            return None if gated is None else site.table.like(source, aten.where.self, (gated, source, no))
+            return (
+                None
+                if gated is None
+                else site.table.like(source, aten.where.self, (gated, source, no))
+            )
         return None
 
     def _added(self, site: Site, source: Term, other: Term) -> Term | None:
         for mask, rest in ((other.args[1], other.args[0]), (other.args[0], other.args[1])):
-            if isinstance(mask, Term) and isinstance(rest, Term) and mask.dtype == source.dtype and _is_mask_of(mask, rest):
+            if (
+                isinstance(mask, Term)
+                and isinstance(rest, Term)
+                and mask.dtype == source.dtype
+                and _is_mask_of(mask, rest)
+            ):
                 gated = _gated(site, mask, source.sizes[-1], neutral=0.0)
                 if gated is not None:
                     return site.table.like(source, aten.add.Tensor, (source, gated, 1))
@@ -95,7 +122,11 @@ class FirstCallMask:
 
 def _is_mask_of(mask: Term, scores: Term) -> bool:
     """Whether one operand of a sum is broadcast over the other, or made of sizes alone."""
-    return is_of_sizes_alone(mask) or (len(mask.sizes) < len(scores.sizes)) or (1 in mask.sizes and 1 not in scores.sizes)
+    return (
+        is_of_sizes_alone(mask)
+        or (len(mask.sizes) < len(scores.sizes))
+        or (1 in mask.sizes and 1 not in scores.sizes)
+    )
 
 
 def _gated(site: Site, mask: Term, width: Any, *, neutral: bool | float) -> Term | None:
@@ -107,7 +138,14 @@ def _gated(site: Site, mask: Term, width: Any, *, neutral: bool | float) -> Term
     if mask.sizes[-1] != 1:
         extra = sympy.expand(width - mask.sizes[-1])
         columns = (*mask.sizes[:-1], extra)
-        padding = table.make("full", (columns, neutral, mask.dtype, mask.device), columns, mask.dtype, mask.device, mask.line)
+        padding = table.make(
+            "full",
+            (columns, neutral, mask.dtype, mask.device),
+            columns,
+            mask.dtype,
+            mask.device,
+            mask.line,
+        )
         mask = table.like(mask, aten.cat.default, ((padding, mask), -1), (*mask.sizes[:-1], width))
     later = _is_later(table, past, mask)
     if mask.dtype == torch.bool and neutral:
@@ -120,5 +158,7 @@ def _gated(site: Site, mask: Term, width: Any, *, neutral: bool | float) -> Term
 
 def _is_later(table: Table, past: sympy.Symbol, like: Term) -> Term:
     """A Boolean of shape (1,): whether anything is past."""
-    length = table.make("arange", (past, 1, 1, torch.int64, like.device), (1,), torch.int64, like.device, like.line)
+    length = table.make(
+        "arange", (past, 1, 1, torch.int64, like.device), (1,), torch.int64, like.device, like.line
+    )
     return table.make(aten.gt.Scalar, (length, 0), (1,), torch.bool, like.device, like.line)

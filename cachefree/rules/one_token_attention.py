@@ -21,8 +21,8 @@ class OneTokenAttention:
 
     After: ``sdpa(q, k, v, mask)`` with ``mask = (j <= i) | (S == 1)``.
 
-    Why equal: torch aligns ``is_causal`` top left, which is ``j <= i``; at S = 1 the mask is true everywhere, and attention with such a
-    mask is attention without one.
+    Why equal: torch aligns ``is_causal`` top left, which is ``j <= i``; at S = 1 the mask is true
+    everywhere, and attention with such a mask is attention without one.
     """
 
     name = "causal flag for several tokens"
@@ -41,10 +41,18 @@ class OneTokenAttention:
         query, key = source.args[0], source.args[1]
         shape = (query.sizes[-2], key.sizes[-2])
         table, device, line = site.table, source.device, source.line
-        every = table.make("full", (shape, True, torch.bool, device), shape, torch.bool, device, line)
+        every = table.make(
+            "full", (shape, True, torch.bool, device), shape, torch.bool, device, line
+        )
         causal = table.make(aten.tril.default, (every, 0), shape, torch.bool, device, line)
         length = sympy.sympify(shape[0])
-        count = table.make("arange", (length, 1, 1, torch.int64, device), (1,), torch.int64, device, line)
+        count = table.make(
+            "arange", (length, 1, 1, torch.int64, device), (1,), torch.int64, device, line
+        )
         single = table.make(aten.eq.Scalar, (count, 1), (1,), torch.bool, device, line)
-        mask = table.make(aten.logical_or.default, (causal, single), shape, torch.bool, device, line)
-        return table.like(source, _SDPA, (*source.args[:3], mask, source.args[4], False, *source.args[6:]))
+        mask = table.make(
+            aten.logical_or.default, (causal, single), shape, torch.bool, device, line
+        )
+        return table.like(
+            source, _SDPA, (*source.args[:3], mask, source.args[4], False, *source.args[6:])
+        )

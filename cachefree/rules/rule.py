@@ -30,7 +30,8 @@ class Site:
     Attributes:
         table: Where new terms are made.
         divergence: The two values, in normal form.
-        sources: Values of the later path whose normal form is the divergence's one side, latest first.
+        sources: Values of the later path whose normal form is the divergence's one side, latest
+            first.
         past: The symbols of the past's lengths.
     """
 
@@ -52,7 +53,8 @@ class Rule(Protocol):
     neutral: str
 
     def edit(self, site: Site) -> Edit | None:
-        """The edit that makes both sides equal, or None where the rule does not match. It is proved afterwards."""
+        """The edit that makes both sides equal, or None where the rule does not match. It is proved
+        afterwards."""
         ...
 
 
@@ -84,14 +86,16 @@ def sites(
         if term.shape is not None:
             sources.setdefault(normaliser.of(term), []).append(term)
     return [
-        Site(table, divergence, tuple(reversed(sources.get(divergence.one, []))), past) for divergence in divergences
+        Site(table, divergence, tuple(reversed(sources.get(divergence.one, []))), past)
+        for divergence in divergences
     ]
 
 
 def replaced(table: Table, outputs: Sequence[Term], edits: Mapping[Term, Term]) -> tuple[Term, ...]:
     """The outputs with values replaced, below every use of them.
 
-    What takes a value's place may contain that value; it then contains it with the edits below it made.
+    What takes a value's place may contain that value; it then contains it with the edits below it
+    made.
     """
     done: dict[Term, Term] = {}
     for term in topological(outputs):
@@ -107,7 +111,9 @@ def replaced(table: Table, outputs: Sequence[Term], edits: Mapping[Term, Term]) 
 
 
 def _rebuilt(table: Table, term: Term, done: Mapping[Term, Term]) -> Term:
-    args = replace_operands(term.args, lambda arg: done.get(arg, arg) if isinstance(arg, Term) else arg)
+    args = replace_operands(
+        term.args, lambda arg: done.get(arg, arg) if isinstance(arg, Term) else arg
+    )
     return term if args == term.args else table.like(term, term.op, args)
 
 

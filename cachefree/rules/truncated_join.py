@@ -23,8 +23,8 @@ class TruncatedJoin:
 
     After: ``cat([past, new])[:, -keep:]``.
 
-    Why equal: the last ``keep`` rows of a join lie in its second part, or run from its first part to its end; the slice of a join is the
-    join of the slices.
+    Why equal: the last ``keep`` rows of a join lie in its second part, or run from its first part
+    to its end; the slice of a join is the join of the slices.
     """
 
     name = "truncated join"
@@ -46,7 +46,9 @@ class TruncatedJoin:
             return None
         parts, dim = term.args
         dim %= len(term.sizes)
-        whole = tuple(_unsliced(part, dim) if place == 0 else part for place, part in enumerate(parts))
+        whole = tuple(
+            _unsliced(part, dim) if place == 0 else part for place, part in enumerate(parts)
+        )
         return (whole, dim) if whole != parts else None
 
     def _cut(self, site: Site, term: Term, parts: tuple[Term, ...], dim: int) -> Term:
