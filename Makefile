@@ -60,7 +60,7 @@ format: $(READY) ## let ruff format and fix what it can
 
 bench: $(READY) ## every benchmark, one after the other; results in benchmarks/results/
 	@missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed+=" $$name"; done; \
-	[ -z "$$missed" ] || { echo "limits missed by:$$missed" >&2; exit 1; }
+	[ -z "$$missed" ] || { echo "failed, or over its limit:$$missed" >&2; exit 1; }
 
 clean: ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
-from cachefree.isolation import StateChange, sizes_in_builtins, untouched
+from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
 from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
 from cachefree.structure import Structure, flatten, leaf_paths
 
@@ -139,7 +139,7 @@ def capture(
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 
-    with untouched(model) as trace, _quiet(model), sizes_in_builtins():
+    with untouched(model) as trace, _quiet(model), sizes_in_builtins(), sizes_in_int(model):
         try:
             with mode:
                 inputs = [_fake(environment, spec) for spec in call.tensors]
@@ -148,6 +148,14 @@ def capture(
             raise
         except Exception as error:
             raise explained(error, "The model could not be traced.") from error
+    if trace.drew_random:
+        raise CaptureError(
+            Refusal(
+                "The model draws from Python's random numbers.",
+                why="Two calls of the model differ, so that no graph can equal them.",
+                remedy="Call model.eval(), or pass the numbers as an argument.",
+            )
+        )
     plain = CallLog()
     run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}

@@ -24,7 +24,7 @@ from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
-from cachefree.spec import Domain
+from cachefree.spec import Condition, Domain, Region
 from cachefree.terms import Table, Term
 
 __all__ = ["Certified", "certify"]
@@ -105,7 +105,7 @@ def certify(
     return Certified(
         outputs,
         _verdict(served, laws, check, tested),
-        Domain(tuple(regime.region for regime in served), _fixed(discovery)),
+        Domain(_regions(surveys, kinds), _fixed(discovery)),
         laws,
         tuple(closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
@@ -250,6 +250,21 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
     if any(regime.comparison.checked for regime in served):
         return Verdict.CHECKED
     return Verdict.PROVED_EXACT if all(law.kind == "exact" for law in laws) else Verdict.PROVED_REAL
+
+
+def _regions(
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]
+) -> tuple[Region, ...]:
+    """The served regions, with what their names imply made explicit."""
+    regions = []
+    for found, kind in zip(surveys, kinds, strict=True):
+        facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
+        implied = tuple(Condition(fact, is_implied=True) for fact in facts)
+        regions += [
+            Region(regime.region.name, (*implied, *regime.region.conditions))
+            for regime in found.served
+        ]
+    return tuple(regions)
 
 
 def _fixed(discovery: Discovery) -> tuple[str, ...]:

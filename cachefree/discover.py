@@ -77,9 +77,24 @@ class Place:
         return copied
 
 
-Selector = tuple[
-    Any, ...
-]  # steps into the model's result; ("tail", n) is the n-th entry and all after it
+@dataclass(frozen=True)
+class _Carried:
+    """The user's own way from a result to one argument of a later call."""
+
+    carry: Carry
+    inputs: Any
+    key: Any
+
+    def __call__(self, result: Any) -> Any:
+        return dict(_items(self.carry(result, self.inputs)))[self.key]
+
+
+def _items(inputs: Any) -> list[tuple[Any, Any]]:
+    return list(inputs.items()) if isinstance(inputs, Mapping) else list(enumerate(inputs))
+
+
+# Steps into the model's result; ("tail", n) is its n-th entry and all after it.
+Selector = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -194,6 +209,8 @@ class _Search:
                     remedy="Name one of them.",
                 )
             )
+        if self.carry is not None:
+            return self._carried(self.carry)
         for flags in self._flag_choices():
             args, kwargs = self.first.args, {**self.first.kwargs, **flags}
             call = call_of(args, kwargs, self.names)
@@ -205,6 +222,37 @@ class _Search:
             if found is not None:
                 return found
         raise self._not_found()
+
+    def _carried(self, carry: Carry) -> _Found:
+        """The places that ``carry`` feeds."""
+        args, kwargs = self.first.args, self.first.kwargs
+        call, groups = find_dimensions(self.model, call_of(args, kwargs, self.names))
+        for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
+            runs = self._first_runs(call, query)
+            if runs is None:
+                continue
+            part, *whole = runs
+            own = {id(leaf) for leaf in flatten(part)[0]}
+            inputs = args if args else dict(kwargs)
+            links = []
+            for key, value in _items(carry(part, inputs)):
+                if any(id(leaf) in own for leaf in flatten(value)[0]):
+                    is_name = isinstance(key, str)
+                    place = Place(key if is_name else self.names[key], None if is_name else key)
+                    links.append(Link(place, (_Carried(carry, inputs, key),)))
+            accepted = links and self._accepts(args, kwargs, call, query, tuple(links), part, whole)
+            if accepted:
+                total, tokens = accepted
+                notes = (*self.first.assumed,)
+                return _Found(args, kwargs, call, groups, query, tuple(links), total, tokens, notes)
+        attempts = "".join(f"\n         tried {attempt}" for attempt in self.failures[-3:])
+        raise CacheNotFoundError(
+            Refusal(
+                "The later inputs that carry= gives do not run, or hold no output of the call.",
+                why=f"No output of the first call was found in them as it is.{attempts}",
+                remedy="carry takes (outputs, inputs) and puts outputs, unchanged, into later inputs.",
+            )
+        )
 
     def _flag_choices(self) -> Iterator[dict[str, Any]]:
         yield {}
@@ -420,7 +468,7 @@ class _Search:
                 for link in links
             )
             named = all(CACHE_NAMES.search(link.place.path) for link in links)
-            return bool((grows or named or self.wanted) and _is_alike(result, part))
+            return bool((grows or named or self.wanted or self.carry) and _is_alike(result, part))
         except Exception as error:
             self.failures.append(
                 f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}"
@@ -499,7 +547,9 @@ def _step(value: Any, structure: Structure, key: Any) -> Any:
 def _select(result: Any, selector: Selector) -> Any:
     value = result
     for step in selector:
-        if isinstance(step, tuple) and step[:1] == ("tail",):
+        if isinstance(step, _Carried):
+            value = step(value)
+        elif isinstance(step, tuple) and step[:1] == ("tail",):
             value = tuple(value[step[1] :])
         elif isinstance(value, (Mapping, list)) or type(value) is tuple:
             value = value[step]

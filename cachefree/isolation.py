@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import functools
 import random
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["StateChange", "sizes_in_builtins", "untouched"]
+__all__ = ["StateChange", "sizes_in_builtins", "sizes_in_int", "untouched"]
 
 _CONTAINERS = (list, dict, set, deque)
 _ABSENT = object()
@@ -52,6 +53,7 @@ class Trace:
     """What `untouched` found when the block was left."""
 
     changes: list[StateChange] = field(default_factory=list)
+    drew_random: bool = False
 
 
 @contextlib.contextmanager
@@ -68,6 +70,7 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
     try:
         yield trace
     finally:
+        trace.drew_random = random.getstate() != random_states[0]
         random.setstate(random_states[0])
         torch.random.set_rng_state(random_states[1])
         for name, module in modules.items():
@@ -78,15 +81,30 @@ def _remember(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
     return {name: (value, _contents(value)) for name, value in vars(module).items()}
 
 
-def _contents(value: Any) -> Any:
-    """A copy of the plain containers in ``value``, to any depth; the rest by reference."""
+def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """A copy of the containers and plain objects in ``value``, to any depth; the rest by reference."""
+    if id(value) in above:
+        return None
+    above = (*above, id(value))
+    if _is_plain_object(value):
+        return {key: (part, _contents(part, above)) for key, part in vars(value).items()}
     if isinstance(value, dict):
-        return {key: (part, _contents(part)) for key, part in value.items()}
+        return {key: (part, _contents(part, above)) for key, part in value.items()}
     if isinstance(value, (list, deque)):
-        return [(part, _contents(part)) for part in value]
+        return [(part, _contents(part, above)) for part in value]
     if isinstance(value, set):
         return set(value)
     return None
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether a value is an object of the user's that holds its state in attributes."""
+    if isinstance(value, (torch.nn.Module, torch.Tensor, type)) or callable(value):
+        return False
+    home = type(value).__module__.split(".")[0]
+    return home not in ("builtins", "torch", "collections", "types", "threading") and hasattr(
+        value, "__dict__"
+    )
 
 
 def _put_back(
@@ -108,6 +126,10 @@ def _put_back(
 
 
 def _holds(value: Any, contents: Any) -> bool:
+    if contents is None:
+        return True
+    if _is_plain_object(value):
+        value = vars(value)
     if isinstance(value, dict):
         return value.keys() == contents.keys() and all(
             value[key] is part and _holds(part, below) for key, (part, below) in contents.items()
@@ -123,6 +145,10 @@ def _holds(value: Any, contents: Any) -> bool:
 
 
 def _restore(value: Any, contents: Any) -> None:
+    if contents is None:
+        return
+    if _is_plain_object(value):
+        value = vars(value)
     if isinstance(value, dict):
         if not _holds(value, contents):
             for part, below in contents.values():
@@ -149,6 +175,8 @@ def _shallow(contents: Any) -> Any:
 
 
 def _copied(value: Any) -> Any:
+    if _is_plain_object(value):
+        return dict(vars(value))
     return value.copy() if isinstance(value, _CONTAINERS) else value
 
 
@@ -220,6 +248,43 @@ def _patches() -> list[tuple[Any, str, Any]]:
             _plain_truths(functional.scaled_dot_product_attention),
         ),
     ]
+
+
+class _IntegerType(type):
+    """``int`` for ``isinstance`` and ``issubclass``."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+
+class _Integer(int, metaclass=_IntegerType):
+    """``int`` that leaves a symbolic size as it is."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+        if len(args) == 1 and not kwargs and isinstance(args[0], torch.SymInt):
+            return args[0]
+        return int(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
+    """Lets ``int(size)`` keep a symbolic size symbolic, in the files that define the model's classes."""
+    homes = {type(module).__module__ for module in model.modules()}
+    changed = []
+    for name in homes:
+        home = sys.modules.get(name)
+        is_users = home is not None and not name.split(".")[0] in ("torch", "builtins")
+        if is_users and "int" not in vars(home):
+            home.int = _Integer  # type: ignore[attr-defined, union-attr]
+            changed.append(home)
+    try:
+        yield
+    finally:
+        for home in changed:
+            vars(home).pop("int", None)
 
 
 @contextlib.contextmanager

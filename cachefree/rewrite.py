@@ -91,6 +91,7 @@ def rewrite(
             capture(model, discovery.later, discovery.hints, discovery.asked), table, names
         )
         _refuse_writes(first, later)
+        _refuse_frozen_sizes(first, later)
         _refuse_other_results(discovery, first, later)
         _refuse_independence(discovery, later)
         begin("proof")
@@ -193,6 +194,22 @@ def _refuse_writes(first: Program, later: Program) -> None:
                     remedy="Return the new value instead.",
                 )
             )
+    if refusals:
+        raise CaptureError(*dict.fromkeys(refusals))
+
+
+def _refuse_frozen_sizes(*programs: Program) -> None:
+    refusals = [
+        Refusal(
+            f"A size is turned into a Python number: {question.fact.lhs} is frozen as {question.fact.rhs}.",
+            why="The graph would be right at this one size only.",
+            remedy="Compute with the size itself; loop over tensors, not over range(size).",
+            where=question.where,
+        )
+        for program in programs
+        for question in program.captured.questions
+        if question.froze
+    ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
 

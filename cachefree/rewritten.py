@@ -548,6 +548,8 @@ class Origin:
         """Watches a model."""
         watched, types = [], []
         for module in model.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                watched.append((hooks, tuple(map(id, hooks.values()))))  # type: ignore[arg-type]
             if module._modules:
                 watched.append((module._modules, tuple(map(id, module._modules.values()))))
             for tensors in (module._parameters, module._buffers):

@@ -87,10 +87,13 @@ class Condition:
     Attributes:
         fact: A sympy Boolean in the size symbols.
         where: The user's line; None where no line asked.
+        is_implied: Whether the region's name says it already: nothing is past on a first call, and
+            no size is 0.
     """
 
     fact: Any
     where: SourceLine | None = None
+    is_implied: bool = False
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether the fact holds at these sizes."""
@@ -117,7 +120,8 @@ class Region:
         return all(condition.holds(sizes) for condition in self.conditions)
 
     def __str__(self) -> str:
-        return f"{self.name}: {' and '.join(map(str, self.conditions)) or 'every size'}"
+        told = [str(condition) for condition in self.conditions if not condition.is_implied]
+        return f"{self.name}: {' and '.join(told) or 'every size'}"
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,16 @@ def open_session(
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=list(chosen))
     except Exception as error:
         raise CacheFreeError(
-            Refusal(f"ONNX Runtime cannot open {path}.", why=str(error).split("\n")[0])
+            Refusal(
+                f"ONNX Runtime cannot open {path}.",
+                why=str(error).split("\n")[0],
+                remedy=(
+                    f"{names[0]} has no kernel for this operator in this dtype: export the model in"
+                    " float32, or choose another provider."
+                    if "NOT_IMPLEMENTED" in str(error)
+                    else ""
+                ),
+            )
         ) from error
     if names[0] not in session.get_providers():
         raise CacheFreeError(

@@ -166,7 +166,11 @@ def _trial(
     if "eager" in backends:
         others.append(Runner("eager", rewritten, own_call))
     if "onnxruntime" in backends:
-        others.append(onnx_runner(rewritten, own_call, directory, providers))
+        try:
+            others.append(onnx_runner(rewritten, own_call, directory, providers))
+        except CacheFreeError as error:
+            without = Refusal("To verify without ONNX Runtime, pass backends=('eager',).")
+            raise type(error)(*error.refusals, without) from error
     exact = double_copy(model)
     return Trial(
         Runner("original", model, own_call),
