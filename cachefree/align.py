@@ -1,5 +1,4 @@
-"""Two programs walked together from their outputs: where they agree, they are one; where not, there
-is a divergence."""
+"""Two programs walked together from their outputs: they agree, or there is a divergence."""
 
 from __future__ import annotations
 
@@ -190,8 +189,10 @@ class _Walk:
                 self.divergences.append(Divergence(*pair))
 
     def _is_insertion(self, one: Term, other: Term) -> bool:
-        """Whether one side is an operator more on what the other is: its operands do not correspond
-        then."""
+        """Whether one side is an operator more on what the other is.
+
+        The operands of the two do not correspond then.
+        """
         return any(
             self.equal(operand, other) for operand in operands(one) if operand.op == other.op
         ) or any(self.equal(one, operand) for operand in operands(other) if operand.op == one.op)
@@ -209,8 +210,7 @@ def _same_type(one: Term, other: Term, facts: Facts) -> bool:
 
 
 def _operand_pairs(one: Term, other: Term) -> list[tuple[Term, Term]] | None:
-    """The operands of two terms side by side, where all else of the terms is the same; else
-    None."""
+    """The operands of two terms side by side; None where anything else of the terms differs."""
     if one.op != other.op or one.op in ("input", "attribute", "constant"):
         return None
     if not _same_but_terms(one.args, other.args):

@@ -36,8 +36,7 @@ def removed_branches(
     closings: Sequence[Closing],
     neutral: str,
 ) -> tuple[Branch, ...]:
-    """The conditions of the user's code that are decided otherwise on the first call than on later
-    ones.
+    """The conditions of the user's code that the first call and later calls decide differently.
 
     Args:
         model: The model.

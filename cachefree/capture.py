@@ -1,5 +1,4 @@
-"""One path of a model as an FX graph of ATen operators, with symbolic sizes and the lines it came
-from."""
+"""One path of a model as an FX graph of ATen operators, with symbolic sizes and source lines."""
 
 from __future__ import annotations
 
@@ -264,8 +263,10 @@ def _has_size(values: Any) -> bool:
 
 
 def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
-    """``arange(start, end, -1)`` as ``start - arange(start - end)``, whose length is no rounded
-    quotient."""
+    """``arange(start, end, -1)`` as ``start - arange(start - end)``.
+
+    The length of that is no rounded quotient.
+    """
     dtype = options.get("dtype") or (
         torch.get_default_dtype() if isinstance(step, float) else torch.int64
     )
@@ -362,8 +363,10 @@ def _provenance(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(model: torch.nn.Module) -> Iterator[None]:
-    """Eager, ordinary torch: compiled submodules run as Python, and warnings of the tracer are not
-    the user's."""
+    """Eager, ordinary torch: compiled submodules run as Python.
+
+    Warnings of the tracer are not the user's.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -372,11 +375,7 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
         if any(_is_compiled(module) for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
-        for name in _CHATTERING:
-            logger = logging.getLogger(name)
-            silence = _Silence(threading.get_ident())
-            logger.addFilter(silence)
-            stack.callback(logger.removeFilter, silence)
+        stack.enter_context(silenced())
         yield
 
 
@@ -385,6 +384,20 @@ _CHATTERING = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.fx.experimental.recording",
 )
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Drops what torch logs in this thread about operators that do not run on fake tensors."""
+    silence = _Silence(threading.get_ident())
+    loggers = [logging.getLogger(name) for name in _CHATTERING]
+    for logger in loggers:
+        logger.addFilter(silence)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(silence)
 
 
 class _Silence(logging.Filter):

@@ -252,9 +252,7 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
     return Verdict.PROVED_EXACT if all(law.kind == "exact" for law in laws) else Verdict.PROVED_REAL
 
 
-def _regions(
-    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]
-) -> tuple[Region, ...]:
+def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Region, ...]:
     """The served regions, with what their names imply made explicit."""
     regions = []
     for found, kind in zip(surveys, kinds, strict=True):

@@ -1,5 +1,4 @@
-"""What the dimensions of a call's inputs are: which vary, which vary together, and which are
-constant.
+"""Which dimensions of a call's inputs vary, which vary together, and which are constant.
 
 Found by behaviour, on fake tensors: a dimension varies if the model runs when it has another size.
 """
@@ -77,8 +76,10 @@ def _fresh_size(call: Call) -> int:
 
 
 def _without_ones(call: Call, runs: Callable[[dict[Dimension, int]], bool]) -> Call:
-    """Sizes 0 and 1 that may be larger are made so: a broadcast would hide what belongs
-    together."""
+    """Sizes 0 and 1 that may be larger are made so.
+
+    A broadcast would hide which dimensions belong together.
+    """
     small = [dim for size, dims in _by_size(call).items() if size < 2 for dim in dims]
     by_axis = [
         list(group)

@@ -1,5 +1,4 @@
-"""Which argument carries the cache, which outputs feed it, and what every size is: found by running
-the model.
+"""Which argument carries the cache, which outputs feed it, and what every size is.
 
 The model is run on fake tensors at a few sizes. An argument carries the cache if a later call takes
 there what an output of the first call is, and if what it then returns has the sizes that one first
@@ -322,8 +321,10 @@ class _Search:
         return max(accepted, key=lambda pair: pair[0])[1]
 
     def _first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, ...] | None:
-        """The results of first calls over the past's tokens, and over all tokens: with several new
-        ones, with one."""
+        """The results of first calls over the past's tokens, and over all tokens.
+
+        All tokens are counted twice: with several new ones, and with one.
+        """
         try:
             past = _LENGTHS["past"]
             return tuple(
@@ -430,8 +431,10 @@ class _Search:
         part: Any,
         whole: Sequence[Any],
     ) -> tuple[frozenset[Dimension], int] | None:
-        """The dimensions that are past + query and how many tokens run, where a later call takes
-        the cache there; else None."""
+        """The dimensions that are past + query, and how many tokens run.
+
+        None where no later call takes the cache there.
+        """
         for tokens, expected in zip((_LENGTHS["query"], 1), whole, strict=True):
             for total in _total_choices(call, query):
                 new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
@@ -448,8 +451,10 @@ class _Search:
         part: Any,
         whole: Any,
     ) -> bool:
-        """Whether a later call runs with the first one's results, and returns what one first call
-        over all tokens does."""
+        """Whether a later call runs and returns what one first call over all tokens does.
+
+        It is given the first call's results.
+        """
         later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
         try:
             for link in links:
@@ -509,8 +514,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _empty_entries(value: Any, steps: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths to the empty entries inside a given container; the container itself where all are
-    empty."""
+    """Paths to the empty entries inside a container; the container itself where all are empty."""
     if _is_empty(value):
         return [steps]
     if isinstance(value, dict):
@@ -559,8 +563,10 @@ def _select(result: Any, selector: Selector) -> Any:
 
 
 def _closeness(place: Place, selector: Selector, result: Any) -> float:
-    """How likely this part of the result feeds this place, from names and shape alone: only the
-    order of the attempts."""
+    """How likely this part of the result feeds this place, from names and shape alone.
+
+    It sets the order of the attempts and decides nothing.
+    """
     leaves, _ = flatten(_select(result, selector))
     words = set(re.split(r"\W|_", place.path.lower()))
     named = [step for step in selector if isinstance(step, str)]
@@ -751,8 +757,10 @@ def _is_mark(value: Any) -> bool:
 def _as_past(
     spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]
 ) -> TensorSpec | SizeSpec:
-    """A tensor of the result as the input of a later call: what grew with the call's sizes gets a
-    size of its own."""
+    """A tensor of the result as the input of a later call.
+
+    What grew with the call's sizes gets a size of its own.
+    """
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, _past_size(spec.expr, lengths))
     query = size_symbol("query")

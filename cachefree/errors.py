@@ -56,8 +56,9 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something was not rewritten: a value, so that all refusals of a model can be told at
-    once.
+    """Why something was not rewritten.
+
+    It is a value, so that all refusals of a model can be told at once.
 
     Attributes:
         what: One sentence: what was met.
@@ -118,8 +119,9 @@ class CaptureError(CacheFreeError):
 
 
 class UnsupportedBranchError(CacheFreeError):
-    """The two paths of the model differ in a way that no rule closes soundly. All refusals are
-    listed.
+    """The two paths of the model differ in a way that no rule closes soundly.
+
+    All refusals are listed.
 
     Cause: the first call and the later calls compute different things, or this could not be proved
     otherwise.

@@ -76,8 +76,7 @@ class Facts:
         return not self._solved(sympy.false)
 
     def witness(self, *wanted: Any, hints: Mapping[str, int]) -> dict[str, int] | None:
-        """Sizes at which the facts and ``wanted`` hold, near the hints; None where the solver finds
-        none."""
+        """Sizes at which the facts and ``wanted`` hold, near the hints; None if none are found."""
         import z3
 
         with _LOCK:

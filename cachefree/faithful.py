@@ -1,5 +1,4 @@
-"""Whether a captured path is the path that the model takes: the same calls of torch, with sizes
-that are numbers.
+"""Whether a captured path is the path that the model takes where its sizes are numbers.
 
 A symbolic size is no ``int``: ``isinstance(n, int)``, ``type(n)``, ``str(n)`` or an ``except`` may
 send the code another way while it is captured, without a question being asked. So the model is run
@@ -89,8 +88,10 @@ class CallLog(TorchFunctionMode):
 
 
 def _is_model_code(frame: Any) -> bool:
-    """Whether a call comes from the model, or from torch's own layers, and not from what runs them
-    on fake tensors."""
+    """Whether a call comes from the model, or from torch's own layers.
+
+    Calls of what runs them on fake tensors do not count.
+    """
     file = frame.f_code.co_filename
     return not file.startswith(TORCH) or file.startswith(_LAYERS)
 

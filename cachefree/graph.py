@@ -1,5 +1,7 @@
-"""Terms as a torch.fx graph: flat tensors in and out, the model's own parameters, sizes read from
-the inputs."""
+"""Terms as a torch.fx graph: flat tensors in and out, and sizes that are read from the inputs.
+
+The parameters and buffers are the model's own.
+"""
 
 from __future__ import annotations
 
@@ -136,8 +138,10 @@ class _Writer:
         return self.graph
 
     def _find_sizes(self) -> None:
-        """Where each size symbol is read: a dimension that is it, else one that it can be solved
-        from."""
+        """Where each size symbol is read.
+
+        A dimension that is the symbol, else one that it can be solved from.
+        """
         pending: list[tuple[fx.Node, int, Any]] = []
         for _, term in self.inputs:
             for dim, size in enumerate(term.sizes):
@@ -245,8 +249,10 @@ class _Writer:
     def _schema_arguments(
         self, op: Any, args: tuple[Any, ...]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments; defaults at the end left out; the device that of the
-        inputs."""
+        """Positional and keyword arguments of a call.
+
+        Defaults at the end are left out, and the device is that of the inputs.
+        """
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         schema = op._schema.arguments

@@ -54,8 +54,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's first floating-point parameter; torch's default where it has
-    none."""
+    """The dtype of the model's first floating-point parameter, or torch's default."""
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if tensor.dtype.is_floating_point:
             return tensor.dtype

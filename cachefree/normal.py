@@ -1,5 +1,4 @@
-"""Normal form: a program under a substitution of sizes and inputs, with every law applied that
-applies."""
+"""Normal form: a program under a substitution of sizes and inputs, with all laws applied."""
 
 from __future__ import annotations
 

@@ -226,8 +226,7 @@ class _Reader:
         return self.table.make(op, args, *_type_of(example), line)
 
     def _arguments(self, node: fx.Node, target: Any) -> tuple[Any, ...]:
-        """All arguments by position, defaults filled in, terms and expressions in place of
-        nodes."""
+        """All arguments by position, with defaults; terms and expressions in place of nodes."""
         given = list(node.args)
         full: list[Any] = []
         for place, argument in enumerate(target._schema.arguments):

@@ -1,5 +1,6 @@
-"""Which sizes a graph was shown to serve: every choice that the model's code makes by sizes,
-captured on both sides.
+"""Which sizes a graph was shown to serve.
+
+Every choice that the model's code makes by sizes is captured on both sides.
 
 A captured path is right where the questions that its code asked have the answers that they had.
 Sizes at which another answer is due are captured too, and compared. What is left is outside the
@@ -60,8 +61,7 @@ class Exclusion:
 
 @dataclass
 class Survey:
-    """What was found of one call: the regimes that the one graph serves, and the sizes that it does
-    not."""
+    """What was found of one call: the regimes that the one graph serves, and the other sizes."""
 
     served: list[Regime] = field(default_factory=list)
     unequal: list[Regime] = field(default_factory=list)
@@ -140,8 +140,7 @@ def _points(
     hints: Mapping[str, int],
     conditions: Sequence[Condition],
 ) -> list[dict[str, int]]:
-    """Sizes to try: small ones in every combination, and those around every number that a question
-    names."""
+    """Sizes to try: small ones in every combination, and those near numbers in questions."""
     names = [str(symbol) for symbol in kind.symbols]
     base = {name: hints.get(name, 5) for name in names}
     points = [
@@ -246,8 +245,10 @@ def _outside(
     exact: tuple[Condition, ...],
     pins: tuple[Condition, ...],
 ) -> tuple[Condition, ...]:
-    """All sizes that break one condition of the first regime: where one such size does not run,
-    none is served."""
+    """All sizes that break one condition of the first regime.
+
+    Where one such size does not run, none is served.
+    """
     if pins or not covered or not covered[0]:
         return exact
     broken = next(

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from cachefree.branches import removed_branches
+from cachefree.calling import CachePlace, Calling
 from cachefree.capture import TensorSpec, capture
 from cachefree.certify import Certified, certify
 from cachefree.discover import Carry, Discovery, discover
 from cachefree.errors import CaptureError, Refusal, UnsupportedBranchError
 from cachefree.graph import emit
+from cachefree.origin import Origin
 from cachefree.progress import stages
 from cachefree.reading import Program, read
 from cachefree.report import Report
-from cachefree.rewritten import CachePlace, Calling, Origin, Rewritten
+from cachefree.rewritten import Rewritten
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
 from cachefree.terms import Table, Term, topological
@@ -106,7 +108,7 @@ def rewrite(
                 for spec, term in zip(interface.outputs, certified.outputs, strict=True)
             ],
         )
-    calling = _calling(model, discovery, later, certified)
+    calling = _calling(model, discovery, later, certified, interface)
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
@@ -133,7 +135,7 @@ def rewrite(
             model, example_inputs, cache=cache, carry=carry, check=check, progress=progress
         )
 
-    return Rewritten(graph_module, interface, calling, report, Origin.of(model, again))
+    return Rewritten(graph_module, interface, calling, report, Origin(model, again))
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -313,7 +315,11 @@ class _Unique:
 
 
 def _calling(
-    model: nn.Module, discovery: Discovery, later: Program, certified: Certified
+    model: nn.Module,
+    discovery: Discovery,
+    later: Program,
+    certified: Certified,
+    interface: Interface,
 ) -> Calling:
     signature = inspect.signature(model.forward)
     call = discovery.later
@@ -348,6 +354,7 @@ def _calling(
         caches=tuple(caches),
         results=later.captured.outputs,
         result_leaves=later.captured.output_leaves,
+        interface=interface,
         mode_matters=_mode_matters(model, certified.outputs),
     )
 

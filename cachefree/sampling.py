@@ -1,5 +1,4 @@
-"""Random tests of two programs: what is left where a proof is not to be had and the user accepts
-less."""
+"""Random tests of two programs, for where no proof is to be had and the user accepts less."""
 
 from __future__ import annotations
 

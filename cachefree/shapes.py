@@ -1,5 +1,4 @@
-"""Whether the sizes that a capture wrote down are those that its operators give, at other sizes
-than the examples.
+"""Whether the sizes that a capture wrote down are right at other sizes than the examples.
 
 While a path is captured, operators ask about the sizes of their operands, and the answers go into
 the sizes of their results. An answer matters only if at sizes where it is another one, some
@@ -17,6 +16,7 @@ import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cachefree.capture import silenced
 from cachefree.laws.evaluation import apply
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, replace_operands, topological
@@ -58,7 +58,7 @@ class Signatures:
 
     def _broken(self, sizes: Mapping[str, int]) -> Term | None:
         values = {size_symbol(name): size for name, size in sizes.items()}
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with silenced(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             for term in self.terms:
                 if not _holds(term, values):
                     return term

@@ -46,8 +46,7 @@ def size_symbol(name: str) -> sympy.Symbol:
 
 
 def expression(size: Any) -> Any:
-    """The sympy expression of a ``SymInt``, ``SymFloat`` or ``SymBool``; a plain int stays an
-    int."""
+    """The sympy expression of a ``SymInt``, ``SymFloat`` or ``SymBool``; an int stays one."""
     if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         expr = size.node.expr
         return int(expr) if expr.is_Integer else expr
@@ -235,8 +234,7 @@ def symbols_of(exprs: Iterable[Any]) -> set[sympy.Symbol]:
 
 
 def compiled(expr: Any) -> Callable[[Mapping[str, int]], Any]:
-    """An expression or a fact of sizes as a function of the sizes by name, as fast as Python
-    computes it."""
+    """An expression or a fact of sizes as a Python function of the sizes by name."""
     if not isinstance(expr, sympy.Basic):
         return lambda sizes: expr
     try:

@@ -1,5 +1,4 @@
-"""The interface of a rewritten model: its flat inputs and outputs, its cache slots, and its
-domain."""
+"""The interface of a rewritten model: flat inputs and outputs, cache slots, and domain."""
 
 from __future__ import annotations
 

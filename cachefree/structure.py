@@ -1,5 +1,4 @@
-"""Nested Python values as flat lists of tensors, and back, without registering anybody's class
-anywhere.
+"""Nested Python values as flat lists of tensors, and back, with no class registered anywhere.
 
 Tuples, lists, named tuples, dicts and their subclasses, dataclasses and plain attribute objects are
 taken apart
@@ -150,8 +149,7 @@ class Structure:
         return [getattr(value, key) for key in self.keys]
 
     def difference(self, other: Structure, path: str = "") -> str | None:
-        """The first place where another structure is made differently, in words; None where both
-        are alike."""
+        """The first place where another structure differs, in words; None where both are alike."""
         sequences = ("tuple", "list")
         if self.kind != other.kind and not (self.kind in sequences and other.kind in sequences):
             return f"{path} is {other.describe()} where {self.describe()} is expected"

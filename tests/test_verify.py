@@ -244,6 +244,13 @@ def test_float64_that_computes_something_else_excuses_nothing() -> None:
     assert not compare(original + 0.1, original, original.double() + 1).is_same
 
 
+def test_float32_out_of_a_float16_computation_is_rounded_as_float16() -> None:
+    original, exact = torch.tensor([1.001, 2.0]), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    actual = torch.tensor([0.999, 2.0])
+    assert not compare(actual, original, exact).is_same
+    assert compare(actual, original, exact, computed_in=torch.float16).is_same
+
+
 def test_shapes_and_dtypes_must_be_equal() -> None:
     assert "(2,) torch.float32, and (3,)" in compare(torch.ones(2), torch.ones(3), None).why
     assert not compare(torch.ones(2).double(), torch.ones(2), None).is_same

@@ -37,8 +37,7 @@ def _with_mask(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _repeated_heads(term: Term, rewriter: Rewriter) -> Term | None:
-    """Grouped-query attention with each key and value head repeated for its group of query
-    heads."""
+    """Grouped-query attention with each key and value head repeated for its query heads."""
     query, key, value, *rest, grouped = term.args
     if not grouped or len(query.sizes) < 3:
         return None

@@ -172,8 +172,7 @@ class _Elements:
         return self.never(condition)
 
     def at(self, term: Term, index: tuple[Any, ...]) -> Any:
-        """The element: a solver's integer or truth value, or the cases of a floating-point
-        element."""
+        """The element: the solver's integer or truth value, or the cases of a float."""
         reader = _READERS.get(term.op)
         if reader is not None:
             try:
@@ -271,8 +270,7 @@ class _Elements:
         ]
 
     def applied(self, term: Term, operands: Sequence[Any]) -> Any:
-        """A floating-point operator on the cases of its operands; computed where all are
-        constant."""
+        """A floating-point operator on its operands' cases; computed where all are constant."""
         cases: list[tuple[Any, tuple[Any, ...]]] = [(self.z3.BoolVal(True), ())]
         for operand in operands:
             cases = [

@@ -29,8 +29,10 @@ def is_of_sizes_alone(term: Term) -> bool:
 
 
 def equal_at_every_size(one: Term, other: Term, facts: Facts) -> bool:
-    """Whether two values of sizes alone have the same bits at every size up to `BOUND` that the
-    facts allow."""
+    """Whether two values of sizes alone have the same bits at every size tried.
+
+    Tried is every size up to `BOUND` that the facts allow.
+    """
     terms = topological([one, other])
     symbols = sorted(symbols_of(_sizes_in(terms)) | symbols_of(facts.known), key=str)
     if len(symbols) not in BOUND:

@@ -1,5 +1,4 @@
-"""Operators that return their operand: copies, layouts, casts to the same dtype, and neutral
-numbers."""
+"""Operators that return their operand: copies, layouts, casts to its dtype, neutral numbers."""
 
 from __future__ import annotations
 

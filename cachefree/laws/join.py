@@ -73,8 +73,7 @@ def _cat(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _merged(parts: list[Term], dim: int, rewriter: Rewriter) -> list[Term]:
-    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]`` and equal
-    constants."""
+    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]``, equal constants."""
     merged: list[Term] = []
     for part in parts:
         before = merged[-1] if merged else None
@@ -141,8 +140,7 @@ def _slice_of_cat(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _within(facts: Any, bound: Any, edge: Any, *, is_end: bool = False) -> Any:
-    """``max(bound, edge)`` for a start, ``min(bound, edge)`` for an end, where the facts decide
-    it."""
+    """``max(bound, edge)`` for a start, ``min`` of them for an end, where the facts decide it."""
     if facts.at_most(bound, edge):
         return bound if is_end else edge
     if facts.at_most(edge, bound):

@@ -1,5 +1,4 @@
-"""What a law is: an identity between terms, its side condition, and whether it holds bit for
-bit."""
+"""What a law is: an identity of terms, its side condition, and whether it holds bit for bit."""
 
 from __future__ import annotations
 

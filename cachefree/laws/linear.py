@@ -46,8 +46,10 @@ def _slice_of_reshape(term: Term, rewriter: Rewriter) -> Term | None:
 def _split_place(
     before: tuple[object, ...], after: tuple[object, ...], dim: int
 ) -> tuple[int, int] | None:
-    """The axis that ``after[dim:…]`` splits, and how many more dimensions it is split into; sizes
-    of 1 do not count."""
+    """The axis that ``after[dim:…]`` splits, and how many more dimensions it is split into.
+
+    Sizes of 1 do not count.
+    """
     lead = [size for size in after[:dim] if size != 1]
     axis = 0
     for size in lead:

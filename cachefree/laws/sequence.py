@@ -73,6 +73,10 @@ def _constant(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build("full", (term.shape, number, term.dtype, term.device), term.shape, term)
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, sympy.Basic)) and bool(sympy.sympify(value).is_integer)
+
+
 def _as_arange(term: Term, rewriter: Rewriter) -> Term | None:
     if term.dtype is None or term.dtype.is_floating_point:
         return None
@@ -84,8 +88,7 @@ def _as_arange(term: Term, rewriter: Rewriter) -> Term | None:
         start, end = term.args[:2]
     else:
         start, end, step = term.args[:3]
-    integers = (int, sympy.Basic)
-    if step != 1 or not isinstance(start, integers) or not isinstance(end, integers):
+    if step != 1 or not (_is_integer(start) and _is_integer(end)):
         return None
     count = rewriter.facts.simplified(sympy.sympify(end) - start)
     return rewriter.build("arange", (start, count, 1, term.dtype, term.device), (count,), term)

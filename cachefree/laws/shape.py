@@ -1,5 +1,4 @@
-"""Shapes: every view is a ``reshape``, every exchange of dimensions a ``permute``, every broadcast
-an ``expand``."""
+"""Shapes: each view is a ``reshape``, each reordering a ``permute``, each broadcast an ``expand``."""
 
 from __future__ import annotations
 

@@ -120,13 +120,7 @@ def describe(
         "logits": names.logits,
         "vocabulary": vocabulary.get(tokens.name) if tokens else None,
     }
-    regions = [
-        {
-            "name": region.name,
-            "conditions": [_fact_text(condition.fact) for condition in region.conditions],
-        }
-        for region in interface.domain.regions
-    ]
+    regions = [_region_text(region) for region in interface.domain.regions]
     domain = {"regions": regions, "fixed": list(interface.domain.fixed)}
     return {
         _KEY + "format": FORMAT,
@@ -196,13 +190,7 @@ def _parse(interface: dict[str, Any], domain: dict[str, Any], verdict: str) -> F
         )
         for slot in interface["cache"]
     ]
-    regions = [
-        Region(
-            region["name"],
-            tuple(Condition(parse_expression(fact)) for fact in region["conditions"]),
-        )
-        for region in domain["regions"]
-    ]
+    regions = [_region_of(region) for region in domain["regions"]]
     return FileDescription(
         Interface(
             tuple(inputs),
@@ -216,6 +204,19 @@ def _parse(interface: dict[str, Any], domain: dict[str, Any], verdict: str) -> F
         interface["logits"],
         interface["vocabulary"],
     )
+
+
+def _region_text(region: Region) -> dict[str, Any]:
+    facts: dict[bool, list[str]] = {False: [], True: []}
+    for condition in region.conditions:
+        facts[condition.is_implied].append(_fact_text(condition.fact))
+    return {"name": region.name, "conditions": facts[False], "implied": facts[True]}
+
+
+def _region_of(text: dict[str, Any]) -> Region:
+    said = [Condition(parse_expression(fact)) for fact in text["conditions"]]
+    implied = [Condition(parse_expression(fact), is_implied=True) for fact in text["implied"]]
+    return Region(text["name"], (*implied, *said))
 
 
 def _spec_text(spec: InputSpec | OutputSpec, name: str) -> dict[str, Any]:

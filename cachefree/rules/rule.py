@@ -53,8 +53,10 @@ class Rule(Protocol):
     neutral: str
 
     def edit(self, site: Site) -> Edit | None:
-        """The edit that makes both sides equal, or None where the rule does not match. It is proved
-        afterwards."""
+        """The edit that makes both sides equal, or None where the rule does not match.
+
+        The edit is proved afterwards.
+        """
         ...
 
 

@@ -43,6 +43,7 @@ def compare(
     exact: torch.Tensor | None,
     *,
     skip_nan: bool = False,
+    computed_in: torch.dtype | None = None,
 ) -> Comparison:
     """Compares a result with the original's.
 
@@ -54,6 +55,7 @@ def compare(
         original: What the original model gives.
         exact: What the original gives in float64, where it can be had.
         skip_nan: Whether positions at which the original is not a number are left out.
+        computed_in: The coarsest dtype of the computation, where it is not that of the result.
     """
     if actual.shape != original.shape or actual.dtype != original.dtype:
         said = (
@@ -82,27 +84,35 @@ def compare(
         pass
     else:
         return Comparison(True, difference == 0, difference)
-    return _against_exact(actual, original, exact, difference)
+    return _against_exact(actual, original, exact, difference, computed_in or original.dtype)
 
 
 def _against_exact(
-    actual: torch.Tensor, original: torch.Tensor, exact: torch.Tensor | None, difference: float
+    actual: torch.Tensor,
+    original: torch.Tensor,
+    exact: torch.Tensor | None,
+    difference: float,
+    computed_in: torch.dtype,
 ) -> Comparison:
-    if exact is None or exact.shape != original.shape or not _is_believable(exact, original):
+    if (
+        exact is None
+        or exact.shape != original.shape
+        or not _is_believable(exact, original, computed_in)
+    ):
         return Comparison(False, False, difference, f"the largest difference is {difference:.3g}")
     own_error, error = _distance(original, exact), _distance(actual, exact)
     why = f"it is {error:.3g} from the float64 result, the original {own_error:.3g}"
     return Comparison(error <= _TIMES_THE_ERROR * own_error, False, difference, why)
 
 
-def _is_believable(exact: torch.Tensor, original: torch.Tensor) -> bool:
+def _is_believable(exact: torch.Tensor, original: torch.Tensor, computed_in: torch.dtype) -> bool:
     """Whether the float64 result is the same computation: half the digits of the dtype agree.
 
     Where code depends on the dtype, or on chance, it is not, and would excuse anything.
     """
     finite = exact[exact.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return _distance(original, exact) <= math.sqrt(torch.finfo(original.dtype).eps) * scale
+    return _distance(original, exact) <= math.sqrt(torch.finfo(computed_in).eps) * scale
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

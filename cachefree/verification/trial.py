@@ -52,6 +52,7 @@ class Trial:
         self.others = others
         self.interface: Interface = original.own_call.interface
         self.vocabulary = vocabulary_sizes(module)
+        self.computed_in = _coarsest(module, self.interface)
         self.device = device
         self.tally = Tally()
 
@@ -165,6 +166,7 @@ class Trial:
                 expected[index],
                 exact[index] if exact else None,
                 skip_nan=runner.name != "eager",
+                computed_in=self.computed_in,
             )
             self.tally.add(runner.name, comparison)
             if not comparison.is_same:
@@ -238,8 +240,23 @@ class Trial:
             else:
                 continue
             precise = exact[index] if exact else None
-            found.append((_said(spec), compare(joined, whole[index], precise, skip_nan=True)))
+            found.append(
+                (
+                    _said(spec),
+                    compare(
+                        joined, whole[index], precise, skip_nan=True, computed_in=self.computed_in
+                    ),
+                )
+            )
         return found
+
+
+def _coarsest(module: nn.Module, interface: Interface) -> torch.dtype | None:
+    """The floating-point dtype with the fewest digits among parameters, inputs and outputs."""
+    dtypes = {tensor.dtype for tensor in module.parameters()}
+    dtypes |= {spec.dtype for spec in (*interface.inputs, *interface.outputs)}
+    floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def _said(spec: OutputSpec) -> str:

@@ -1,0 +1,417 @@
+"""How the model's own call becomes flat tensors, and flat tensors the model's own result."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+
+from cachefree.capture import SizeSpec, TensorSpec
+from cachefree.errors import DomainError, Refusal
+from cachefree.sizes import compiled
+from cachefree.spec import Interface
+from cachefree.structure import MismatchError, Structure
+
+__all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
+
+Sizes = dict[str, int]
+NEUTRAL: Any = object()  # stands for a leaf of the neutral cache until the sizes are known
+
+
+def is_tracing() -> bool:
+    """Whether a compiler or an exporter runs the call, so that sizes are not to be asked for."""
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+@dataclass
+class CachePlace:
+    """Where the call takes a part of the cache.
+
+    Attributes:
+        parameter: The argument; a variadic one as ``*name``.
+        steps: The entry inside it, where the argument is a container.
+        structure: Of the cache there.
+        leaves: One spec a leaf.
+    """
+
+    parameter: str
+    steps: tuple[Any, ...]
+    structure: Structure
+    leaves: tuple[TensorSpec | SizeSpec, ...]
+
+    @property
+    def path(self) -> str:
+        """As Python writes it."""
+        return self.parameter.lstrip("*") + "".join(f"[{step!r}]" for step in self.steps)
+
+
+@dataclass
+class _Check:
+    """What one tensor of a call has to be."""
+
+    place: int
+    spec: TensorSpec
+    numbers: list[tuple[int, int]]
+    symbols: list[tuple[int, str]]
+    expressions: list[tuple[int, Any]]
+
+    @classmethod
+    def of(cls, place: int, spec: TensorSpec) -> _Check:
+        sizes = list(enumerate(spec.shape))
+        return cls(
+            place,
+            spec,
+            [(axis, size) for axis, size in sizes if isinstance(size, int)],
+            [(axis, size.name) for axis, size in sizes if isinstance(size, sympy.Symbol)],
+            [(axis, s) for axis, s in sizes if not isinstance(s, (int, sympy.Symbol))],
+        )
+
+
+@dataclass
+class Calling:
+    """The model's call and its result, taken apart.
+
+    Attributes:
+        parameters: The arguments that the graph was captured with, by name, in order.
+        signature: Of the model's ``forward``.
+        structure: The structure of the dict of these arguments on a later call.
+        leaves: One spec a leaf of it; its tensors are the graph's inputs, in order.
+        caches: Where the call takes the cache.
+        results: The structure of the result.
+        result_leaves: One spec a leaf of it.
+        interface: The graph's inputs, outputs and domain.
+        mode_matters: Why training mode would compute something else; empty where it would not.
+    """
+
+    parameters: tuple[str, ...]
+    signature: inspect.Signature
+    structure: Structure
+    leaves: tuple[TensorSpec | SizeSpec, ...]
+    caches: tuple[CachePlace, ...]
+    results: Structure
+    result_leaves: tuple[TensorSpec | SizeSpec, ...]
+    interface: Interface
+    mode_matters: str = ""
+    _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
+    _checks: list[_Check] = field(default_factory=list)
+    _past: tuple[str, ...] = ()
+    _all: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._checks = [
+            _Check.of(place, spec)
+            for place, spec in enumerate(self.leaves)
+            if isinstance(spec, TensorSpec)
+        ]
+        self._past, self._all = self.interface.past_symbols, self.interface.symbols
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_functions": {}}
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """The model's own call as flat tensors, the neutral cache put in where none is given.
+
+        Raises:
+            DomainError: an argument, a structure, a dtype or a size is not one that the graph was
+                captured for.
+        """
+        named = self._named(args, kwargs)
+        is_first = self._put_markers(named)
+        try:
+            leaves = self.structure.take(named, "")
+        except MismatchError as error:
+            raise DomainError(_mismatch(str(error))) from None
+        sizes = self._sizes(leaves, is_first)
+        if is_first:
+            self._put_neutral(leaves, sizes)
+        tensors = []
+        for leaf, spec in zip(leaves, self.leaves, strict=True):
+            if isinstance(spec, TensorSpec):
+                tensors.append(leaf)
+            elif leaf is not NEUTRAL and not is_tracing() and leaf != self.value(spec.expr, sizes):
+                due = self.value(spec.expr, sizes)
+                raise DomainError(
+                    _mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
+                )
+        return tensors
+
+    def unflatten(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
+        """The graph's flat outputs in the model's own structure and classes."""
+        tensors = iter(outputs)
+        sizes: Sizes | None = None
+        leaves: list[Any] = []
+        for spec in self.result_leaves:
+            if isinstance(spec, TensorSpec):
+                leaves.append(next(tensors))
+            else:
+                sizes = sizes if sizes is not None else self.sizes_of(inputs)
+                leaves.append(self.value(spec.expr, sizes))
+        return self.results.rebuild(leaves)
+
+    def sizes_of(self, inputs: Sequence[torch.Tensor]) -> Sizes:
+        """The size of each symbol in a flat call."""
+        sizes: Sizes = {}
+        for check, tensor in zip(self._checks, inputs, strict=True):
+            for axis, name in check.symbols:
+                sizes.setdefault(name, tensor.shape[axis])
+        self._solve(sizes, list(zip(self._checks, inputs, strict=True)))
+        return sizes
+
+    def neutral(
+        self,
+        spec: TensorSpec,
+        sizes: Mapping[str, int],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """The neutral element of a cache tensor."""
+        kind = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
+        shape = [self.value(size, sizes) for size in spec.shape]
+        return torch.zeros(shape, dtype=kind, device=device)
+
+    def value(self, expr: Any, sizes: Mapping[str, int]) -> Any:
+        """An expression of sizes as a number."""
+        if not isinstance(expr, sympy.Basic):
+            return expr
+        function = self._functions.get(expr)
+        if function is None:
+            function = self._functions[expr] = compiled(expr)
+        return function(sizes)
+
+    # Arguments.
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that the graph was captured with, by name."""
+        given = dict(self._bound(args, kwargs))
+        for name, value in given.items():
+            if name not in self.parameters and not self._is_default(name, value):
+                raise DomainError(
+                    Refusal(
+                        f"The argument {name!r} was given, but the graph was captured without it.",
+                        why="A graph cannot take what it was captured without: the argument "
+                        "would be ignored.",
+                        remedy=f"Rewrite again with {name!r} in example_inputs.",
+                    )
+                )
+        return {
+            name: given[name] if name in given else self._left_out(place, name)
+            for place, name in enumerate(self.parameters)
+        }
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        try:
+            bound = self.signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            raise DomainError(_mismatch(str(error))) from None
+        for name, value in bound.arguments.items():
+            kind = self.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                yield f"*{name}", value
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                yield from value.items()
+            else:
+                yield name, value
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        if value is None:
+            return True
+        parameter = self.signature.parameters.get(name.lstrip("*"))
+        if parameter is None:
+            return False
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return bool(value == ())
+        default = parameter.default
+        is_plain = isinstance(value, (bool, int, float, str)) and type(value) is type(default)
+        return default is value or (is_plain and bool(value == default))
+
+    def _left_out(self, place: int, name: str) -> Any:
+        """What stands for an argument that a call leaves out."""
+        child = self.structure.children[place]
+        if child.leaf_count == 0 and child.kind == "constant":
+            return child.value  # a flag: the value that the graph was captured with
+        if any(cache.parameter == name and not cache.steps for cache in self.caches):
+            return None
+        raise DomainError(
+            Refusal(
+                f"The argument {name!r} is missing.",
+                why="The graph was captured with it: whether it is given chooses a path of the "
+                "model's code.",
+                remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
+            )
+        )
+
+    def _put_markers(self, named: dict[str, Any]) -> bool:
+        """Puts markers for the neutral cache where none is given; whether that is everywhere."""
+        given = [
+            cache
+            for cache in self.caches
+            if not _is_empty(_inside(named[cache.parameter], cache.steps))
+        ]
+        if given and len(given) != len(self.caches):
+            names = ", ".join(cache.path for cache in given)
+            raise DomainError(_mismatch(f"Only a part of the cache is given: {names}"))
+        if given:
+            return False
+        for cache in self.caches:
+            value = cache.structure.rebuild([NEUTRAL] * len(cache.leaves))
+            named[cache.parameter] = _with(named[cache.parameter], cache.steps, value)
+        return True
+
+    def _put_neutral(self, leaves: list[Any], sizes: Sizes) -> None:
+        device = next((x.device for x in leaves if isinstance(x, torch.Tensor)), None)
+        for check in self._checks:
+            if leaves[check.place] is NEUTRAL:
+                where = device if device is not None else check.spec.device
+                leaves[check.place] = self.neutral(check.spec, sizes, where)
+
+    # Sizes.
+
+    def _sizes(self, leaves: Sequence[Any], is_first: bool) -> Sizes:
+        """The size of each symbol, after checking types, sizes and the domain."""
+        sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
+        is_checked = not is_tracing()
+        pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
+        for check, leaf in pairs:
+            _check_type(leaf, check.spec)
+            shape = leaf.shape
+            if is_checked:
+                _check_numbers(check, shape)
+            for axis, name in check.symbols:
+                known = sizes.setdefault(name, shape[axis])
+                if is_checked and known != shape[axis]:
+                    raise DomainError(
+                        _wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
+                    )
+        self._solve(sizes, pairs)
+        if is_checked:
+            self._check_sizes(pairs, sizes)
+        return sizes
+
+    def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes) -> None:
+        for check, leaf in pairs:
+            if leaf.device != pairs[0][1].device:
+                first = pairs[0][0].spec.path
+                raise DomainError(
+                    _mismatch(
+                        f"{check.spec.path} is on {leaf.device} where {first} is on "
+                        f"{pairs[0][1].device}"
+                    )
+                )
+            for axis, expr in check.expressions:
+                due = self.value(expr, sizes)
+                if leaf.shape[axis] != due:
+                    raise DomainError(
+                        _wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
+                    )
+        domain = self.interface.domain
+        for region in domain.regions:
+            if all(self.value(condition.fact, sizes) for condition in region.conditions):
+                return
+        told = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
+        lines = [c.where for region in domain.regions for c in region.conditions if c.where]
+        raise DomainError(
+            Refusal(
+                f"A call with {told} is outside the domain.",
+                why="The graph was shown to equal the model where: "
+                f"{'; '.join(map(str, domain.regions))}.",
+                remedy="Call inside the domain, or rewrite with examples of these sizes.",
+                where=lines[0] if lines else None,
+            )
+        )
+
+    def _solve(self, sizes: Sizes, pairs: Sequence[tuple[_Check, Any]]) -> None:
+        """Symbols that occur inside expressions only, from one size each."""
+        for name in self._all:
+            if name in sizes:
+                continue
+            symbol = sympy.Symbol(name, integer=True, nonnegative=True)
+            for check, leaf in pairs:
+                for axis, expr in check.expressions:
+                    others = {str(s) for s in expr.free_symbols} - {name}
+                    if symbol in expr.free_symbols and others <= sizes.keys():
+                        found = _solved(expr, symbol, sizes, leaf.shape[axis])
+                        if found is not None:
+                            sizes.setdefault(name, found)
+
+
+def _solved(expr: Any, symbol: sympy.Symbol, sizes: Sizes, size: int) -> int | None:
+    if not sympy.diff(expr, symbol).is_Integer:
+        return None
+    known = {s: sizes[str(s)] for s in expr.free_symbols - {symbol}}
+    found = sympy.solve(sympy.Eq(expr.subs(known), size), symbol)
+    return int(found[0]) if found else 0
+
+
+def _check_type(leaf: Any, spec: TensorSpec) -> None:
+    if not isinstance(leaf, torch.Tensor):
+        kind = f"{type(leaf).__name__} {leaf!r}"
+        raise DomainError(_mismatch(f"{spec.path} is {kind} where a tensor is expected"))
+    if leaf.dim() != len(spec.shape):
+        shape = ", ".join(map(str, spec.shape))
+        raise DomainError(
+            _mismatch(f"{spec.path} has rank {leaf.dim()} where ({shape}) is expected")
+        )
+    if leaf.dtype != spec.dtype:
+        raise DomainError(_mismatch(f"{spec.path} is {leaf.dtype} where {spec.dtype} is expected"))
+
+
+def _check_numbers(check: _Check, shape: torch.Size) -> None:
+    for axis, size in check.numbers:
+        if shape[axis] != size:
+            raise DomainError(_wrong_size(check.spec, axis, shape[axis], str(size)))
+
+
+def _wrong_size(spec: TensorSpec, axis: int, size: int, expected: str) -> Refusal:
+    shape = ", ".join(map(str, spec.shape))
+    return _mismatch(
+        f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is "
+        f"({shape})"
+    )
+
+
+def _mismatch(what: str) -> Refusal:
+    text = what.replace("['", "", 1).replace("']", "", 1) if what.startswith("['") else what
+    return Refusal(
+        f"{text}.",
+        why="The graph was captured for arguments of one structure, and was shown to equal the "
+        "model for these.",
+        remedy="Call it as the model was called in example_inputs, or rewrite again with such "
+        "inputs.",
+    )
+
+
+def _inside(value: Any, steps: tuple[Any, ...]) -> Any:
+    for step in steps:
+        if value is None or (isinstance(value, Mapping) and step not in value):
+            return None
+        value = value[step]
+    return value
+
+
+def _with(container: Any, steps: tuple[Any, ...], value: Any) -> Any:
+    """A copy of nested containers with another entry."""
+    if not steps:
+        return value
+    step, *rest = steps
+    if isinstance(container, tuple):
+        parts = list(container)
+        parts[step] = _with(parts[step], tuple(rest), value)
+        return tuple(parts)
+    copied = container.copy()
+    before = copied.get(step) if isinstance(copied, Mapping) else copied[step]
+    copied[step] = _with(before, tuple(rest), value)
+    return copied
+
+
+def _is_empty(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, torch.Tensor):
+        return value.dim() == 1 and value.shape[0] == 0
+    if isinstance(value, (tuple, list)):
+        return all(_is_empty(part) for part in value)
+    return isinstance(value, Mapping) and not value

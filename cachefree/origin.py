@@ -1,0 +1,69 @@
+"""The model that a graph came from, watched so that what changes there is seen here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Origin"]
+
+_Kind = tuple[Any, ...]
+
+
+class Origin:
+    """Notices when a model is not any more what its graph was captured from.
+
+    New values of parameters need no notice: they are shared. A submodule that was replaced, a hook
+    that was added, or a parameter of another dtype, class or shape does.
+
+    Args:
+        model: The model.
+        again: Rewrites it again.
+    """
+
+    def __init__(self, model: nn.Module, again: Callable[[], Any]) -> None:
+        self.model = model
+        self.again = again
+        self._children: list[tuple[dict[str, Any], list[int]]] = []
+        self._hooks: list[tuple[dict[int, Any], int]] = []
+        self._tensors: list[tuple[dict[str, Any], list[tuple[int, Any]], list[_Kind | None]]] = []
+        for module in model.modules():
+            if module._modules:
+                self._children.append((module._modules, [*map(id, module._modules.values())]))
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                self._hooks.append((hooks, len(hooks)))
+            for tensors in (module._parameters, module._buffers):
+                if tensors:
+                    self._tensors.append((tensors, _marks(tensors), _kinds(tensors)))
+
+    def has_changed(self) -> bool:
+        """Whether the graph has to be captured again."""
+        for children, ids in self._children:
+            if [*map(id, children.values())] != ids:
+                return True
+        for hooks, count in self._hooks:
+            if len(hooks) != count:
+                return True
+        for place, (tensors, marks, kinds) in enumerate(self._tensors):
+            now = _marks(tensors)
+            if now != marks:
+                if _kinds(tensors) != kinds:
+                    return True
+                self._tensors[place] = (tensors, now, kinds)
+        return False
+
+
+def _marks(tensors: dict[str, torch.Tensor | None]) -> list[tuple[int, Any]]:
+    """What is cheap to compare: identities and dtypes."""
+    return [(id(tensor), None if tensor is None else tensor.dtype) for tensor in tensors.values()]
+
+
+def _kinds(tensors: dict[str, torch.Tensor | None]) -> list[_Kind | None]:
+    """What the capture depends on."""
+    return [
+        None if tensor is None else (tensor.dtype, type(tensor), tensor.shape)
+        for tensor in tensors.values()
+    ]
