@@ -222,8 +222,7 @@ def _refuse_broken(
     kinds: tuple[Kind, Kind],
     past: tuple[sympy.Symbol, ...],
 ) -> None:
-    """Refuses a graph one of whose operators gives another size, at a corner of its domain, than
-    was written down."""
+    """Refuses a graph whose operators give other sizes, at a corner, than were written down."""
     signatures = Signatures(outputs)
     for found, kind in zip(surveys, kinds, strict=True):
         symbols = [str(symbol) for symbol in kind.symbols]
@@ -236,8 +235,10 @@ def _refuse_broken(
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise UnsupportedBranchError(
                     Refusal(
-                        f"The operator {broken.name} does not give at {given} ({kind.name}) the size that it gives elsewhere.",
-                        why="Its result has another rank or size there, so that one graph is not right at both.",
+                        f"The operator {broken.name} does not give at {given} ({kind.name}) "
+                        "the size that it gives elsewhere.",
+                        why="Its result has another rank or size there, so that one graph is not "
+                        "right at both.",
                         remedy="Name the dimension (squeeze(dim)), or keep it.",
                         where=broken.line,
                     )
@@ -267,7 +268,7 @@ def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Reg
 
 def _fixed(discovery: Discovery) -> tuple[str, ...]:
     """What a call may not change, in words: flags, and inputs that were not given."""
-    args, kwargs = discovery.later.structure.rebuild([None] * len(discovery.later.leaves))
+    _, kwargs = discovery.later.structure.rebuild([None] * len(discovery.later.leaves))
     flags = [
         f"{name} is {value!r}"
         for name, value in kwargs.items()
@@ -339,6 +340,7 @@ def _refusal(
     return Refusal(
         f"The {kind.name} and {against} compute different things.",
         why=detail,
-        remedy='Make the two paths compute the same where the cache is empty; or accept random tests with check="test".',
+        remedy="Make the two paths compute the same where the cache is empty; or accept random "
+        'tests with check="test".',
         where=where,
     )

@@ -1,0 +1,151 @@
+"""What is refused before a proof is tried: what no graph can be."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cachefree.capture import TensorSpec
+from cachefree.discover import Discovery
+from cachefree.errors import CaptureError, Refusal, UnsupportedBranchError
+from cachefree.reading import Program
+from cachefree.terms import topological
+
+__all__ = [
+    "refuse_frozen_sizes",
+    "refuse_independence",
+    "refuse_other_results",
+    "refuse_unusual_parameters",
+    "refuse_writes",
+]
+
+
+def refuse_unusual_parameters(model: nn.Module) -> None:
+    """Refuses sparse and quantized parameters.
+
+    Raises:
+        CaptureError: there are such, all listed.
+    """
+    refusals = []
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in tensors:
+        if tensor.layout is not torch.strided:
+            what = f"The parameter {name!r} is sparse ({tensor.layout})."
+            refusals.append(_not_traceable(what, "Sparse tensors", "Make it dense."))
+        elif tensor.is_quantized:
+            what = f"The parameter {name!r} is quantized ({tensor.dtype})."
+            refusals.append(_not_traceable(what, "Quantized tensors", _QUANTIZE_LATER))
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            what = f"The module {name!r} is quantized ({type(module).__name__})."
+            refusals.append(_not_traceable(what, "Quantized operators", _QUANTIZE_LATER))
+    if refusals:
+        raise CaptureError(*refusals)
+
+
+_QUANTIZE_LATER = "Rewrite first, quantize the exported graph."
+
+
+def _not_traceable(what: str, kind: str, remedy: str) -> Refusal:
+    return Refusal(what, why=f"{kind} cannot be traced with symbolic sizes.", remedy=remedy)
+
+
+def refuse_writes(first: Program, later: Program) -> None:
+    """Refuses a model that keeps state on itself or writes to its inputs.
+
+    Raises:
+        CaptureError: it does; all places are listed.
+    """
+    refusals = [
+        Refusal(
+            f"The model keeps state on itself: forward sets {change.path!r}.",
+            why="What a call leaves on the module changes the next call; a graph has no memory.",
+            remedy="Pass it in and return it, as an argument of forward.",
+        )
+        for program in (first, later)
+        for change in program.captured.changes
+    ]
+    refusals += [
+        Refusal(
+            f"The model writes in place to {term.args[0]!r}.",
+            why="A graph neither changes its inputs nor its buffers.",
+            remedy="Return the new value instead.",
+        )
+        for program in (first, later)
+        for term in program.written
+    ]
+    if refusals:
+        raise CaptureError(*dict.fromkeys(refusals))
+
+
+def refuse_frozen_sizes(*programs: Program) -> None:
+    """Refuses paths in which a size became a number.
+
+    Raises:
+        CaptureError: there are such, with their lines.
+    """
+    refusals = [
+        Refusal(
+            f"A size is turned into a Python number: {question.fact.lhs} is frozen as "
+            f"{question.fact.rhs}.",
+            why="The graph would be right at this one size only.",
+            remedy="Compute with the size itself; loop over tensors, not over range(size).",
+            where=question.where,
+        )
+        for program in programs
+        for question in program.captured.questions
+        if question.froze
+    ]
+    if refusals:
+        raise CaptureError(*dict.fromkeys(refusals))
+
+
+def refuse_other_results(first: Program, later: Program) -> None:
+    """Refuses paths that return different structures.
+
+    Raises:
+        UnsupportedBranchError: they do.
+    """
+    problem = first.captured.outputs.difference(later.captured.outputs, "the result")
+    if problem is None:
+        ranks = [
+            (a.path, a, b)
+            for a, b in zip(first.captured.output_leaves, later.captured.output_leaves, strict=True)
+            if type(a) is not type(b)
+            or (
+                isinstance(a, TensorSpec)
+                and isinstance(b, TensorSpec)
+                and (len(a.shape) != len(b.shape) or a.dtype != b.dtype)
+            )
+        ]
+        if ranks:
+            problem = f"the result{ranks[0][0]} has another rank or dtype on later calls"
+    if problem is not None:
+        raise UnsupportedBranchError(
+            Refusal(
+                f"The first call and later calls return different structures: {problem}.",
+                why="One graph has one list of outputs.",
+                remedy="Return the same structure from both paths.",
+            )
+        )
+
+
+def refuse_independence(discovery: Discovery, later: Program) -> None:
+    """Refuses a later path that does not use the cache.
+
+    Raises:
+        UnsupportedBranchError: it does not.
+    """
+    used = set(topological(later.outputs))
+    idle = [
+        later.inputs[place] for place in discovery.cache_leaves if later.inputs[place] not in used
+    ]
+    if len(idle) == len(discovery.cache_leaves):
+        names = ", ".join(str(term.args[0]) for term in idle[:3])
+        raise UnsupportedBranchError(
+            Refusal(
+                f"The later path does not depend on the cache ({names}).",
+                why="No output of a later call uses it.",
+                remedy="Name the argument that carries the cache with cache=.",
+            )
+        )
