@@ -229,7 +229,7 @@ def _is_crossed(mine: list[Term], theirs: list[Term]) -> bool:
 
 
 def _likeness(one: Term, other: Term) -> int:
-    return 4 * (one is other) + 2 * (one.op == other.op) + (one.shape == other.shape)
+    return 4 * (one is other) + 2 * bool(one.op == other.op) + bool(one.shape == other.shape)
 
 
 def _same_but_terms(one: Any, other: Any) -> bool:

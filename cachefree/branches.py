@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dis
 import functools
+import itertools
 import linecache
 import sys
 from collections.abc import Iterator, Sequence
@@ -137,7 +138,7 @@ def _conditional_jumps(code: CodeType) -> dict[int, int]:
     instructions = list(dis.get_instructions(code))
     return {
         instruction.offset: after.offset
-        for instruction, after in zip(instructions, instructions[1:], strict=False)
+        for instruction, after in itertools.pairwise(instructions)
         if instruction.opname.startswith(("POP_JUMP", "JUMP_IF"))
     }
 

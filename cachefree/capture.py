@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
-from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
+from cachefree.isolation import (
+    StateChange,
+    quiet_warnings,
+    sizes_in_builtins,
+    sizes_in_int,
+    untouched,
+)
 from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
 from cachefree.structure import Structure, flatten, leaf_paths
 
@@ -252,7 +257,8 @@ class _ExactSlices(CallLog):
             options = dict(kwargs or {})
             options.pop("requires_grad", None)
             options.setdefault("dtype", torch.int64)
-            return torch.full((), args[0], **options)
+            size: Any = args[0]
+            return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
             return _descending(args[0], args[1], args[2], kwargs or {})
         return func(*args, **(kwargs or {}))
@@ -271,7 +277,8 @@ def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> 
         torch.get_default_dtype() if isinstance(step, float) else torch.int64
     )
     count = torch.arange(start - end, **{**options, "dtype": dtype})
-    return start - count
+    descending: torch.Tensor = start - count
+    return descending
 
 
 def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
@@ -368,8 +375,7 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
     Warnings of the tracer are not the user's.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        stack.enter_context(quiet_warnings())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if any(_is_compiled(module) for module in model.modules()):
@@ -433,8 +439,10 @@ def explained(error: Exception, what: str) -> CaptureError:
         return CaptureError(
             Refusal(
                 "The model's Python code depends on the values of a tensor.",
-                why="One graph has no Python: a branch, a size or a number that is read from a tensor cannot be in it.",
-                remedy="Compute it with tensor operators (torch.where, masks), or pass it as an argument.",
+                why="One graph has no Python: a branch, a size or a number that is read from a "
+                "tensor cannot be in it.",
+                remedy="Compute it with tensor operators (torch.where, masks), or pass it as an "
+                "argument.",
                 where=where,
             )
         )
@@ -443,7 +451,8 @@ def explained(error: Exception, what: str) -> CaptureError:
         Refusal(
             what,
             why=f"{name}: {message}",
-            remedy="Check that the model runs with these inputs, and that it uses torch operators only.",
+            remedy="Check that the model runs with these inputs, and that it uses torch operators "
+            "only.",
             where=where,
         )
     )

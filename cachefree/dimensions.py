@@ -49,7 +49,7 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
     def runs(sizes: dict[Dimension, int]) -> bool:
         try:
             run_on_fakes(model, resized(call, sizes), {})
-        except Exception:  # a size that the model does not take is what is asked here
+        except Exception:  # noqa: BLE001 - a size that the model does not take is what is asked
             return False
         return True
 

@@ -155,8 +155,10 @@ def _same(one: Any, other: Any, sizes: Mapping[sympy.Symbol, int]) -> bool:
 def _another_path(where: SourceLine | None, detail: str) -> CaptureError:
     return CaptureError(
         Refusal(
-            "The model's code takes another path when its sizes are symbols than when they are numbers.",
-            why=f"The calls of torch functions differ: {detail}. Code that asks whether a size is an int does this.",
+            "The model's code takes another path when its sizes are symbols than when they are "
+            "numbers.",
+            why=f"The calls of torch functions differ: {detail}. Code that asks whether a size is "
+            "an int does this.",
             remedy="Do not ask for the type of a size (isinstance(n, int)); compute with it.",
             where=where,
         )

@@ -22,11 +22,11 @@ __all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_devi
 log = logging.getLogger(__name__)
 
 CACHE_NAMES = re.compile(
-    r"past|cache|mem(s|ory|ories)?(_|$|\d)|state|hidden|(^|_)kvs?(_|$)|incremental|prev|hist|present|context_window|buffer|presents",
+    r"past|cache|mem(s|ory|ories)?(_|$|\d)|state|hidden|(^|_)kvs?(_|$)|incremental|prev|hist|"
+    r"present|context_window|buffer|presents",
     re.IGNORECASE,
 )
 BATCH, QUERY, FEATURES = 3, 5, 4
-_EMPTY_ARGUMENTS = (None, (), [], {})
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _runs(model: nn.Module, first: FirstCall) -> Exception | None:
     """None where the call runs on fake tensors, else what it raised."""
     try:
         run_on_fakes(model, call_of(first.args, first.kwargs, {}), {})
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the model may raise anything
         return error
     return None
 
@@ -173,10 +173,12 @@ def _probe(model: nn.Module) -> FirstCall:
             log.info("example inputs assumed: %s", "; ".join(first.assumed))
             return first
     names = ", ".join(parameter.name for parameter in wanted)
+    message = str(last).splitlines()[0] if last and str(last) else ""
     raise CaptureError(
         Refusal(
             f"No example inputs were found for {type(model).__name__}.forward({names}).",
-            why=f"{tried} guesses from its signature and its first layers did not run; the last raised {type(last).__name__}: {str(last).splitlines()[0] if last and str(last) else ''}",
+            why=f"{tried} guesses from its signature and its first layers did not run; "
+            f"the last raised {type(last).__name__}: {message}",
             remedy="Pass example_inputs: the inputs of a first call, as a tuple or as a dict.",
         )
     )
@@ -209,17 +211,7 @@ def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Ite
     if "mask" in name:
         for kind in (torch.int64, torch.bool, dtype):
             yield torch.empty((BATCH, QUERY), dtype=kind, device=device)
-    shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
-    for module in model.modules():
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            shapes[(torch.int64, (BATCH, QUERY))] = None
-        elif isinstance(module, nn.Linear):
-            shapes[(dtype, (BATCH, QUERY, module.in_features))] = None
-        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            shapes[(dtype, (BATCH, module.in_channels, QUERY + 2))] = None
-        elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
-            shapes[(dtype, (BATCH, QUERY, module.normalized_shape[0]))] = None
-    kinds = list(shapes)[:12]
+    kinds = _layer_inputs(model, dtype)[:12]
     if re.search(r"ids|tokens?|idx|input_ids", name):
         kinds.sort(key=lambda kind: kind[0] != torch.int64)
     for kind, shape in kinds:
@@ -230,3 +222,20 @@ def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Ite
         yield torch.empty(ids.shape, dtype=torch.int64, device=device)
     if not (CACHE_NAMES.search(name) or tests_none):
         yield None
+
+
+def _layer_inputs(
+    model: nn.Module, dtype: torch.dtype
+) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    """The dtypes and shapes that the model's layers take, in the order of the layers."""
+    shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            shapes[(torch.int64, (BATCH, QUERY))] = None
+        elif isinstance(module, nn.Linear):
+            shapes[(dtype, (BATCH, QUERY, module.in_features))] = None
+        elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            shapes[(dtype, (BATCH, module.in_channels, QUERY + 2))] = None
+        elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+            shapes[(dtype, (BATCH, QUERY, module.normalized_shape[0]))] = None
+    return list(shapes)

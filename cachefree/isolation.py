@@ -13,14 +13,16 @@ import functools
 import random
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
 
-__all__ = ["StateChange", "sizes_in_builtins", "sizes_in_int", "untouched"]
+__all__ = ["StateChange", "quiet_warnings", "sizes_in_builtins", "sizes_in_int", "untouched"]
 
 _CONTAINERS = (list, dict, set, deque)
 _ABSENT = object()
@@ -82,7 +84,7 @@ def _remember(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
 
 
 def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """A copy of the containers and plain objects in ``value``, to any depth; the rest by reference."""
+    """A copy of the containers and plain objects in ``value``; the rest by reference."""
     if id(value) in above:
         return None
     above = (*above, id(value))
@@ -110,10 +112,9 @@ def _is_plain_object(value: Any) -> bool:
 def _put_back(
     name: str, module: torch.nn.Module, before: dict[str, tuple[Any, Any]]
 ) -> list[StateChange]:
-    changes: list[StateChange] = []
     state = vars(module)
-    for attribute in [key for key in state if key not in before]:
-        changes.append(StateChange(name, attribute, _ABSENT, state.pop(attribute)))
+    added = [attribute for attribute in state if attribute not in before]
+    changes = [StateChange(name, attribute, _ABSENT, state.pop(attribute)) for attribute in added]
     for attribute, (value, contents) in before.items():
         now = state.get(attribute, _ABSENT)
         if now is not value:
@@ -186,6 +187,9 @@ _lock = threading.Lock()
 _capturing = threading.local()
 _users = 0
 _originals: list[tuple[Any, str, Any]] = []
+_changed_homes: dict[ModuleType, int] = {}
+_quiet_users = 0
+_kept_filters: list[warnings.catch_warnings[None]] = []
 
 
 def _has_size(values: Any) -> bool:
@@ -263,7 +267,7 @@ class _IntegerType(type):
 class _Integer(int, metaclass=_IntegerType):
     """``int`` that leaves a symbolic size as it is."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and isinstance(args[0], torch.SymInt):
             return args[0]
         return int(*args, **kwargs)
@@ -271,20 +275,48 @@ class _Integer(int, metaclass=_IntegerType):
 
 @contextlib.contextmanager
 def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
-    """Lets ``int(size)`` keep a symbolic size symbolic, in the files that define the model's classes."""
-    homes = {type(module).__module__ for module in model.modules()}
+    """Lets ``int(size)`` stay symbolic in the files that define the model's classes."""
+    names = {type(module).__module__ for module in model.modules()}
+    homes = [sys.modules[name] for name in names if name in sys.modules]
+    homes = [home for home in homes if home.__name__.split(".")[0] not in ("torch", "builtins")]
     changed = []
-    for name in homes:
-        home = sys.modules.get(name)
-        is_users = home is not None and not name.split(".")[0] in ("torch", "builtins")
-        if is_users and "int" not in vars(home):
-            home.int = _Integer  # type: ignore[attr-defined, union-attr]
-            changed.append(home)
+    with _lock:
+        for home in homes:
+            if home in _changed_homes or "int" not in vars(home):
+                home.int = _Integer  # type: ignore[attr-defined]
+                _changed_homes[home] = _changed_homes.get(home, 0) + 1
+                changed.append(home)
     try:
         yield
     finally:
-        for home in changed:
-            vars(home).pop("int", None)
+        with _lock:
+            for home in changed:
+                _changed_homes[home] -= 1
+                if not _changed_homes[home]:
+                    del _changed_homes[home]
+                    vars(home).pop("int", None)
+
+
+@contextlib.contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Ignores warnings; of several threads at once, the last one puts the filters back.
+
+    ``warnings.catch_warnings`` alone would leave the filters of one thread to another.
+    """
+    global _quiet_users
+    with _lock:
+        if _quiet_users == 0:
+            _kept_filters.append(warnings.catch_warnings())
+            _kept_filters[0].__enter__()
+            warnings.simplefilter("ignore")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                _kept_filters.pop().__exit__(None, None, None)
 
 
 @contextlib.contextmanager

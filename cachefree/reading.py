@@ -156,7 +156,8 @@ class _Reader:
                 node,
                 f"The path draws random numbers ({target}).",
                 "two calls of the model differ, so that no graph can equal them",
-                "call model.eval() if the model is in training mode, or pass the random numbers as an argument",
+                "call model.eval() if the model is in training mode, "
+                "or pass the random numbers as an argument",
             )
         term = self._without_gradient(self._apply(node, target, args))
         parent = self._aliased(node, target)
@@ -197,7 +198,8 @@ class _Reader:
         return parent if shares and len(target._schema.arguments) else None
 
     def _item(self, node: fx.Node) -> None:
-        source, index = node.args
+        args: tuple[Any, ...] = node.args
+        source, index = args
         several, parent, (producer, target, rest) = self.values[source]
         example = node.meta["val"]
         shape, dtype, device = _type_of(example)

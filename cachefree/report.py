@@ -85,8 +85,7 @@ class Report:
         )
         if len(self.slots) > 1:
             lines[-1] += " …"
-        for region in self.domain.regions:
-            lines.append(f"  domain    {region}")
+        lines += [f"  domain    {region}" for region in self.domain.regions]
         lines += [f"  fixed     {fixed}" for fixed in self.domain.fixed]
         counted = Counter(
             (branch.rule, branch.where, branch.condition, branch.neutral)

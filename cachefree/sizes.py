@@ -19,7 +19,8 @@ from typing import Any
 import sympy
 import torch
 from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, SLoc, ValueRangesSLoc
+from torch._guards import SLoc
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, ValueRangesSLoc
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
@@ -124,7 +125,7 @@ class SizeEnvironment(ShapeEnv):
         hint = int(expr.xreplace(self.backed_var_to_val))
         return self.create_symintnode(expr, hint=hint)
 
-    def evaluate_expr(  # type: ignore[override]
+    def evaluate_expr(
         self,
         orig_expr: sympy.Basic,
         hint: Any = None,
@@ -197,7 +198,7 @@ def asking_line(frame: FrameType | None) -> tuple[bool, SourceLine | None]:
 
 def _is_foreign(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    return file.startswith((TORCH, _HERE)) or file.startswith("<frozen")
+    return file.startswith((TORCH, _HERE, "<frozen"))
 
 
 def user_line(frame: FrameType | None) -> SourceLine | None:

@@ -131,7 +131,8 @@ class Structure:
                     f"{path} has {len(value)} entries where {len(self.children)} are expected"
                 )
             return list(value)
-        if not isinstance(value, self.cls or object):
+        expected: type[Any] = self.cls or object
+        if not isinstance(value, expected):
             raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
         if self.kind == "mapping":
             if set(value.keys()) != set(self.keys):
@@ -190,7 +191,7 @@ def _same_constant(one: Any, other: Any) -> bool:
         return True
     try:
         return type(one) is type(other) and bool(one == other)
-    except Exception:  # an equality that a user's class does not answer is no equality
+    except Exception:  # noqa: BLE001 - an equality that a user's class does not answer is none
         return False
 
 

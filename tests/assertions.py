@@ -212,10 +212,17 @@ class Unchanged:
 
     def _now(self) -> dict[str, Any]:
         found = _process()
+        found["int"] = ["int" in vars(home) for home in _homes(self.model)]
         for name, module in self.model.named_modules():
             for attribute, value in vars(module).items():
                 found[f"{name}.{attribute}"] = _described(value)
         return found
+
+
+def _homes(model: nn.Module) -> list[Any]:
+    """The files of the model's classes, whose builtins are their own."""
+    names = {type(module).__module__ for module in model.modules()}
+    return [sys.modules[name] for name in sorted(names) if name in sys.modules]
 
 
 def _process() -> dict[str, Any]:

@@ -19,11 +19,13 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure isolation vocabulary progress origin",
-        "sizes",
+        "sizes places",
         "spec terms faithful",
         "graph report facts capture",
         "containers reading dimensions inputs laws sampling calling",
-        "discover normal",
+        "candidates trials normal",
+        "search",
+        "discover",
         "align shapes preconditions",
         "regimes rules",
         "certify onnx branches",

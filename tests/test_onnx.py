@@ -17,6 +17,7 @@ from cachefree.errors import CacheFreeError, DomainError
 from cachefree.onnx import OnnxDecoder, load_onnx, to_onnx
 from cachefree.onnx.generation import choose_tokens
 from cachefree.onnx.program import exported_program
+from cachefree.onnx.writing import _check_no_control_flow, _export
 from cachefree.rewrite import rewrite
 from cachefree.verification.tolerance import compare
 
@@ -479,3 +480,30 @@ def test_program_decides_no_size(rewritten: Any) -> None:
         ("batch", "2", "past", "4"),
         ("batch", "2", "past", "4"),
     ]
+
+
+class Stacked(nn.Module):
+    """Operators that torch.onnx writes with control flow where nobody helps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(V, D, mode="sum")
+
+    def forward(self, ids, past=None):
+        x = self.bag(ids.reshape(-1, 2)).view(ids.shape[0], ids.shape[1], D)
+        if past is not None:
+            x = torch.hstack((past, x))
+        return x.cumsum(1), x
+
+
+def test_control_flow_of_the_exporter_is_avoided(tmp_path: Path) -> None:
+    model, ids = Stacked().eval(), torch.randint(V, (2, 3, 2))
+    target = to_onnx(rewrite(model, (ids,), check="off"), tmp_path / "m.onnx")
+    runtime = load_onnx(target)
+    torch.testing.assert_close(runtime(ids)["output.0"], model(ids)[0].detach())
+
+
+def test_control_flow_is_refused_by_operator_and_line() -> None:
+    program = torch.export.export(Stacked(), (torch.zeros(2, 3, 2, dtype=torch.int64),))
+    with pytest.raises(CacheFreeError, match=r"writes aten.embedding_bag\S+ \(.*\) with (If|Loop)"):
+        _check_no_control_flow(_export(program, 23))

@@ -28,7 +28,7 @@ def _evaluated_dropout(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _cast(term: Term, rewriter: Rewriter) -> Term | None:
-    source = term.args[0]
+    source: Term = term.args[0]
     if source.dtype == term.dtype and source.device == term.device:
         return source
     if term.op == "cast":
@@ -178,10 +178,11 @@ def _negated(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _double_negation(term: Term, rewriter: Rewriter) -> Term | None:
-    inner = term.args[0]
-    if inner.op is not aten.logical_not.default or inner.args[0].dtype != torch.bool:
+    inner: Term = term.args[0]
+    if inner.op is not aten.logical_not.default:
         return None
-    return inner.args[0]
+    source: Term = inner.args[0]
+    return source if source.dtype == torch.bool else None
 
 
 _CASTS = (

@@ -187,7 +187,8 @@ JOIN_LAWS: tuple[Law, ...] = (
     ),
     Law(
         "cat-empty",
-        "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  cat is associative",
+        "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  "
+        "cat is associative",
         "exact",
         ("cat",),
         _cat,

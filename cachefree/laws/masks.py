@@ -55,6 +55,8 @@ def _masked_fill(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _neutral_truth(term: Term, rewriter: Rewriter) -> Term | None:
+    first: Term
+    second: Term
     first, second = term.args
     if first.dtype != torch.bool or second.dtype != torch.bool:
         return None

@@ -1,4 +1,4 @@
-"""Shapes: each view is a ``reshape``, each reordering a ``permute``, each broadcast an ``expand``."""
+"""Shapes: a view is a ``reshape``, a reordering a ``permute``, a broadcast an ``expand``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _as_reshape(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _reshape(term: Term, rewriter: Rewriter) -> Term | None:
+    source: Term
     source, shape = term.args
     if source.shape == shape:
         return source
@@ -86,6 +87,7 @@ def _as_permute(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _permute(term: Term, rewriter: Rewriter) -> Term | None:
+    source: Term
     source, order = term.args
     if order == tuple(range(len(order))):
         return source
@@ -102,6 +104,7 @@ def _as_expand(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _expand(term: Term, rewriter: Rewriter) -> Term | None:
+    source: Term
     source, shape = term.args
     if source.shape == shape:
         return source
@@ -175,7 +178,8 @@ def _bound(facts: Any, bound: Any, size: Any) -> Any:
 
 
 def _slice(term: Term, rewriter: Rewriter) -> Term | None:
-    source, dim, start, end, step = term.args
+    source: Term
+    source, dim, start, end, _ = term.args
     facts = rewriter.facts
     if facts.equal(start, 0) and facts.equal(end, source.sizes[dim]):
         return source

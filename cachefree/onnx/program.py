@@ -9,7 +9,8 @@ compute every size that they need; no guard is made, and so none can fail.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
+from cachefree.onnx.simpler import PREVIOUS, SIMPLER
 from cachefree.sizes import SizeEnvironment, size_symbol
 
 if TYPE_CHECKING:
@@ -41,8 +43,6 @@ __all__ = ["example_sizes", "exported_program"]
 log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
-_STACKS = {aten.hstack.default: (2, 1), aten.vstack.default: (2, 0), aten.dstack.default: (3, 2)}
-"""Operator → the rank from which on it is ``cat``, and along which axis."""
 _NUMBERS = (
     (2, 3, 4, 5, 6, 7, 8, 9),
     (3, 5, 7, 11, 13, 17, 19, 23),
@@ -168,14 +168,31 @@ class _ProgramWriter:
         kwargs = fx.node.map_aggregate(node.kwargs, written)
         if node.target is getattr:  # the only attribute that the graph reads is the device
             return self.device
+        if node.target is operator.getitem and isinstance(args[0], tuple):
+            return args[0][args[1]]  # type: ignore[index]
+        for target, simpler in SIMPLER.items():
+            if node.target is target and (steps := simpler(args)) is not None:
+                return self._write_steps(node, steps)
         target = aten.sym_size.int if node.op == "call_method" else node.target
-        if target in _STACKS:
-            target, args = _as_cat(target, args)
+        return self._create(node, target, args, kwargs)
+
+    def _write_steps(self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:
+        """Writes operators one after the other; `PREVIOUS` is the result of the one before."""
+        result: Any = None
+        for target, args in steps:
+            given = tuple(result if argument is PREVIOUS else argument for argument in args)
+            result = self._create(node, target, given, {})
+        has_several = (
+            isinstance(node.target, torch._ops.OpOverload) and len(node.target._schema.returns) > 1
+        )
+        return (result,) if has_several else result
+
+    def _create(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         new.meta.update({key: node.meta[key] for key in ("stack_trace",) if key in node.meta})
         with self.mode:
             values = fx.node.map_arg((args, kwargs), lambda operand: operand.meta["val"])
-            new.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator]
+            new.meta["val"] = target(*values[0], **values[1])
         return new
 
     def _write_output(self, node: fx.Node) -> None:
@@ -200,19 +217,6 @@ class _ProgramWriter:
             example_inputs=(tuple(fakes), {}),
             constants={},
         )
-
-
-def _as_cat(target: Any, args: Any) -> tuple[Any, Any]:
-    """``hstack`` and its kin as ``cat``.
-
-    Torch.onnx writes them with an ``If`` that asks for the rank, which is known.
-    """
-    tensors = args[0]
-    rank, axis = _STACKS[target]
-    ranks = [tensor.meta["val"].dim() for tensor in tensors]
-    if min(ranks) < rank:
-        return target, args
-    return aten.cat.default, (tensors, axis)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

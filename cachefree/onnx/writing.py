@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cachefree.errors import CacheFreeError, Refusal
+from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.metadata import describe, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.program import exported_program
@@ -189,21 +190,26 @@ def _verdict(rewritten: Any) -> str:
 
 
 def _check_no_control_flow(model: Any) -> None:
-    nodes = [
-        node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()
-    ]
-    found = sorted({node.op_type for node in nodes if node.op_type in _CONTROL_FLOW})
-    if found:
-        raise CacheFreeError(
-            Refusal(
-                f"The exported graph has {', '.join(found)}.",
-                why=(
-                    "One graph without control flow was promised; an operator of the model was"
-                    " written with it."
-                ),
-                remedy="Try another opset=, or write that operator of the model in another way.",
-            )
+    graphs = (model.graph, *model.functions.values())
+    nodes = [node for graph in graphs for node in graph.all_nodes()]
+    found = [node for node in nodes if node.op_type in _CONTROL_FLOW]
+    refusals = [
+        Refusal(
+            f"torch.onnx writes {_origin(node)} with {node.op_type}.",
+            why="One graph without control flow is promised.",
+            remedy="Write it in the model with other operators, or try another opset=.",
         )
+        for node in found
+    ]
+    raise_all(CacheFreeError, list(dict.fromkeys(refusals)))
+
+
+def _origin(node: Any) -> str:
+    """The operator that a node was written for, and the user's line."""
+    written = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+    target = re.search(r"target=(?:torch\.ops\.)?([\w.]+)", written)
+    line = node.metadata_props.get("pkg.torch.onnx.stack_trace", "").strip().split("\n")[-1]
+    return (target[1] if target else "an operator") + (f" ({line})" if line else "")
 
 
 def _save(model: Any, path: Path) -> None:

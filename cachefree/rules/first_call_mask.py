@@ -35,6 +35,7 @@ class FirstCallMask:
     neutral = "a mask that masks nothing once there is a past"
 
     def edit(self, site: Site) -> Edit | None:
+        """The later path with the first call's mask; None where it is not the mask that differs."""
         other = site.divergence.other
         if len(site.past) != 1:
             return None
@@ -58,6 +59,7 @@ class FirstCallMask:
             return None
         query, key = source.args[0], source.args[1]
         scores = (query.sizes[-2], key.sizes[-2])
+        mask: Term | None = other.args[3]
         if other.args[5]:
             first = site.table.make(
                 "full",
@@ -70,8 +72,6 @@ class FirstCallMask:
             mask = site.table.make(
                 aten.tril.default, (first, 0), first.shape, torch.bool, source.device, source.line
             )
-        else:
-            mask = other.args[3]
         if mask is None:
             return None
         gated = _gated(site, mask, scores[1], neutral=True if mask.dtype == torch.bool else 0.0)

@@ -29,6 +29,7 @@ class OneTokenAttention:
     neutral = "a mask that masks nothing for one token"
 
     def edit(self, site: Site) -> Edit | None:
+        """Attention with a mask for attention with a causal flag; None where no flag differs."""
         other = site.divergence.other
         if other.op is not _SDPA or other.args[3] is not None or other.args[5]:
             return None

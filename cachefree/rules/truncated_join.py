@@ -31,6 +31,7 @@ class TruncatedJoin:
     neutral = "zero length, cut after the join"
 
     def edit(self, site: Site) -> Edit | None:
+        """A join that is cut afterwards for one cut before; None where no such join differs."""
         other = site.divergence.other
         if other.op != "slice":
             return None

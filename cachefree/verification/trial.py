@@ -254,7 +254,7 @@ class Trial:
 def _coarsest(module: nn.Module, interface: Interface) -> torch.dtype | None:
     """The floating-point dtype with the fewest digits among parameters, inputs and outputs."""
     dtypes = {tensor.dtype for tensor in module.parameters()}
-    dtypes |= {spec.dtype for spec in (*interface.inputs, *interface.outputs)}
+    dtypes |= {spec.dtype for spec in interface.inputs} | {spec.dtype for spec in interface.outputs}
     floating = [dtype for dtype in dtypes if dtype.is_floating_point]
     return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 

@@ -103,7 +103,7 @@ def program(inputs: Sequence[str], function: Callable[..., Any], table: Table) -
     return read(captured, table, {}).outputs
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def terms(instance: Instance) -> tuple[Table, tuple[Term, ...]]:
     """The instance as terms."""
     table = Table()
@@ -127,7 +127,7 @@ def steps(instance: Instance, pinned: Sizes | None = None) -> list[Step]:
     return normaliser.steps
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def all_steps(instance: Instance) -> list[tuple[Step, dict[sympy.Symbol, int]]]:
     """The steps with all sizes symbolic, and with one or all of them pinned."""
     found: dict[tuple[Term, Term], tuple[Step, dict[sympy.Symbol, int]]] = {}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachefree.laws import COMMUTATIVE, EXACT_LAWS, LAWS, NO_ELEMENTS
+from cachefree.laws.identity import _WIDER
 
 from .equations import (
     BY_NAME,
@@ -14,7 +18,9 @@ from .equations import (
     drawn,
     fires_and_holds,
     hold,
+    same_bits,
     situations,
+    special,
     steps,
 )
 from .families import Tried
@@ -51,8 +57,28 @@ def test_laws_are_named_stated_and_of_a_known_kind() -> None:
     assert all(law.kind == "exact" for law in EXACT_LAWS)
 
 
-def test_commutative_operators_commute() -> None:
-    assert {op for op in BY_NAME["commute"].ops} == set(COMMUTATIVE)
+@pytest.mark.parametrize("op", COMMUTATIVE, ids=str)
+def test_commutative_operators_commute(op: torch._ops.OpOverload) -> None:
+    dtypes = [torch.bool, torch.int64, torch.float16, torch.float32]
+    if "bitwise" in str(op):
+        dtypes = dtypes[:2]
+    for seed, (one, other) in enumerate(itertools.product(dtypes, dtypes)):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = special((97,), one, generator), special((3, 1), other, generator)
+        assert same_bits(op(x, y), op(y, x)), (one, other)
+
+
+@pytest.mark.parametrize("narrow", _WIDER, ids=str)
+def test_a_wider_dtype_on_the_way_changes_no_cast(narrow: torch.dtype) -> None:
+    numbers = special((4096,), narrow, torch.Generator().manual_seed(1))
+    if not narrow.is_floating_point and narrow != torch.bool:
+        info = torch.iinfo(narrow)
+        numbers = torch.randint(info.min, info.max + 1, (4096,)).to(narrow)
+        numbers[:4] = torch.tensor([info.min, info.max, 0, 1], dtype=narrow)
+    for wide in _WIDER[narrow]:
+        for target in {*_WIDER, *_WIDER[narrow], torch.int64}:
+            through = numbers.to(wide).to(target)
+            assert same_bits(through, numbers.to(target)), (wide, target)
 
 
 @pytest.mark.parametrize(("law", "instance"), instances("applies"))

@@ -193,11 +193,13 @@ def in_training():
 EXAMPLE = (torch.tensor([[3, 1, 4], [1, 5, 9]]),)
 
 
-def _threshold(name, build, *says, drawn=None, example_inputs=EXAMPLE):
+def _threshold(
+    name, build, *says, drawn=None, example_inputs=EXAMPLE, error="UnsupportedBranchError"
+):
     return RefusalCase(
         name,
         seeded(build),
-        error="UnsupportedBranchError",
+        error=error,
         says=says,
         example_inputs=example_inputs,
         or_correct=True,
@@ -206,14 +208,15 @@ def _threshold(name, build, *says, drawn=None, example_inputs=EXAMPLE):
 
 
 REFUSALS = (
-    _threshold("log_scaled_queries", LogScaledQueries, "past_len > self.train_length"),
+    # what it leaves on the module is as good a reason as the threshold behind it
+    _threshold("log_scaled_queries", LogScaledQueries, "log_scale", error="CacheFreeError"),
     _threshold("another_scale_for_long_pasts", AnotherScaleForLongPasts, "k.shape[2] > 6"),
     _threshold("batch_of_one", SingleSentencePath, "x.shape[0] == 1"),
     _threshold("one_token", SingleTokenPath, "x.shape[1] == 1"),
     _threshold(
         "empty_history",
         EmptyHistoryPath,
-        "past.shape[1] == 0",
+        "seen = torch.cat([past, x], dim=1)",
         drawn=_history_calls(),
         example_inputs=(EXAMPLE[0], torch.zeros(2, 0, 16)),
     ),

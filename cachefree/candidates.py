@@ -1,0 +1,133 @@
+"""Which places of a call could carry the cache, and which parts of a result could feed them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cachefree.inputs import CACHE_NAMES
+from cachefree.places import Link, Place, Selector, empty_entries, is_empty, select, selectors
+from cachefree.structure import flatten
+
+__all__ = ["candidates"]
+
+
+def candidates(
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+    wanted: tuple[str, ...],
+) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    """Places that could carry the cache, with what could feed them, likeliest first.
+
+    Args:
+        signature: The signature of the model's forward.
+        args: Positional arguments of the first call.
+        kwargs: Keyword arguments of the first call.
+        result: What the first call returns.
+        wanted: Names of the cache's arguments; empty where they are not known.
+
+    Returns:
+        How likely the links are (3 and more: by name), and the links.
+    """
+    places = _places(signature, args, kwargs, wanted)
+    places += _absent_entries(signature, args, kwargs, result)
+    parts = list(selectors(result))
+    if wanted and len(wanted) > 1:
+        chosen = [
+            place
+            for name in wanted
+            for place in places
+            if place.path == name or place.parameter == name
+        ]
+        yield from _joint(chosen, parts)
+        return
+    ranked: list[tuple[float, tuple[Link, ...]]] = []
+    for place in places:
+        for selector in parts:
+            score = 3.0 if CACHE_NAMES.search(place.path) else 0.0
+            closeness = _closeness(place, selector, result)
+            ranked.append((score + closeness, (Link(place, selector),)))
+    yield from sorted(ranked, key=lambda pair: -pair[0])
+    if not wanted:
+        yield from _joint([place for place in places if CACHE_NAMES.search(place.path)], parts)
+
+
+def _joint(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    """Several arguments at once, fed by as many neighbouring entries of the result."""
+    entries = [
+        selector for selector in parts if len(selector) == 1 and not isinstance(selector[0], tuple)
+    ]
+    for count in range(len(places), 1, -1):
+        for start in range(len(entries) - count + 1):
+            links = tuple(
+                Link(place, entry)
+                for place, entry in zip(places[:count], entries[start : start + count], strict=True)
+            )
+            yield 3.0, links
+
+
+def _places(
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wanted: tuple[str, ...],
+) -> list[Place]:
+    """Arguments, and entries inside given ones, that may still take something."""
+    found: list[Place] = []
+    for position, (name, parameter) in enumerate(signature.parameters.items()):
+        if wanted and not any(w == name or w.startswith((name + ".", name + "[")) for w in wanted):
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            if len(args) <= position:
+                found.append(Place(name, is_variadic=True))
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        is_given = position < len(args) or name in kwargs
+        value = args[position] if position < len(args) else kwargs.get(name, parameter.default)
+        at = position if position < len(args) else None
+        if is_given and isinstance(value, (dict, list, tuple)) and value:
+            found += [Place(name, at, steps) for steps in empty_entries(value)]
+        elif is_empty(value) or (not is_given and parameter.default is parameter.empty):
+            found.append(Place(name, at))
+    return found
+
+
+def _absent_entries(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> list[Place]:
+    """Entries that a dict argument lacks and that the result, a dict too, has."""
+    if not isinstance(result, Mapping):
+        return []
+    found = []
+    for position, name in enumerate(signature.parameters):
+        value = args[position] if position < len(args) else kwargs.get(name)
+        if isinstance(value, dict):
+            at = position if position < len(args) else None
+            found += [Place(name, at, (key,)) for key in result if key not in value]
+    return found
+
+
+def _closeness(place: Place, selector: Selector, result: Any) -> float:
+    """How likely this part of the result feeds this place, from names and shape alone.
+
+    It sets the order of the attempts and decides nothing.
+    """
+    leaves, _ = flatten(select(result, selector))
+    words = set(re.split(r"\W|_", place.path.lower()))
+    named = [step for step in selector if isinstance(step, str)]
+    overlap = max((len(words & set(step.lower().split("_"))) for step in named), default=0)
+    tail = any(isinstance(step, tuple) for step in selector)
+    return (
+        0.2 * min(overlap, 2)
+        + (0.1 if named and named[-1] == place.path else 0)
+        + (0.15 if len(leaves) > 1 else 0)
+        + (0.2 if tail and place.is_variadic else -0.1 if tail else 0)
+        - (0.12 if not selector else 0)
+        - (0.02 * len(selector))
+        - (0.15 if selector and selector[0] == 0 else 0)
+    )

@@ -1,0 +1,63 @@
+"""Operators that torch.onnx writes with control flow, in simpler ones that it writes without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["PREVIOUS", "SIMPLER"]
+
+aten = torch.ops.aten
+_ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+PREVIOUS = object()
+"""Stands for the result of the step before."""
+Steps = list[tuple[Any, tuple[Any, ...]]]
+
+
+def _stack(rank: int, axis: int) -> Callable[[Any], Steps | None]:
+    """``hstack`` and its kin as ``cat``: their ``If`` asks for the rank, which is known."""
+
+    def simpler(args: Any) -> Steps | None:
+        tensors = args[0]
+        if min(tensor.meta["val"].dim() for tensor in tensors) < rank:
+            return None
+        return [(aten.cat.default, (tensors, axis))]
+
+    return simpler
+
+
+def _embedding_bag(args: Any) -> Steps | None:
+    """Bags of one size as rows that are looked up and reduced: their ``Loop`` is over bags."""
+    weight, indices, offsets = args[:3]
+    mode = args[4] if len(args) > 4 else 0
+    options = [*args[3:4], *args[5:9]]  # scaled by frequency, sparse, weights, last offset, padding
+    size = _step(offsets)
+    if size is None or any(option not in (None, False, -1) for option in options):
+        return None
+    reduce = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[mode]
+    return [
+        (aten.reshape.default, (indices, [-1, size])),
+        (aten.embedding.default, (weight, PREVIOUS)),
+        (reduce, (PREVIOUS, [1])),
+    ]
+
+
+def _step(offsets: Any) -> int | None:
+    """The size K of the bags, where their offsets are 0, K, 2K and so on."""
+    if not isinstance(offsets, fx.Node) or offsets.target not in _ARANGES:
+        return None
+    start = offsets.args[0] if len(offsets.args) > 1 else 0
+    step = offsets.args[2] if len(offsets.args) > 2 else 1
+    return step if start == 0 and isinstance(step, int) and step > 0 else None
+
+
+SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
+    aten.hstack.default: _stack(2, 1),
+    aten.vstack.default: _stack(2, 0),
+    aten.dstack.default: _stack(3, 2),
+    aten.embedding_bag.default: _embedding_bag,
+    aten.embedding_bag.padding_idx: _embedding_bag,
+}

@@ -1,0 +1,239 @@
+"""The search for the argument that carries the cache, by calls on fake tensors of fixed sizes."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cachefree.candidates import candidates
+from cachefree.capture import Call
+from cachefree.dimensions import Dimension, find_dimensions
+from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
+from cachefree.inputs import FirstCall, call_of
+from cachefree.places import Carried, Carry, Link, Place, items_of
+from cachefree.structure import flatten
+from cachefree.trials import Trials
+
+__all__ = ["Found", "Search"]
+
+log = logging.getLogger(__name__)
+_FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
+
+
+@dataclass
+class Found:
+    """A first call, and where a later call takes its cache.
+
+    Attributes:
+        args: Positional arguments of the first call.
+        kwargs: Its keyword arguments.
+        call: It, taken apart.
+        groups: The dimensions of its inputs that vary together.
+        query: The group whose size is the number of new tokens.
+        links: The places of the cache, with what feeds them.
+        total: Dimensions that are past + query on later calls.
+        tokens: How many new tokens a later call takes: any number, or one only.
+        notes: What was assumed, in words.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    call: Call
+    groups: list[list[Dimension]]
+    query: list[Dimension]
+    links: tuple[Link, ...]
+    total: frozenset[Dimension]
+    tokens: int
+    notes: tuple[str, ...]
+
+
+class Search:
+    """The search for the cache on fake tensors of fixed sizes.
+
+    Args:
+        model: Any module.
+        first: How it is called first.
+        cache: Names of the cache's arguments, or None.
+        carry: ``(outputs, inputs) → later inputs``, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first: FirstCall,
+        cache: str | Sequence[str] | None,
+        carry: Carry | None,
+    ) -> None:
+        self.model = model
+        self.first = first
+        self.signature = inspect.signature(model.forward)
+        self.names = dict(enumerate(self.signature.parameters))
+        self.wanted = (cache,) if isinstance(cache, str) else tuple(cache or ())
+        self.carry = carry
+        self.trials = Trials(model, is_told=bool(self.wanted or carry))
+
+    def run(self) -> Found:
+        """The first place that a later call takes the cache at.
+
+        Raises:
+            CacheNotFoundError: no argument carries a cache, or several could.
+            CaptureError: the model does not run.
+        """
+        unknown = [
+            name
+            for name in self.wanted
+            if name.split(".")[0].split("[")[0] not in self.signature.parameters
+        ]
+        if unknown:
+            raise CacheNotFoundError(
+                Refusal(
+                    f"The model's forward has no argument {unknown[0]!r}.",
+                    why=f"cache={self.wanted!r} was given; the arguments are "
+                    f"{', '.join(self.signature.parameters)}.",
+                    remedy="Name one of them.",
+                )
+            )
+        if self.carry is not None:
+            return self._carried(self.carry)
+        for flags in self._flag_choices():
+            args, kwargs = self.first.args, {**self.first.kwargs, **flags}
+            call = call_of(args, kwargs, self.names)
+            try:
+                call, groups = find_dimensions(self.model, call)
+            except Exception as error:  # noqa: BLE001 - the model may raise anything
+                log.debug("the model does not run with %s: %s", flags, error)
+                continue
+            found = self._with(args, kwargs, call, groups, flags)
+            if found is not None:
+                return found
+        raise self._not_found()
+
+    def _carried(self, carry: Carry) -> Found:
+        """The places that ``carry`` feeds."""
+        args, kwargs = self.first.args, self.first.kwargs
+        call, groups = find_dimensions(self.model, call_of(args, kwargs, self.names))
+        for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
+            runs = self.trials.first_runs(call, query)
+            if runs is None:
+                continue
+            part, *whole = runs
+            own = {id(leaf) for leaf in flatten(part)[0]}
+            inputs = args if args else dict(kwargs)
+            links = []
+            for key, value in items_of(carry(part, inputs)):
+                if any(id(leaf) in own for leaf in flatten(value)[0]):
+                    is_name = isinstance(key, str)
+                    place = Place(key if is_name else self.names[key], None if is_name else key)
+                    links.append(Link(place, (Carried(carry, inputs, key),)))
+            accepted = links and self.trials.accepts(call, query, tuple(links), part, whole)
+            if accepted:
+                total, tokens = accepted
+                notes = (*self.first.assumed,)
+                return Found(args, kwargs, call, groups, query, tuple(links), total, tokens, notes)
+        attempts = "".join(f"\n         tried {attempt}" for attempt in self.trials.failures[-3:])
+        raise CacheNotFoundError(
+            Refusal(
+                "The later inputs that carry= gives do not run, or hold no output of the call.",
+                why=f"No output of the first call was found in them as it is.{attempts}",
+                remedy="carry takes (outputs, inputs) and puts outputs, unchanged, into later "
+                "inputs.",
+            )
+        )
+
+    def _flag_choices(self) -> Iterator[dict[str, Any]]:
+        yield {}
+        given = set(self.first.kwargs) | {
+            self.names[i] for i in range(len(self.first.args)) if i in self.names
+        }
+        flags = [
+            name
+            for name, parameter in self.signature.parameters.items()
+            if name not in given
+            and (parameter.default is False or (parameter.default is None and _FLAGS.search(name)))
+            and _FLAGS.search(name)
+            and not re.search(r"past|values", name)
+        ]
+        flags.sort(key=lambda name: "cache" not in name)
+        for flag in flags:
+            yield {flag: True}
+        for pair in itertools.combinations(flags, 2):
+            yield dict.fromkeys(pair, True)
+
+    def _with(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Call,
+        groups: list[list[Dimension]],
+        flags: dict[str, Any],
+    ) -> Found | None:
+        """The links that a later call accepts; None where it accepts none."""
+        accepted: list[tuple[float, Found]] = []
+        for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
+            runs = self.trials.first_runs(call, query)
+            if runs is None:
+                continue
+            part, *whole = runs
+            for score, links in candidates(self.signature, args, kwargs, part, self.wanted):
+                accepted_by = self.trials.accepts(call, query, links, part, whole)
+                if accepted_by is None:
+                    continue
+                total, tokens = accepted_by
+                notes = [
+                    *self.first.assumed,
+                    *(
+                        f"{flag}={value} so that the model returns its cache"
+                        for flag, value in flags.items()
+                    ),
+                ]
+                found = Found(args, kwargs, call, groups, query, links, total, tokens, tuple(notes))
+                if score >= 3 or self.wanted or self.carry:
+                    return found
+                accepted.append((score, found))
+            if accepted:
+                break
+        return _likeliest(accepted) if accepted else None
+
+    def _not_found(self) -> CacheFreeError:
+        if self.wanted:
+            what = (
+                f"The argument {', '.join(self.wanted)!s} does not take what the first call "
+                "returns."
+            )
+        else:
+            what = f"No argument of {type(self.model).__name__}.forward carries a cache."
+        attempts = list(dict.fromkeys(self.trials.failures))[-3:]
+        tried = "".join(f"\n         tried {attempt}" for attempt in attempts)
+        return CacheNotFoundError(
+            Refusal(
+                what,
+                why="No output of the first call fits into an argument that may be left out, so "
+                "that the sizes then grow as a cache's do. The arguments are "
+                f"{', '.join(self.signature.parameters)}.{tried}",
+                remedy="Name the argument with cache=; where the outputs do not feed it directly, "
+                "give carry=; where the model keeps its cache on itself, return it from forward.",
+            )
+        )
+
+
+def _likeliest(accepted: list[tuple[float, Found]]) -> Found:
+    """The likeliest find, where all are at the same places; else a refusal."""
+    places = {tuple(link.place.path for link in found.links) for _, found in accepted}
+    if len(places) > 1:
+        several = ", ".join(sorted(" and ".join(place) for place in places))
+        raise CacheNotFoundError(
+            Refusal(
+                f"Several arguments could carry the cache: {several}.",
+                why="A later call takes an output of the first call at each of them, and the sizes "
+                "grow as a cache's do.",
+                remedy="Name the one with cache=.",
+            )
+        )
+    return max(accepted, key=lambda pair: pair[0])[1]

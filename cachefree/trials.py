@@ -1,0 +1,173 @@
+"""Calls of the model on fake tensors of fixed sizes: a first one, and later ones fed by it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.dimensions import Dimension, resized
+from cachefree.inputs import CACHE_NAMES
+from cachefree.places import Link, select
+from cachefree.structure import Structure, flatten, leaf_paths
+
+__all__ = ["Trials"]
+
+_LENGTHS = {"past": 5, "query": 3}
+
+
+class Trials:
+    """Tries whether later calls take what first calls return.
+
+    Args:
+        model: Any module.
+        is_told: Whether the user said which arguments carry the cache.
+
+    Attributes:
+        failures: What did not run, in words.
+    """
+
+    def __init__(self, model: nn.Module, *, is_told: bool) -> None:
+        self.model = model
+        self.is_told = is_told
+        self.failures: list[str] = []
+
+    def first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, ...] | None:
+        """The results of first calls over the past's tokens, and over all tokens.
+
+        All tokens are counted twice: with several new ones, and with one.
+        """
+        try:
+            past = _LENGTHS["past"]
+            return tuple(
+                self._result(resized(call, dict.fromkeys(query, past + new)))
+                for new in (0, _LENGTHS["query"], 1)
+            )
+        except Exception as error:  # noqa: BLE001 - the model may raise anything
+            self.failures.append(f"{type(error).__name__}: {_first_line(error)}")
+            return None
+
+    def _result(self, call: Call) -> Any:
+        leaves, structure = run_on_fakes(self.model, call, {})
+        return structure.rebuild(leaves)
+
+    def accepts(
+        self,
+        call: Call,
+        query: list[Dimension],
+        links: tuple[Link, ...],
+        part: Any,
+        whole: Sequence[Any],
+    ) -> tuple[frozenset[Dimension], int] | None:
+        """The dimensions that are past + query, and how many tokens run.
+
+        None where no later call takes the cache there.
+        """
+        for tokens, expected in zip((_LENGTHS["query"], 1), whole, strict=True):
+            for total in _total_choices(call, query):
+                new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
+                if self._runs_later(resized(call, new), links, part, expected):
+                    return total, tokens
+        return None
+
+    def _runs_later(self, call: Call, links: tuple[Link, ...], part: Any, whole: Any) -> bool:
+        """Whether a later call runs and returns what one first call over all tokens does.
+
+        It is given the first call's results.
+        """
+        later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
+        try:
+            for link in links:
+                later_args, later_kwargs = link.place.put(
+                    later_args, later_kwargs, select(part, link.selector)
+                )
+            later_leaves, later_structure = _run_values(self.model, later_args, later_kwargs)
+            result = later_structure.rebuild(later_leaves)
+            if not all(
+                _same_sizes(select(result, link.selector), select(whole, link.selector))
+                for link in links
+            ):
+                return False
+            grows = any(
+                not _same_sizes(select(part, link.selector), select(whole, link.selector))
+                for link in links
+            )
+            named = all(CACHE_NAMES.search(link.place.path) for link in links)
+            return bool((grows or named or self.is_told) and _is_alike(result, part))
+        except Exception as error:  # noqa: BLE001 - the model may raise anything
+            self.failures.append(
+                f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}"
+            )
+            return False
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else ""
+
+
+def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dimension]]:
+    """Which input dimensions are past + query on a later call, likeliest first."""
+    yield frozenset()
+    paths = {dim: call.leaves[dim[0]].path for dim in query}
+    masks = frozenset(dim for dim in query if "mask" in paths[dim])
+    first = min(query)
+    if masks:
+        yield masks
+        last_axes = frozenset(
+            dim for dim in masks if dim[1] == max(axis for place, axis in masks if place == dim[0])
+        )
+        if last_axes != masks:
+            yield last_axes
+    others = [dim for dim in query if dim != first]
+    for count in (1, 2):
+        for chosen in itertools.combinations(others, count):
+            if frozenset(chosen) != masks:
+                yield frozenset(chosen)
+
+
+def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
+    """The call's arguments with a meta tensor for each spec."""
+    values = [
+        torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+        if isinstance(leaf, TensorSpec)
+        else leaf.expr
+        for leaf in leaves
+    ]
+    for value, leaf in zip(values, leaves, strict=True):
+        if isinstance(value, torch.Tensor):
+            value.cachefree_device = leaf.device  # type: ignore[attr-defined]
+    args, kwargs = structure.rebuild(values)
+    return args, kwargs
+
+
+def _run_values(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Any], Structure]:
+    leaves, structure = flatten((args, kwargs))
+    specs = tuple(
+        TensorSpec(
+            "", tuple(leaf.shape), leaf.dtype, getattr(leaf, "cachefree_device", leaf.device)
+        )
+        for leaf in leaves
+    )
+    return run_on_fakes(model, Call(structure, specs), {})
+
+
+def _same_sizes(one: Any, other: Any) -> bool:
+    first, structure = flatten(one)
+    second, other_structure = flatten(other)
+    return structure.leaf_count == other_structure.leaf_count and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(first, second, strict=True)
+    )
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether two results have the same tensors at the same places, of the same ranks."""
+    first, structure = flatten(one)
+    second, other_structure = flatten(other)
+    return leaf_paths(structure) == leaf_paths(other_structure) and all(
+        a.dim() == b.dim() and a.dtype == b.dtype for a, b in zip(first, second, strict=True)
+    )
