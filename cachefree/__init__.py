@@ -1,5 +1,4 @@
-"""One torch.fx graph for a decoder's first call and its later calls: the cache is always a
-tensor."""
+"""One torch.fx graph for a decoder's first and later calls: the cache is always a tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from cachefree.report import Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
-    from cachefree.verify import verify
+    from cachefree.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,7 +44,7 @@ _HOMES = {
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",
-    "verify": "cachefree.verify",
+    "verify": "cachefree.verification",
 }
 
 

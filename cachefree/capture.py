@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
-from cachefree.isolation import (
-    StateChange,
-    quiet_warnings,
-    sizes_in_builtins,
-    sizes_in_int,
-    untouched,
-)
+from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
 from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
 from cachefree.structure import Structure, flatten, leaf_paths
 
@@ -375,7 +370,8 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
     Warnings of the tracer are not the user's.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_warnings())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if any(_is_compiled(module) for module in model.modules()):

@@ -95,10 +95,9 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     path = capture(model, first, hints)
     later, cache_leaves, carried, more = _later_call(search, found, first, path)
     for name, expr in more.items():
-        length = sympy.sympify(expr).subs(
-            {size_symbol("query"): 7, **{size_symbol(n): h for n, h in hints.items()}}
-        )
-        hints[name] = max(2, int(length)) if name != "past" or expr != size_symbol("query") else 7
+        known = {size_symbol(other): size for other, size in hints.items()}
+        length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): _PAST_HINT}))
+        hints[name] = _unlike(max(2, length), hints)
     asked = {"query": 1} if found.tokens == 1 else {}
     return Discovery(
         first,
@@ -127,11 +126,13 @@ def _absent(search: Search, found: Found) -> tuple[str, ...]:
 
 def _named_groups(found: Found) -> dict[str, list[Dimension]]:
     named: dict[str, list[Dimension]] = {}
+    # time-major models have the batch behind the tokens
+    batch_axis = 1 if min(axis for _, axis in found.query) == 0 else 0
     for group in found.groups:
         path = found.call.leaves[group[0][0]].path
         if group == found.query:
             name = "query"
-        elif min(axis for _, axis in group) == 0 and "batch" not in named:
+        elif "batch" not in named and min(axis for _, axis in group) == batch_axis:
             name = "batch"
         elif re.search(r"enc|memory|context|source|src|cross", path):
             name = "encoder"
@@ -141,6 +142,15 @@ def _named_groups(found: Found) -> dict[str, list[Dimension]]:
             name += "_"
         named[name] = group
     return named
+
+
+_PAST_HINT = 7
+
+
+def _unlike(size: int, hints: dict[str, int]) -> int:
+    """A size near the wanted one that equals no other example size: equal sizes would be tied."""
+    wanted = itertools.chain((size,), range(size - 1, 1, -1), itertools.count(size + 1))
+    return next(candidate for candidate in wanted if candidate not in hints.values())
 
 
 def _hints(symbols: dict[str, Any]) -> dict[str, int]:

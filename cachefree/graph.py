@@ -69,7 +69,52 @@ def assemble(
     for name, child in root._modules.items():
         module.add_module(name, child)
     module._parameters, module._buffers = root._parameters, root._buffers
+    module.training = False
+    _make_traceable(module)
     return module
+
+
+def _make_traceable(module: fx.GraphModule) -> None:
+    """Lets ``torch.jit.trace`` see sizes: operators called by overload take plain numbers."""
+    cls = type(module)
+    run = cls.__call__
+
+    def call(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None:
+            return _Traced(self).run(*args)
+        return run(self, *args, **kwargs)
+
+    cls.__call__ = call  # type: ignore[method-assign]
+
+
+class _Traced(fx.Interpreter):
+    """Runs a graph by Python's bindings, whose arguments ``torch.jit.trace`` records."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in _EXTREMES and any(isinstance(arg, torch.Tensor) for arg in args):
+            return _EXTREMES[target](*map(torch.as_tensor, args))
+        if not isinstance(target, torch._ops.OpOverload) or not _takes_traced_sizes(target, args):
+            return super().call_function(target, args, kwargs)
+        if target is aten.slice.Tensor:
+            source, dim, *bounds = args
+            index = [slice(None)] * source.dim()
+            index[dim] = slice(*bounds)
+            return source[tuple(index)]
+        name = target._schema.name.removeprefix("aten::")
+        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
+        return function(*args, **kwargs)
+
+
+_EXTREMES: dict[Any, Any] = {torch.sym_max: torch.maximum, torch.sym_min: torch.minimum}
+
+
+def _takes_traced_sizes(target: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether a number among the arguments is a tensor, as sizes are while they are traced."""
+    for argument, value in zip(target._schema.arguments, args, strict=False):
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if "Tensor" not in str(argument.type) and any(isinstance(v, torch.Tensor) for v in values):
+            return True
+    return False
 
 
 def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -7,25 +7,39 @@ plain containers in them hold, puts all of it back, and tells what had changed.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import functools
+import linecache
 import random
 import sys
 import threading
-import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["StateChange", "quiet_warnings", "sizes_in_builtins", "sizes_in_int", "untouched"]
+__all__ = ["StateChange", "one_at_a_time", "sizes_in_builtins", "sizes_in_int", "untouched"]
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_one_thread = threading.RLock()
 _CONTAINERS = (list, dict, set, deque)
 _ABSENT = object()
+
+
+def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets one thread into ``function``: torch traces, warns and draws for the whole process."""
+
+    @functools.wraps(function)
+    def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _one_thread:
+            return function(*args, **kwargs)
+
+    return alone
 
 
 @dataclass(frozen=True)
@@ -187,9 +201,6 @@ _lock = threading.Lock()
 _capturing = threading.local()
 _users = 0
 _originals: list[tuple[Any, str, Any]] = []
-_changed_homes: dict[ModuleType, int] = {}
-_quiet_users = 0
-_kept_filters: list[warnings.catch_warnings[None]] = []
 
 
 def _has_size(values: Any) -> bool:
@@ -276,47 +287,52 @@ class _Integer(int, metaclass=_IntegerType):
 @contextlib.contextmanager
 def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
     """Lets ``int(size)`` stay symbolic in the files that define the model's classes."""
-    names = {type(module).__module__ for module in model.modules()}
-    homes = [sys.modules[name] for name in names if name in sys.modules]
-    homes = [home for home in homes if home.__name__.split(".")[0] not in ("torch", "builtins")]
+    homes = {type(module).__module__ for module in model.modules()}
     changed = []
-    with _lock:
-        for home in homes:
-            if home in _changed_homes or "int" not in vars(home):
-                home.int = _Integer  # type: ignore[attr-defined]
-                _changed_homes[home] = _changed_homes.get(home, 0) + 1
-                changed.append(home)
+    for name in homes:
+        home = sys.modules.get(name)
+        is_users = home is not None and name.split(".")[0] not in ("torch", "builtins")
+        if (
+            is_users
+            and "int" not in vars(home)
+            and _only_converts(getattr(home, "__file__", None) or "")
+        ):
+            home.int = _Integer  # type: ignore[union-attr]
+            changed.append(home)
     try:
         yield
     finally:
-        with _lock:
-            for home in changed:
-                _changed_homes[home] -= 1
-                if not _changed_homes[home]:
-                    del _changed_homes[home]
-                    vars(home).pop("int", None)
+        for home in changed:
+            vars(home).pop("int", None)
 
 
-@contextlib.contextmanager
-def quiet_warnings() -> Iterator[None]:
-    """Ignores warnings; of several threads at once, the last one puts the filters back.
+@functools.lru_cache(maxsize=256)
+def _only_converts(file: str) -> bool:
+    """Whether a file calls ``int``, checks for it and annotates with it, and nothing else.
 
-    ``warnings.catch_warnings`` alone would leave the filters of one thread to another.
+    ``dtype=int`` and ``type(n) is int`` mean the class itself.
     """
-    global _quiet_users
-    with _lock:
-        if _quiet_users == 0:
-            _kept_filters.append(warnings.catch_warnings())
-            _kept_filters[0].__enter__()
-            warnings.simplefilter("ignore")
-        _quiet_users += 1
     try:
-        yield
-    finally:
-        with _lock:
-            _quiet_users -= 1
-            if _quiet_users == 0:
-                _kept_filters.pop().__exit__(None, None, None)
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return False
+    allowed: set[int] = set()
+    for node in ast.walk(tree):
+        places: list[Any] = []
+        if isinstance(node, ast.Call):
+            allowed.add(id(node.func))
+            if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+                places = node.args[1:]
+        elif isinstance(node, (ast.arg, ast.AnnAssign)):
+            places = [node.annotation]
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            places = [node.returns]
+        allowed |= {id(part) for place in places if place is not None for part in ast.walk(place)}
+    return all(
+        id(node) in allowed
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == "int"
+    )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,9 @@ class Origin:
         self.again = again
         self._children: list[tuple[dict[str, Any], list[int]]] = []
         self._hooks: list[tuple[dict[int, Any], int]] = []
-        self._tensors: list[tuple[dict[str, Any], list[tuple[int, Any]], list[_Kind | None]]] = []
+        self._tensors: list[
+            tuple[Mapping[str, Any], list[tuple[int, Any]], list[_Kind | None]]
+        ] = []
         for module in model.modules():
             if module._modules:
                 self._children.append((module._modules, [*map(id, module._modules.values())]))
@@ -56,12 +58,12 @@ class Origin:
         return False
 
 
-def _marks(tensors: dict[str, torch.Tensor | None]) -> list[tuple[int, Any]]:
+def _marks(tensors: Mapping[str, torch.Tensor | None]) -> list[tuple[int, Any]]:
     """What is cheap to compare: identities and dtypes."""
     return [(id(tensor), None if tensor is None else tensor.dtype) for tensor in tensors.values()]
 
 
-def _kinds(tensors: dict[str, torch.Tensor | None]) -> list[_Kind | None]:
+def _kinds(tensors: Mapping[str, torch.Tensor | None]) -> list[_Kind | None]:
     """What the capture depends on."""
     return [
         None if tensor is None else (tensor.dtype, type(tensor), tensor.shape)

@@ -16,8 +16,8 @@ __all__ = ["Branch", "Report", "Verdict"]
 class Verdict(Enum):
     """How the one graph was shown to equal the model's paths, strongest first."""
 
-    PROVED_EXACT = "proved, bit for bit"
-    PROVED_REAL = "proved over the real numbers"
+    PROVED_EXACT = "proved by laws that hold bit for bit"
+    PROVED_REAL = "proved by laws that hold over the real numbers"
     CHECKED = (
         "proved but for values of sizes alone, which were compared at every size up to a bound"
     )

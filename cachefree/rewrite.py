@@ -15,6 +15,7 @@ from cachefree.certify import certify
 from cachefree.discover import Carry, discover
 from cachefree.errors import CaptureError, Refusal
 from cachefree.graph import emit
+from cachefree.isolation import one_at_a_time
 from cachefree.origin import Origin
 from cachefree.preconditions import (
     refuse_frozen_sizes,
@@ -34,6 +35,7 @@ __all__ = ["rewrite"]
 _CHECKS = ("prove", "test", "off")
 
 
+@one_at_a_time
 def rewrite(
     model: nn.Module,
     example_inputs: Any = None,

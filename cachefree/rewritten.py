@@ -137,18 +137,23 @@ class Rewritten(nn.Module):
         ]
 
     def export_args(
-        self, exporter: str = "onnx", *, names: Literal["optimum", "genai", "model"] = "optimum"
+        self,
+        exporter: str = "onnx",
+        *,
+        names: Literal["optimum", "genai", "model"] = "optimum",
+        flat: bool = False,
     ) -> dict[str, Any]:
-        """Keyword arguments for an exporter, for ``graph_module``.
+        """Keyword arguments for an exporter.
 
         Args:
             exporter: ``"onnx"`` for ``torch.onnx.export``, ``"torch"`` for ``torch.export.export``,
-                ``"trace"`` for ``torch.jit.trace`` …
+                ``"trace"`` for ``torch.jit.trace``, ``"torchscript"``, ``"openvino"``.
             names: The scheme of the input and output names.
+            flat: Whether they are for ``graph_module`` rather than for this module.
         """
         from cachefree.onnx.export import export_arguments
 
-        return export_arguments(self, exporter, names)
+        return export_arguments(self, exporter, names, flat=flat)
 
     def _device(self) -> torch.device:
         for tensor in (*self.parameters(), *self.buffers()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import random
+import sys
 import threading
 from collections import deque
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cachefree.errors import CaptureError
 from cachefree.isolation import sizes_in_builtins, untouched
 
 from .assertions import Unchanged, same
-from .small import IDS, rewritten_small, small
+from .small import IDS, Small, rewritten_small, small
 
 ORIGINALS = (builtins.min, builtins.max, builtins.len, F.scaled_dot_product_attention)
 
@@ -236,3 +238,19 @@ def test_two_rewrites_at_once_in_two_threads() -> None:
         with torch.no_grad():
             same(rewritten(IDS[:, 2:], past), model(IDS[:, 2:], model(IDS[:, :2])[1]))
         assert logits.shape == (3, 2, 12)
+
+
+def test_int_as_a_dtype_and_as_a_class_stays_the_class() -> None:
+    home = sys.modules[Small.__module__]
+
+    class CountsWithIntegers(Small):
+        def attend(self, q, k):
+            assert isinstance(3, int)
+            n, m = q.shape[1], k.shape[1]
+            hidden = torch.ones(n, m, dtype=int).triu(int(m - n) + 1) == 1
+            return (q @ k.mT).masked_fill(hidden, -torch.inf).softmax(-1)
+
+    with pytest.raises(CaptureError, match=r"int\(m - n\)"):
+        rewritten_small(small(CountsWithIntegers))  # a size frozen, and not a wrong dtype
+    assert "int" not in vars(home)
+    assert "int" not in vars(sys.modules[__name__])

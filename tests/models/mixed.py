@@ -198,7 +198,10 @@ CASES = (
             },
         ),
         patterns=("P1", "P2", "P10"),
-        example_inputs={"ids": torch.tensor([[2, 4, 6]]), "attention_mask": torch.ones(1, 3).long()},
+        example_inputs={
+            "ids": torch.tensor([[2, 4, 6]]),
+            "attention_mask": torch.ones(1, 3).long(),
+        },
     ),
     ModelCase(
         "streams_in_one_tensor",
