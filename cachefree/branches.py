@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from cachefree.capture import Call, run_on_fakes, user_line_file
+from cachefree.capture import Call, run_on_fakes
 from cachefree.errors import SourceLine
 from cachefree.report import Branch
 from cachefree.rules import Closing
+from cachefree.sizes import is_users
 
 __all__ = ["removed_branches"]
 
@@ -118,7 +119,7 @@ def _watching(ways: dict[Jump, set[bool]]) -> Iterator[None]:
         return inside
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        if not user_line_file(frame.f_code.co_filename):
+        if not is_users(frame.f_code.co_filename):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
@@ -152,4 +153,13 @@ def _source_of(code: CodeType, offset: int) -> tuple[int, str]:
     text = linecache.getline(code.co_filename, line)
     if end_line == line and column is not None and end_column is not None:
         return line, text.encode()[column:end_column].decode()
-    return line, text.strip()
+    return line, _condition_at(code.co_filename, line) or text.strip()
+
+
+def _condition_at(file: str, line: int) -> str | None:
+    """The condition of the statement or expression that branches on a line."""
+    tree = _parsed(file)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, (ast.If, ast.IfExp, ast.While)) and node.test.lineno == line:
+            return ast.unparse(node.test)
+    return None

@@ -20,8 +20,16 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
+from cachefree.fakes import WeightsAsFakes
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
-from cachefree.sizes import Question, SizeEnvironment, expression, size_symbol, user_line
+from cachefree.sizes import (
+    Question,
+    SizeEnvironment,
+    expression,
+    is_users,
+    size_symbol,
+    user_line,
+)
 from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = ["Call", "Captured", "SizeSpec", "TensorSpec", "capture", "explained", "run_on_fakes"]
@@ -140,7 +148,7 @@ def capture(
 
     with untouched(model) as trace, _quiet(model), sizes_in_builtins(), sizes_in_int(model):
         try:
-            with mode:
+            with mode, WeightsAsFakes(mode):
                 inputs = [_fake(environment, spec) for spec in call.tensors]
                 module = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*inputs)
         except CacheFreeError:
@@ -156,7 +164,10 @@ def capture(
             )
         )
     plain = CallLog()
-    run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
+    try:
+        run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
+    except Exception as error:
+        raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
     refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
     attributes = {
@@ -206,7 +217,7 @@ def run_on_fakes(
         return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model), _quiet(model), mode, torch.no_grad():
+    with untouched(model), _quiet(model), mode, WeightsAsFakes(mode), torch.no_grad():
         leaves = [
             torch.empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
@@ -422,7 +433,7 @@ def explained(error: Exception, what: str) -> CaptureError:
     where = None
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         line = SourceLine(frame.filename, frame.lineno or 0, frame.name)
-        if user_line_file(frame.filename):
+        if is_users(frame.filename):
             where = line
             break
     name = type(error).__name__
@@ -452,10 +463,3 @@ def explained(error: Exception, what: str) -> CaptureError:
             where=where,
         )
     )
-
-
-def user_line_file(file: str) -> bool:
-    """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    from cachefree import sizes
-
-    return not (file.startswith((sizes.TORCH, sizes._HERE, "<")) or sizes._is_standard(file))

@@ -18,10 +18,11 @@ from torch import nn
 
 from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, capture
 from cachefree.dimensions import Dimension, resized
+from cachefree.errors import CaptureError, Refusal
 from cachefree.inputs import find_first_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import Found, Search
-from cachefree.sizes import size_symbol, substitute
+from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
 __all__ = ["Carry", "Discovery", "discover"]
@@ -94,6 +95,7 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     hints = _hints(symbols)
     path = capture(model, first, hints)
     later, cache_leaves, carried, more = _later_call(search, found, first, path)
+    _refuse_counters(later)
     for name, expr in more.items():
         known = {size_symbol(other): size for other, size in hints.items()}
         length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): _PAST_HINT}))
@@ -142,6 +144,26 @@ def _named_groups(found: Found) -> dict[str, list[Dimension]]:
             name += "_"
         named[name] = group
     return named
+
+
+def _refuse_counters(later: Call) -> None:
+    """Refuses a Python number in the cache that no size of a tensor tells.
+
+    Raises:
+        CaptureError: there is one.
+    """
+    read = symbols_of(size for spec in later.tensors for size in spec.shape)
+    refusals = [
+        Refusal(
+            f"The cache counts in Python: {spec.path} is a number that no tensor's size tells.",
+            why="A graph takes tensors; a number that changes from call to call would be frozen.",
+            remedy="Keep the count as a tensor, or read it from the size of a cached tensor.",
+        )
+        for spec in later.leaves
+        if isinstance(spec, SizeSpec) and not symbols_of([spec.expr]) <= read
+    ]
+    if refusals:
+        raise CaptureError(*refusals)
 
 
 _PAST_HINT = 7

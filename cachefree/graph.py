@@ -5,6 +5,7 @@ The parameters and buffers are the model's own.
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -76,15 +77,16 @@ def assemble(
 
 def _make_traceable(module: fx.GraphModule) -> None:
     """Lets ``torch.jit.trace`` see sizes: operators called by overload take plain numbers."""
-    cls = type(module)
-    run = cls.__call__
+    cls: Any = type(module)
+    run = cls.forward
 
-    def call(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        if torch._C._get_tracing_state() is not None:
+    @functools.wraps(run)
+    def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return _Traced(self).run(*args)
         return run(self, *args, **kwargs)
 
-    cls.__call__ = call  # type: ignore[method-assign]
+    cls.forward = forward
 
 
 class _Traced(fx.Interpreter):

@@ -317,6 +317,10 @@ class _Reader:
             )
         packet = getattr(aten, name[:-1], None)
         functional = getattr(packet, target._overloadname, None) if packet is not None else None
+        if functional is None and torch.Tag.nondeterministic_seeded in target.tags:
+            self._refuse(
+                node, f"The path draws random numbers ({target}).", "two calls of the model differ"
+            )
         if functional is None:
             self._refuse(
                 node,
@@ -407,6 +411,10 @@ def _transposed(table: Table, whole: Term, part: Term, args: tuple[Any, ...], in
     return table.like(whole, aten.transpose.int, (part, *args))
 
 
+def _turned(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
+    return table.like(whole, aten.transpose.int, (part, -1, -2)) if len(whole.sizes) > 1 else part
+
+
 def _permuted(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
     inverse = [0] * len(args[0])
     for place, dim in enumerate(args[0]):
@@ -441,6 +449,8 @@ _PUT_BACK: dict[Any, _PutBack] = {
     aten.to.dtype: _same,
     aten.to.device: _same,
     aten.transpose.int: _transposed,
+    aten.t.default: _turned,
+    aten.mT.default: _turned,
     aten.permute.default: _permuted,
     aten.slice.Tensor: _sliced,
     aten.select.int: _selected,

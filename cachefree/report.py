@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,6 +12,12 @@ from cachefree.errors import SourceLine
 from cachefree.spec import Domain
 
 __all__ = ["Branch", "Report", "Verdict"]
+
+
+def _shown(file: str) -> str:
+    """A path as short as it can be: relative where it is below the working directory."""
+    here = os.getcwd() + os.sep
+    return file.removeprefix(here)
 
 
 class Verdict(Enum):
@@ -93,7 +100,7 @@ class Report:
         )
         for (rule, where, condition, neutral), count in counted.items():
             times = f" (×{count})" if count > 1 else ""
-            lines.append(f"  branch    {where.file}:{where.line}{times}  {condition}")
+            lines.append(f"  branch    {_shown(where.file)}:{where.line}{times}  {condition}")
             lines.append(f"            {rule}; {neutral}")
         lines += [f"  assumed   {note}" for note in self.notes]
         lines.append(f"  laws      {', '.join(self.laws)}")

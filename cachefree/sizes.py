@@ -196,9 +196,14 @@ def asking_line(frame: FrameType | None) -> tuple[bool, SourceLine | None]:
     return not asked_in_python, user_line(start)
 
 
+def _is_of_this_package(file: str) -> bool:
+    """Whether a file is cachefree's own, and no example that is shipped with it."""
+    return file.startswith(_HERE) and not os.path.basename(file).startswith("demo")
+
+
 def _is_foreign(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    return file.startswith((TORCH, _HERE, "<frozen"))
+    return file.startswith((TORCH, "<frozen")) or _is_of_this_package(file)
 
 
 def user_line(frame: FrameType | None) -> SourceLine | None:
@@ -209,6 +214,11 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
             return SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     return None
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is the user's: not torch, not cachefree, not the standard library."""
+    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or _is_standard(file))
 
 
 def _is_standard(file: str) -> bool:

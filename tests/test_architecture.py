@@ -18,7 +18,7 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure isolation vocabulary progress origin",
+        "errors structure isolation vocabulary progress origin fakes",
         "sizes places",
         "spec terms faithful",
         "graph report facts capture",

@@ -60,10 +60,7 @@ def test_torch_export(rewritten: Any, model: nn.Module, is_flat: bool) -> None:
     "exporter",
     [
         "onnx",
-        pytest.param(
-            "torchscript",
-            marks=pytest.mark.xfail(reason="it is built on torch.jit.trace", strict=False),
-        ),
+        "torchscript",
     ],
 )
 @pytest.mark.parametrize("is_flat", [True, False])
@@ -86,9 +83,6 @@ def test_onnx_export(
         torch.testing.assert_close(torch.from_numpy(found), model(*given)[0].detach())
 
 
-@pytest.mark.xfail(
-    reason="sizes that are handed to torch.ops are constants under torch.jit.trace", strict=False
-)
 def test_trace(rewritten: Any, model: nn.Module) -> None:
     arguments = export_arguments(rewritten, "trace", flat=True)
     traced = torch.jit.trace(rewritten.graph_module, **arguments)

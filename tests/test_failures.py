@@ -1,0 +1,167 @@
+"""A model that fails in the middle of anything: nothing is left on it, on torch or the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cachefree
+
+from .assertions import Unchanged
+from .small import IDS, Small, small
+
+
+class FailsAt(Small):
+    """Raises at the n-th call, after it has written to itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[int] = []
+        self.register_buffer("state", torch.zeros(3))
+        self.countdown = [10**9]  # a container, so that the count itself is put back
+        self.error: type[BaseException] = RuntimeError
+
+    def attend(self, q, k):
+        COUNT[0] += 1
+        if COUNT[0] == self.countdown[0]:
+            self.log.append(COUNT[0])
+            self.fresh = q
+            self.state.add_(1)
+            torch.rand(3)
+            raise self.error("on purpose")
+        return super().attend(q, k)
+
+
+COUNT = [0]
+
+
+def failing(at: int, error: type[BaseException] = RuntimeError) -> nn.Module:
+    model = small(FailsAt)
+    model.countdown[0] = at
+    model.error = error
+    COUNT[0] = 0
+    return model
+
+
+def number_of_calls() -> int:
+    cachefree.rewrite(failing(10**9), (IDS[:2, :3],))
+    return COUNT[0]
+
+
+def test_a_failure_at_any_call_leaves_nothing_behind() -> None:
+    total = number_of_calls()
+    assert total > 8
+    outcomes: list[bool] = []
+    for at in range(1, total + 1):
+        model = failing(at)
+        unchanged = Unchanged(model)
+        try:
+            cachefree.rewrite(model, (IDS[:2, :3],))
+            outcomes.append(True)  # a probe of one size failed, and another one did
+        except cachefree.CacheFreeError:
+            outcomes.append(False)
+        unchanged.check()
+    assert not outcomes[0], "the first call runs the example inputs"
+    assert outcomes.count(False) >= 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
+def test_what_is_no_error_of_the_model_passes_through(error: type[BaseException]) -> None:
+    total = number_of_calls()
+    for at in (1, total // 2, total):
+        model = failing(at, error)
+        unchanged = Unchanged(model)
+        passed: Any = None
+        try:
+            cachefree.rewrite(model, (IDS[:2, :3],))
+        except (cachefree.CacheFreeError, error) as caught:
+            passed = caught
+        unchanged.check()
+        if error is not MemoryError:
+            assert isinstance(passed, error), f"call {at}: {passed!r}"
+
+
+def test_a_model_that_failed_can_be_rewritten_afterwards() -> None:
+    model = failing(3)
+    try:
+        cachefree.rewrite(model, (IDS[:2, :3],))
+    except cachefree.CacheFreeError:
+        pass
+    model.countdown[0] = 10**9
+    rewritten = cachefree.rewrite(model, (IDS[:2, :3],))
+    with torch.no_grad():
+        torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
+
+
+class WritesToABuffer(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(4))
+
+    def forward(self, ids, past=None):
+        self.calls.add_(1)
+        return super().forward(ids, past)
+
+
+class WritesToAParameter(Small):
+    def forward(self, ids, past=None):
+        with torch.no_grad():
+            self.out.bias.add_(1)
+            self.emb.weight[0] = 0
+        return super().forward(ids, past)
+
+
+class KeepsItsCache(Small):
+    """Keys in a buffer of fixed size, written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(4, 64, 6))
+
+    def attend(self, q, k):
+        self.keys[: k.shape[0], : k.shape[1]] = k
+        return super().attend(q, self.keys[: k.shape[0], : k.shape[1]])
+
+
+@pytest.mark.parametrize("build", [WritesToABuffer, WritesToAParameter, KeepsItsCache])
+def test_writes_to_the_models_own_tensors_are_refused_and_not_done(build: type[Small]) -> None:
+    model = small(build)
+    unchanged = Unchanged(model)
+    with pytest.raises(cachefree.CacheFreeError, match=r"in place|depends on|state on itself"):
+        cachefree.rewrite(model, (IDS[:2, :3],))
+    unchanged.check()
+
+
+def test_batch_normalisation_in_training_mode_leaves_its_statistics() -> None:
+    class Normalised(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(12)
+
+        def forward(self, ids, past=None):
+            logits, present = super().forward(ids, past)
+            return self.norm(logits.transpose(1, 2)).transpose(1, 2), present
+
+    model = small(Normalised).train()
+    unchanged = Unchanged(model)
+    with pytest.raises(cachefree.CacheFreeError):
+        cachefree.rewrite(model, (IDS[:2, :3],))
+    unchanged.check()
+    assert cachefree.rewrite(model.eval(), (IDS[:2, :3],)).report.verdict.is_proof
+
+
+def test_no_weight_is_computed_with() -> None:
+    """Weights are looked at for their shape only: a scaled weight is not scaled for real."""
+
+    class Scaled(Small):
+        def forward(self, ids, past=None):
+            READ.append(type(self.out.weight * 2))
+            return super().forward(ids, past)
+
+    READ: list[type] = []
+    cachefree.rewrite(small(Scaled), (IDS[:2, :3],))
+    assert READ
+    assert torch.Tensor not in READ
