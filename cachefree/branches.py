@@ -13,7 +13,7 @@ import functools
 import itertools
 import linecache
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import CodeType, FrameType
 from typing import Any
 
@@ -59,7 +59,21 @@ def removed_branches(
         found.setdefault(
             (code.co_filename, line, condition), Branch(where, condition, rule, element)
         )
+    for branch in _closed_elsewhere(closings, found.values()):
+        found.setdefault((branch.where.file, branch.where.line, branch.condition), branch)
     return tuple(sorted(found.values(), key=lambda branch: (branch.where.file, branch.where.line)))
+
+
+def _closed_elsewhere(closings: Sequence[Closing], found: Iterable[Branch]) -> Iterator[Branch]:
+    """What rules closed at lines that no jump belongs to: a flag, or a size that differs."""
+    told = {branch.rule for branch in found}
+    for closing in closings:
+        if closing.rule.name in told:
+            continue
+        for divergence in closing.divergences:
+            line = divergence.other.line or divergence.one.line
+            if line is not None:
+                yield Branch(line, line.text, closing.rule.name, closing.rule.neutral)
 
 
 def _closed_by(where: SourceLine, closings: Sequence[Closing]) -> tuple[str, str] | None:

@@ -175,6 +175,9 @@ def capture(
         for node in module.graph.nodes
         if node.op == "get_attr"
     }
+    for node in module.graph.nodes:
+        if node.op == "get_attr":  # its views are views of its fake twin
+            node.meta["val"] = mode.from_tensor(attributes[str(node.target)], static_shapes=True)
     return Captured(
         graph=module.graph,
         call=call,

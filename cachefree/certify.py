@@ -287,11 +287,7 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
             unequal = found.unequal
         else:
             is_served = any(
-                set(regime.pinned) <= {query}
-                and all(
-                    condition.fact.subs(query, 1) != sympy.false
-                    for condition in regime.region.conditions
-                )
+                set(regime.pinned) <= {query} and _holds_somewhere(kind, regime, sympy.Eq(query, 1))
                 for regime in found.served
             )
             unequal = [
@@ -308,6 +304,12 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
         refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not unequal]
     if refusals:
         raise UnsupportedBranchError(*dict.fromkeys(refusals))
+
+
+def _holds_somewhere(kind: Kind, regime: Regime, fact: Any) -> bool:
+    """Whether a fact holds at any of the sizes of a regime."""
+    conditions = [condition.fact for condition in regime.region.conditions]
+    return Facts((*kind.basics, *conditions, fact)).is_consistent()
 
 
 def _asked(found: Survey) -> list[SourceLine]:

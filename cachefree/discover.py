@@ -177,7 +177,7 @@ def _unlike(size: int, hints: dict[str, int]) -> int:
 
 def _hints(symbols: dict[str, Any]) -> dict[str, int]:
     """Example sizes: distinct, at least 2, and unlikely to be a constant of the model."""
-    usual = {"batch": 3, "query": 5, "encoder": 9}
+    usual = {"batch": 5, "query": 3, "encoder": 9}
     spare = iter((11, 13, 17, 19, 23, 29))
     return {name: usual[name] if name in usual else next(spare) for name in symbols}
 

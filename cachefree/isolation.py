@@ -83,9 +83,13 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
     before = {name: _remember(module) for name, module in model.named_modules()}
     modules = dict(model.named_modules())
     random_states = (random.getstate(), torch.random.get_rng_state())
+    tracked = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield trace
     finally:
+        for tensor, requires_grad in tracked:
+            if tensor.requires_grad != requires_grad:  # it was written to, as autograd sees it
+                tensor.detach_().requires_grad_(requires_grad)
         trace.drew_random = random.getstate() != random_states[0]
         random.setstate(random_states[0])
         torch.random.set_rng_state(random_states[1])

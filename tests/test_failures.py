@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_failure_at_any_call_leaves_nothing_behind() -> None:
         try:
             cachefree.rewrite(model, (IDS[:2, :3],))
             outcomes.append(True)  # a probe of one size failed, and another one did
-        except cachefree.CacheFreeError:
+        except (cachefree.CacheFreeError, RuntimeError):
             outcomes.append(False)
         unchanged.check()
     assert not outcomes[0], "the first call runs the example inputs"
@@ -86,10 +87,8 @@ def test_what_is_no_error_of_the_model_passes_through(error: type[BaseException]
 
 def test_a_model_that_failed_can_be_rewritten_afterwards() -> None:
     model = failing(3)
-    try:
+    with contextlib.suppress(cachefree.CacheFreeError):
         cachefree.rewrite(model, (IDS[:2, :3],))
-    except cachefree.CacheFreeError:
-        pass
     model.countdown[0] = 10**9
     rewritten = cachefree.rewrite(model, (IDS[:2, :3],))
     with torch.no_grad():

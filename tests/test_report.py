@@ -64,7 +64,7 @@ def test_text(rewritten: cachefree.Rewritten) -> None:
         "2 tensors, past[0]: (batch, past, 6), zero length on axis 1",
         "first call: every size",
         "later calls: every size",
-        f"{__file__}:{line_of('        if past:')}",
+        f"test_report.py:{line_of('        if past:')}",
         "past is not None",
         "cat-empty",
     ):

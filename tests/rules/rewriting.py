@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 import cachefree
-
-from ..assertions import equal_calls
-from ..models.case import anywhere, calls, tokens
-from ..small import rewritten_small, small
+from tests.assertions import equal_calls
+from tests.models.case import anywhere, calls, tokens
+from tests.small import rewritten_small, small
 
 DRAWN = calls(tokens(12), cache="past")
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from cachefree.rules.first_call_mask import FirstCallMask
+from tests.models.case import one_token_later
+from tests.small import Small
 
-from ..models.case import one_token_later
-from ..small import Small
 from .rewriting import closed_by, refused
 
 

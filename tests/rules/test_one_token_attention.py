@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 import cachefree
 from cachefree.rules.one_token_attention import OneTokenAttention
+from tests.assertions import equal_calls
+from tests.small import Small, rewritten_small, small
 
-from ..assertions import equal_calls
-from ..small import Small, rewritten_small, small
 from .rewriting import Case, closed_by
 
 
@@ -39,7 +39,7 @@ class ScaledForOne(FlagBySize):
 
 
 def test_one_graph_for_one_token_and_for_several() -> None:
-    """A chunk over a past is masked top left, as torch aligns the flag: just what the model does."""
+    """A chunk over a past is masked top left, as torch aligns the flag, and the model has it."""
     model = small(FlagBySize).double()
     rewritten = rewritten_small(model)
     assert rewritten.report.verdict is cachefree.Verdict.PROVED_REAL
@@ -54,15 +54,11 @@ def test_one_graph_for_one_token_and_for_several() -> None:
     assert len(attention.args) == 4, "a mask, and no flag"
 
 
-def test_the_report_names_the_rule_where_a_branch_is_closed_by_it() -> None:
-    class Branches(FlagBySize):
-        def mixed(self, q, k, v):
-            is_causal = q.shape[2] > 1
-            return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-
-    rewritten = rewritten_small(small(Branches))
-    assert rewritten.report.verdict.is_proof
-    assert OneTokenAttention().name != rewritten.report.branches[0].rule
+def test_the_report_names_the_rule() -> None:
+    rewritten = closed_by(OneTokenAttention(), FlagBySize)
+    (branch,) = [b for b in rewritten.report.branches if b.rule == OneTokenAttention().name]
+    assert "is_causal=q.shape[2] > 1" in branch.where.text
+    assert branch.neutral == OneTokenAttention().neutral
 
 
 def test_another_scale_for_one_token_is_refused() -> None:
@@ -86,7 +82,3 @@ def test_flag_of_the_first_call_and_of_several_tokens_at_once() -> None:
         assert "is_causal" in str(error)  # noqa: PT017 - either answer is right
         return
     equal_calls(Case(), model, rewritten, may_raise=cachefree.DomainError)
-
-
-def closes_nothing_else() -> None:
-    closed_by(OneTokenAttention(), FlagBySize)
