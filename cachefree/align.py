@@ -102,8 +102,9 @@ def _compare(
         walk.pair(a, b)
     laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
     laws.update(dict.fromkeys(walk.laws))
+    misnoted = [Divergence(term, term) for term in (*mine.misnoted, *theirs.misnoted)]
     return Comparison(
-        tuple(dict.fromkeys(walk.divergences)),
+        tuple(dict.fromkeys([*walk.divergences, *misnoted])),
         tuple(laws),
         tuple(dict.fromkeys(walk.checked)),
         mine,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
+import torch
 
 from cachefree.facts import Facts
-from cachefree.laws import EXACT_LAWS, LAWS, NO_ELEMENTS, Law
+from cachefree.laws import EXACT_LAWS, LAWS, NO_ELEMENTS, Law, slice_extent
 from cachefree.sizes import substitute
 from cachefree.terms import Table, Term, replace_operands, topological
 
@@ -36,6 +37,11 @@ class Normaliser:
         sizes: Sizes to substitute.
         inputs: Input terms (by path) that are replaced by other terms.
         is_exact: Whether to use exact laws only.
+
+    Attributes:
+        steps: The laws that were applied.
+        misnoted: Slices whose length at these sizes is not the one that was written down when the
+            program was captured at others, or cannot be told: nothing about them is shown.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Normaliser:
         self.substitution = dict(sizes or {})
         self.inputs = dict(inputs or {})
         self.steps: list[Step] = []
+        self.misnoted: list[Term] = []
         self._normal: dict[Term, Term] = {}
         self._settled: dict[Term, Term] = {}
         self._sizes: dict[Any, Any] = {}
@@ -108,7 +115,19 @@ class Normaliser:
         new = self.table.make(
             term.op, args, self._shape(term), term.dtype, term.device, term.line, payload
         )
+        if new.op is torch.ops.aten.slice.Tensor and not self._is_as_noted(new):
+            self.misnoted.append(new)
         return self.settle(new)
+
+    def _is_as_noted(self, term: Term) -> bool:
+        """Whether a slice has the length here that it was captured with elsewhere."""
+        source, dim, _, _, step = term.args
+        if step not in (None, 1):
+            return True
+        extent = slice_extent(term, self.facts)
+        return extent is not None and self.facts.equal(
+            extent[1], term.sizes[dim % len(source.sizes)]
+        )
 
     def _shape(self, term: Term) -> tuple[Any, ...] | None:
         return None if term.shape is None else tuple(map(self._size, term.shape))

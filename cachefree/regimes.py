@@ -143,6 +143,13 @@ def _points(
     """Sizes to try: small ones in every combination, and those near numbers in questions."""
     names = [str(symbol) for symbol in kind.symbols]
     base = {name: hints.get(name, 5) for name in names}
+    base |= {
+        str(condition.fact.lhs): int(condition.fact.rhs)
+        for condition in conditions
+        if isinstance(condition.fact, sympy.Eq)
+        and condition.fact.lhs.is_Symbol
+        and condition.fact.rhs.is_Integer
+    }
     points = [
         dict(zip(names, values, strict=True))
         for values in itertools.product((1, 2, 3), repeat=min(len(names), 5))

@@ -7,9 +7,9 @@ from cachefree.laws.law import Law, Rewriter
 from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
-from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS
+from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS, slice_extent
 
-__all__ = ["COMMUTATIVE", "EXACT_LAWS", "LAWS", "NO_ELEMENTS", "Law", "Rewriter"]
+__all__ = ["COMMUTATIVE", "EXACT_LAWS", "LAWS", "NO_ELEMENTS", "Law", "Rewriter", "slice_extent"]
 
 LAWS: tuple[Law, ...] = (
     *IDENTITY_LAWS,

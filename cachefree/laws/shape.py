@@ -10,7 +10,7 @@ import torch
 from cachefree.laws.law import Law, Rewriter
 from cachefree.terms import Term
 
-__all__ = ["SHAPE_LAWS"]
+__all__ = ["NO_ELEMENTS", "SHAPE_LAWS", "slice_extent"]
 
 aten = torch.ops.aten
 
@@ -145,25 +145,27 @@ _SPLITS = (
 
 
 def _unsliced(term: Term, rewriter: Rewriter) -> Term | None:
-    source, dim, start, end, step = term.args
-    dim %= len(source.sizes)
-    size = source.sizes[dim]
-    facts = rewriter.facts
-    step = 1 if step is None else step
-    first, last = (
-        _bound(facts, 0 if start is None else start, size),
-        _bound(facts, size if end is None else end, size),
-    )
-    if first is None or last is None or step != 1:
+    source, dim, _, _, step = term.args
+    extent = slice_extent(term, rewriter.facts)
+    if extent is None or step not in (None, 1):
         return None
-    length = (
-        facts.simplified(sympy.Max(0, last - first))
-        if not facts.at_most(first, last)
-        else facts.simplified(last - first)
-    )
+    dim %= len(source.sizes)
+    first, length = extent
     shape = (*source.sizes[:dim], length, *source.sizes[dim + 1 :])
-    last = facts.simplified(first + length)
-    return rewriter.build("slice", (source, dim, facts.simplified(first), last, 1), shape, term)
+    last = rewriter.facts.simplified(first + length)
+    return rewriter.build("slice", (source, dim, first, last, 1), shape, term)
+
+
+def slice_extent(term: Term, facts: Any) -> tuple[Any, Any] | None:
+    """Where a slice starts and how long it is, where the facts decide it."""
+    source, dim, start, end, _ = term.args
+    size = source.sizes[dim % len(source.sizes)]
+    first = _bound(facts, 0 if start is None else start, size)
+    last = _bound(facts, size if end is None else end, size)
+    if first is None or last is None:
+        return None
+    length = last - first if facts.at_most(first, last) else sympy.Max(0, last - first)
+    return facts.simplified(first), facts.simplified(length)
 
 
 def _bound(facts: Any, bound: Any, size: Any) -> Any:

@@ -10,7 +10,7 @@ from cachefree.rules.truncated_join import TruncatedJoin
 from tests.assertions import equal_calls, says_what_to_do
 from tests.small import Small, rewritten_small, small
 
-from .rewriting import Case, closed_by, refused
+from .rewriting import Case, closed_by
 
 
 class TwoCases(Small):
@@ -81,11 +81,6 @@ def test_both_cases_are_one_graph() -> None:
     assert logits.shape == (1, 9, 12)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=cachefree.UnsupportedBranchError,
-    reason="the later path is captured where the new tokens alone fill so short a memory",
-)
 @pytest.mark.parametrize("keep", [1, 4])
 def test_a_memory_shorter_than_the_example(keep: int) -> None:
     model = small(TwoCases)
@@ -102,11 +97,11 @@ def test_a_memory_of_any_length_that_is_cut_after_the_join(keep: int) -> None:
     assert equal_calls(Case(), model, rewritten) >= 20
 
 
-def test_other_rows_are_refused() -> None:
-    for build in (FirstRows, OneRowTooFew):
-        error = refused(build)
-        says_what_to_do(error)
-        assert "in kept" in str(error)
+@pytest.mark.parametrize("build", [FirstRows, OneRowTooFew])
+def test_other_rows_are_refused(build: type) -> None:
+    with pytest.raises(cachefree.CacheFreeError) as caught:
+        rewritten_small(small(build))
+    says_what_to_do(caught.value)
 
 
 def test_a_scaled_past_is_no_join() -> None:
