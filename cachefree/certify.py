@@ -14,6 +14,7 @@ import torch
 from cachefree.align import Divergence
 from cachefree.capture import TensorSpec
 from cachefree.discover import Discovery
+from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
@@ -259,10 +260,8 @@ def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Reg
     for found, kind in zip(surveys, kinds, strict=True):
         facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
         implied = tuple(Condition(fact, is_implied=True) for fact in facts)
-        regions += [
-            Region(regime.region.name, (*implied, *regime.region.conditions))
-            for regime in found.served
-        ]
+        served = merged([regime.region.conditions for regime in found.served], facts)
+        regions += [Region(kind.name, (*implied, *conditions)) for conditions in served]
     return tuple(regions)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import sympy
 from torch import nn
 
-from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, capture
+from cachefree.capture import Call, Captured, SizeSpec, TensorSpec
 from cachefree.dimensions import Dimension, resized
 from cachefree.errors import CaptureError, Refusal
+from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.inputs import find_first_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import Found, Search
@@ -92,14 +93,13 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     symbols = _named_groups(found)
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
     first = resized(found.call, sizes)
-    hints = _hints(symbols)
-    path = capture(model, first, hints)
+    path, hints = capture_where_it_runs(model, first, hints_for(symbols))
     later, cache_leaves, carried, more = _later_call(search, found, first, path)
     _refuse_counters(later)
     for name, expr in more.items():
         known = {size_symbol(other): size for other, size in hints.items()}
-        length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): _PAST_HINT}))
-        hints[name] = _unlike(max(2, length), hints)
+        length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): PAST}))
+        hints[name] = unlike(max(2, length), hints)
     asked = {"query": 1} if found.tokens == 1 else {}
     return Discovery(
         first,
@@ -164,22 +164,6 @@ def _refuse_counters(later: Call) -> None:
     ]
     if refusals:
         raise CaptureError(*refusals)
-
-
-_PAST_HINT = 7
-
-
-def _unlike(size: int, hints: dict[str, int]) -> int:
-    """A size near the wanted one that equals no other example size: equal sizes would be tied."""
-    wanted = itertools.chain((size,), range(size - 1, 1, -1), itertools.count(size + 1))
-    return next(candidate for candidate in wanted if candidate not in hints.values())
-
-
-def _hints(symbols: dict[str, Any]) -> dict[str, int]:
-    """Example sizes: distinct, at least 2, and unlikely to be a constant of the model."""
-    usual = {"batch": 5, "query": 3, "encoder": 9}
-    spare = iter((11, 13, 17, 19, 23, 29))
-    return {name: usual[name] if name in usual else next(spare) for name in symbols}
 
 
 def _later_call(

@@ -10,10 +10,10 @@ from torch import nn
 
 from cachefree.assembly import calling_of, interface_of
 from cachefree.branches import removed_branches
-from cachefree.capture import capture
 from cachefree.certify import certify
 from cachefree.discover import Carry, discover
 from cachefree.errors import CaptureError, Refusal
+from cachefree.example_sizes import capture_where_it_runs
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
 from cachefree.origin import Origin
@@ -88,9 +88,14 @@ def rewrite(
         table = Table()
         names = _names(model)
         first = read(discovery.first_path, table, names)
-        later = read(
-            capture(model, discovery.later, discovery.hints, discovery.asked), table, names
+        later_path, discovery.hints = capture_where_it_runs(
+            model,
+            discovery.later,
+            discovery.hints,
+            discovery.asked,
+            settled=discovery.first_path.sizes,
         )
+        later = read(later_path, table, names)
         refuse_writes(first, later)
         refuse_frozen_sizes(first, later)
         refuse_other_results(first, later)

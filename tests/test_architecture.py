@@ -23,7 +23,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "spec terms faithful",
         "graph report facts capture",
         "containers reading dimensions inputs laws sampling calling",
-        "candidates trials normal",
+        "candidates trials normal example_sizes domains",
         "search",
         "discover",
         "align shapes preconditions",

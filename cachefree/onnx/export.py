@@ -281,21 +281,20 @@ def _is_affine(size: Any, symbol: Any) -> bool:
 
 
 def _largest(domain: Domain, symbols: Sequence[str], name: str) -> int | None:
-    """The largest size that every bound of the domain allows beside sizes of 2, if there is one.
+    """The largest size that the domain allows beside sizes of 2; None if there is no end.
 
     A table of W positions takes ``past + query <= W``, for which torch wants an end for each of the
     two.
     """
     base = dict.fromkeys(symbols, 2)
-    bounds = [
-        condition
-        for region in domain.regions
-        for condition in region.conditions
-        if condition.holds(base) and not condition.holds({**base, name: _LARGEST})
-    ]
+
+    def fits(size: int) -> bool:
+        return domain.holds({**base, name: size})
+
+    if fits(_LARGEST) or not fits(2):
+        return None
     low, high = 2, _LARGEST
-    while bounds and high - low > 1:
+    while high - low > 1:
         middle = (low + high) // 2
-        fits = all(bound.holds({**base, name: middle}) for bound in bounds)
-        low, high = (middle, high) if fits else (low, middle)
-    return low if bounds else None
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

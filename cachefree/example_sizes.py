@@ -1,0 +1,86 @@
+"""Example sizes of a capture: distinct, at least 2, and such that the model runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from cachefree.capture import Call, Captured, capture, run_on_fakes
+from cachefree.errors import CaptureError
+
+__all__ = ["capture_where_it_runs", "hints_for", "unlike"]
+
+PAST = 7
+_USUAL = {"batch": 5, "query": 3, "encoder": 9}
+_MOST_TRIED = 40
+
+
+def hints_for(names: Iterable[str]) -> dict[str, int]:
+    """Example sizes: distinct, at least 2, and unlikely to be a constant of the model."""
+    spare = iter((11, 13, 17, 19, 23, 29))
+    return {name: _USUAL[name] if name in _USUAL else next(spare) for name in names}
+
+
+def unlike(size: int, hints: Mapping[str, int]) -> int:
+    """A size near the wanted one that equals no other example size: equal sizes would be tied."""
+    wanted = itertools.chain((size,), range(size - 1, 1, -1), itertools.count(size + 1))
+    return next(candidate for candidate in wanted if candidate not in hints.values())
+
+
+def capture_where_it_runs(
+    model: nn.Module,
+    call: Call,
+    hints: Mapping[str, int],
+    asked: Mapping[str, int] | None = None,
+    *,
+    settled: Iterable[str] = (),
+) -> tuple[Captured, dict[str, int]]:
+    """Captures a path at the example sizes, or at smaller ones where the model has a limit.
+
+    Args:
+        model: Any module.
+        call: How to call it.
+        hints: Example sizes.
+        asked: Sizes by which the path's own questions are answered.
+        settled: Names of sizes that are to stay.
+
+    Returns:
+        The captured path, and the example sizes.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    hints = dict(hints)
+    try:
+        return capture(model, call, hints, asked), hints
+    except CaptureError:
+        if _runs(model, call, {**hints, **(asked or {})}):
+            raise
+        for smaller in itertools.islice(_smaller(hints, frozenset(settled)), _MOST_TRIED):
+            if _runs(model, call, {**smaller, **(asked or {})}):
+                return capture(model, call, smaller, asked), smaller
+        raise
+
+
+def _runs(model: nn.Module, call: Call, sizes: Mapping[str, int]) -> bool:
+    try:
+        run_on_fakes(model, call, sizes)
+    except Exception:  # noqa: BLE001 - a size that the model does not take is what is asked
+        return False
+    return True
+
+
+def _smaller(hints: Mapping[str, int], settled: frozenset[str]) -> Iterator[dict[str, int]]:
+    """Distinct sizes, none larger than the hints, the largest first."""
+    names = [name for name in hints if name not in settled]
+    choices = [range(hints[name], 1, -1) for name in names]
+    largest_first = sorted(
+        itertools.product(*choices) if len(names) < 4 else zip(*choices, strict=False),
+        key=lambda sizes: -sum(sizes),
+    )
+    for sizes in largest_first:
+        found = {**hints, **dict(zip(names, sizes, strict=True))}
+        if len(set(found.values())) == len(found) and found != hints:
+            yield found
