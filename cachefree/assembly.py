@@ -19,13 +19,16 @@ from cachefree.reading import Program
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
 from cachefree.terms import Term, topological
+from cachefree.write_once import OneCall
 
 __all__ = ["calling_of", "interface_of"]
 
 aten = torch.ops.aten
 
 
-def interface_of(discovery: Discovery, later: Program, certified: Certified) -> Interface:
+def interface_of(
+    discovery: Discovery, later: Program, one: OneCall, certified: Certified
+) -> Interface:
     """The flat interface of the one graph: its inputs, outputs, cache slots and domain."""
     captured = later.captured
     caches = set(discovery.cache_leaves)
@@ -36,7 +39,7 @@ def interface_of(discovery: Discovery, later: Program, certified: Certified) -> 
     names = _Unique()
     inputs = tuple(
         InputSpec(names.of(spec.path), spec.path, spec.shape, spec.dtype, place in caches)
-        for place, spec in enumerate(captured.call.tensors)
+        for place, spec in enumerate(one.call.tensors)
     )
     outputs = []
     tensors = [leaf for leaf in captured.output_leaves if isinstance(leaf, TensorSpec)]
@@ -88,12 +91,13 @@ def calling_of(
     model: nn.Module,
     discovery: Discovery,
     later: Program,
+    one: OneCall,
     certified: Certified,
     interface: Interface,
 ) -> Calling:
     """How the model's own call goes to that interface and back."""
     signature = inspect.signature(model.forward)
-    call = discovery.later
+    call = one.call
     markers = [_Marker(spec) for spec in call.leaves]
     args, kwargs = call.structure.rebuild(markers)
     named: dict[str, Any] = {}

@@ -27,6 +27,7 @@ from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import Condition, Domain, Region
 from cachefree.terms import Table, Term
+from cachefree.write_once import OneCall
 
 __all__ = ["Certified", "certify"]
 
@@ -67,6 +68,7 @@ def certify(
     discovery: Discovery,
     first: Program,
     later: Program,
+    one: OneCall,
     check: str,
 ) -> Certified:
     """Finds one graph that is both paths, and shows that it is.
@@ -75,12 +77,12 @@ def certify(
         UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are
             listed.
     """
-    past = _past_symbols(discovery)
+    past = _past_symbols(discovery, one)
     kinds = (
         Kind("first call", discovery.first, past),
-        Kind("later calls", discovery.later),
+        Kind("later calls", discovery.later, ties=one.ties),
     )
-    outputs = later.outputs
+    outputs = one.outputs
     closings: list[Closing] = []
     surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery)
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
@@ -95,7 +97,7 @@ def certify(
         closings.append(closing)
         outputs, surveys = closing.outputs, again
     tested = (
-        _accept_unproved(model, outputs, later, surveys, kinds, discovery, check)
+        _accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
         if check != "prove"
         else 0
     )
@@ -108,7 +110,7 @@ def certify(
         _verdict(served, laws, check, tested),
         Domain(_regions(surveys, kinds), _fixed(discovery)),
         laws,
-        tuple(closings),
+        (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
     )
 
@@ -172,19 +174,19 @@ def _surveys(
     return tuple(found)
 
 
-def _past_symbols(discovery: Discovery) -> tuple[sympy.Symbol, ...]:
+def _past_symbols(discovery: Discovery, one: OneCall) -> tuple[sympy.Symbol, ...]:
     def symbols(leaves: Any) -> set[sympy.Symbol]:
         return symbols_of(
             size for leaf in leaves if isinstance(leaf, TensorSpec) for size in leaf.shape
         )
 
-    return tuple(sorted(symbols(discovery.later.leaves) - symbols(discovery.first.leaves), key=str))
+    return tuple(sorted(symbols(one.call.leaves) - symbols(discovery.first.leaves), key=str))
 
 
 def _accept_unproved(
     model: torch.nn.Module,
     outputs: tuple[Term, ...],
-    later: Program,
+    one: OneCall,
     surveys: tuple[Survey, ...],
     kinds: tuple[Kind, Kind],
     discovery: Discovery,
@@ -199,22 +201,29 @@ def _accept_unproved(
                 (*kind.basics, *(condition.fact for condition in regime.region.conditions))
             )
             sizes = facts.witness(hints=hints) or hints
-            sizes = {**sizes, **{str(symbol): 0 for symbol in kind.zero}}
+            sizes = _with_past(kind, sizes)
             neutral = (
                 {
-                    str(later.inputs[place].args[0]): later.inputs[place]
+                    str(one.inputs[place].args[0]): one.inputs[place]
                     for place in discovery.cache_leaves
                 }
                 if kind.zero
                 else {}
             )
             if check == "off" or agree_on_samples(
-                model, outputs, regime.program.outputs, later.inputs, [sizes], neutral
+                model, outputs, regime.program.outputs, one.inputs, [sizes], neutral
             ):
                 found.unequal.remove(regime)
                 found.served.append(regime)
                 accepted += 1
     return accepted
+
+
+def _with_past(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a call with those of the one graph."""
+    known = {size_symbol(name): size for name, size in sizes.items()}
+    values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
+    return {**sizes, **values}
 
 
 def _refuse_broken(
@@ -231,7 +240,7 @@ def _refuse_broken(
             sizes = {**dict.fromkeys(symbols, 3), **dict(zip(symbols, values, strict=False))}
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
-            broken = signatures.broken({**sizes, **{str(symbol): 0 for symbol in kind.zero}})
+            broken = signatures.broken(_with_past(kind, sizes))
             if broken is not None:
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise UnsupportedBranchError(
@@ -260,6 +269,7 @@ def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Reg
     for found, kind in zip(surveys, kinds, strict=True):
         facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
         implied = tuple(Condition(fact, is_implied=True) for fact in facts)
+        implied += tuple(Condition(sympy.Eq(*tie)) for tie in kind.ties.items())
         served = merged([regime.region.conditions for regime in found.served], facts)
         regions += [Region(kind.name, (*implied, *conditions)) for conditions in served]
     return tuple(regions)

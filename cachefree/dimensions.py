@@ -58,7 +58,42 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
     for size, dims in _by_size(call).items():
         if size >= 2:
             groups += _independent(dims, _fresh_size(call), runs)
-    return call, groups
+    return call, _independent_at_once(call, groups, runs)
+
+
+_PRIMES = (5, 7, 11, 13, 17, 19, 23)
+
+
+def _independent_at_once(
+    call: Call,
+    groups: list[list[Dimension]],
+    runs: Callable[[dict[Dimension, int]], bool],
+) -> list[list[Dimension]]:
+    """The groups, those of one axis and size joined where they do not vary all at once.
+
+    A ``view(batch, -1)`` takes any number of rows that divides; primes do not.
+    """
+
+    def run_at_once(groups: list[list[Dimension]]) -> bool:
+        for primes in (_PRIMES, _PRIMES[: len(groups)][::-1]):
+            pairs = zip(groups, primes, strict=False)
+            if runs({dim: prime for group, prime in pairs for dim in group}):
+                return True
+        return False
+
+    if not 1 < len(groups) <= len(_PRIMES) or run_at_once(groups):
+        return groups
+    alike: dict[tuple[int, int], list[list[Dimension]]] = {}
+    for group in groups:
+        place, axis = group[0]
+        alike.setdefault((axis, call.leaves[place].shape[axis]), []).append(group)  # type: ignore[union-attr]
+    for several in alike.values():
+        if len(several) > 1:
+            rest = [group for group in groups if group not in several]
+            joined = [*rest, [dim for group in several for dim in group]]
+            if run_at_once(joined):
+                return joined
+    return groups
 
 
 def _by_size(call: Call) -> dict[int, list[Dimension]]:

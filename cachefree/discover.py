@@ -212,36 +212,23 @@ def _as_past(
     """
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, _past_size(spec.expr, lengths))
-    query = size_symbol("query")
-    grows = any(isinstance(size, sympy.Basic) and query in size.free_symbols for size in spec.shape)
     return TensorSpec(
-        path,
-        tuple(
-            size
-            if grows and isinstance(size, sympy.Basic) and query not in size.free_symbols
-            else _past_size(size, lengths)
-            for size in spec.shape
-        ),
-        spec.dtype,
-        spec.device,
+        path, tuple(_past_size(size, lengths) for size in spec.shape), spec.dtype, spec.device
     )
 
 
 def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
-    if not isinstance(size, sympy.Basic) or size.free_symbols <= {size_symbol("batch")}:
+    """The length of what is past, for a size that a first call makes of its tokens."""
+    query, batch = size_symbol("query"), size_symbol("batch")
+    if not isinstance(size, sympy.Basic) or query not in size.free_symbols:
         return size
     if size in lengths:
         return lengths[size]
-    if size.is_Symbol:
-        name = "past" if str(size) == "query" else f"past_{size}"
-    elif size.has(size_symbol("batch")):
-        # a product with the batch, such as B·E rows: rename inside
-        inner = size.free_symbols - {size_symbol("batch")}
-        return (
-            substitute(size, {symbol: _past_size(symbol, lengths) for symbol in inner})
-            if inner
-            else size
-        )
+    if size == query:
+        name = "past"
+    elif size.has(batch):
+        # a product with the batch, such as B·P rows: rename inside
+        return substitute(size, {query: _past_size(query, lengths)})
     else:
         name = "past" if not any(str(s) == "past" for s in lengths.values()) else "past_window"
     while any(str(symbol) == name for symbol in lengths.values()):

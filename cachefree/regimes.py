@@ -78,12 +78,19 @@ class Kind:
         call: The call, in symbols.
         zero: Symbols of the one graph that are 0 here: the past's lengths on a first call.
         inputs: Inputs of the one graph that are replaced here: the neutral cache.
+        ties: Symbols of the one graph that are sizes of the call here.
     """
 
     name: str
     call: Call
     zero: tuple[sympy.Symbol, ...] = ()
     inputs: Mapping[str, Term] = field(default_factory=dict)
+    ties: Mapping[sympy.Symbol, Any] = field(default_factory=dict)
+
+    def values(self, pinned: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, Any]:
+        """What the one graph's sizes are here."""
+        tied = {symbol: substitute(size, pinned) for symbol, size in self.ties.items()}
+        return {**dict.fromkeys(self.zero, 0), **tied, **pinned}
 
     @property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -209,8 +216,7 @@ def survey(
     ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
-        values = {**dict.fromkeys(kind.zero, 0), **pinned}
-        comparison = compare(table, one, program.outputs, facts, values, kind.inputs)
+        comparison = compare(table, one, program.outputs, facts, kind.values(pinned), kind.inputs)
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
         (result.served if comparison.is_equal else result.unequal).append(regime)
 

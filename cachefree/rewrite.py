@@ -29,6 +29,7 @@ from cachefree.reading import read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
 from cachefree.terms import Table
+from cachefree.write_once import with_slots_joined
 
 __all__ = ["rewrite"]
 
@@ -101,18 +102,19 @@ def rewrite(
         refuse_other_results(first, later)
         refuse_independence(discovery, later)
         begin("proof")
-        certified = certify(model, table, names, discovery, first, later, check)
+        one = with_slots_joined(table, discovery, first, later)
+        certified = certify(model, table, names, discovery, first, later, one, check)
         begin("graph")
-        interface = interface_of(discovery, later, certified)
+        interface = interface_of(discovery, later, one, certified)
         graph_module = emit(
             model,
-            [(spec.name, term) for spec, term in zip(interface.inputs, later.inputs, strict=True)],
+            [(spec.name, term) for spec, term in zip(interface.inputs, one.inputs, strict=True)],
             [
                 (spec.name, term)
                 for spec, term in zip(interface.outputs, certified.outputs, strict=True)
             ],
         )
-    calling = calling_of(model, discovery, later, certified, interface)
+    calling = calling_of(model, discovery, later, one, certified, interface)
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(

@@ -28,6 +28,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "discover",
         "align shapes preconditions",
         "regimes rules",
+        "write_once",
         "certify onnx branches",
         "assembly rewritten",
         "rewrite",

@@ -91,11 +91,7 @@ class Elements:
 
     def same(self, one: Term, other: Term) -> bool:
         """Whether two tensors of one shape and dtype have the same elements."""
-        index = tuple(self.z3.Int(f"i{place}") for place in range(len(one.sizes)))
-        self.assumptions += [
-            self.z3.And(i >= 0, i < self.size(size))
-            for i, size in zip(index, one.sizes, strict=True)
-        ]
+        index = self.indices(one)
         mine, theirs = self.at(one, index), self.at(other, index)
         if not is_float(one):
             return self.never(mine != theirs)
@@ -104,6 +100,26 @@ class Elements:
             for here, left in mine
             for there, right in theirs
         )
+
+    def uniform(self, term: Term) -> bool | float | None:
+        """The number or truth that every element is; None where they differ."""
+        index = self.indices(term)
+        value = self.at(term, index)
+        if not is_float(term):
+            truths = [truth for truth in (True, False) if self.never(value != truth)]
+            return truths[0] if truths else None
+        found = {leaf for condition, leaf in value if not self.never(condition)}
+        leaf = found.pop() if len(found) == 1 else None
+        return float(leaf.text) if isinstance(leaf, Constant) else None
+
+    def indices(self, term: Term) -> tuple[Any, ...]:
+        """Symbols of an index into a tensor."""
+        index = tuple(self.z3.Int(f"i{place}") for place in range(len(term.sizes)))
+        self.assumptions += [
+            self.z3.And(i >= 0, i < self.size(size))
+            for i, size in zip(index, term.sizes, strict=True)
+        ]
+        return index
 
     def never(self, condition: Any) -> bool:
         """Whether a condition cannot hold."""

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from cachefree.facts import Facts
 from cachefree.laws.elements import Elements, UnknownElementError
 from cachefree.laws.law import Law
 from cachefree.laws.readers import READERS
-from cachefree.terms import Term
+from cachefree.terms import Term, operands
 
-__all__ = ["ELEMENTWISE", "ELEMENTWISE_REAL", "equal_elementwise"]
+__all__ = ["ELEMENTWISE", "ELEMENTWISE_REAL", "equal_elementwise", "uniform"]
+
+_MOST_TERMS = 60
 
 ELEMENTWISE = Law(
     "elementwise",
@@ -57,3 +61,35 @@ def equal_elementwise(
             return ELEMENTWISE_REAL if elements.is_real else ELEMENTWISE
         except (UnknownElementError, NotImplementedError):
             return None
+
+
+def uniform(term: Term, facts: Facts) -> bool | float | None:
+    """The number or truth that every element of a tensor is, where it depends on sizes alone.
+
+    Args:
+        term: A tensor.
+        facts: What holds of the sizes.
+    """
+    if term.op not in READERS or term.dtype is None or not _is_small_and_of_sizes(term):
+        return None
+    if term.dtype != torch.bool and not term.dtype.is_floating_point:
+        return None
+    with facts.solver_lock:
+        try:
+            return Elements(facts, lambda one, other: one is other, READERS).uniform(term)
+        except (UnknownElementError, NotImplementedError):
+            return None
+
+
+def _is_small_and_of_sizes(term: Term) -> bool:
+    """Whether a term is made of few operators, and of sizes alone."""
+    seen, pending = {term}, [term]
+    while pending:
+        below = pending.pop()
+        if below.op in ("input", "attribute", "constant") or len(seen) > _MOST_TERMS:
+            return False
+        for operand in operands(below):
+            if operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
+    return True

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cachefree.laws.elementwise import uniform
 from cachefree.laws.law import Law, Rewriter
 from cachefree.terms import Term
 
@@ -14,15 +15,18 @@ __all__ = ["MASK_LAWS"]
 aten = torch.ops.aten
 
 
-def _truth(term: Any) -> bool | None:
-    if isinstance(term, Term) and term.op == "full" and isinstance(term.args[1], bool):
-        return term.args[1]
-    return None
+def _truth(term: Any, rewriter: Rewriter) -> bool | None:
+    if not isinstance(term, Term) or term.dtype != torch.bool:
+        return None
+    if term.op == "full":
+        return bool(term.args[1])
+    value = uniform(term, rewriter.facts)
+    return value if isinstance(value, bool) else None
 
 
 def _where(term: Term, rewriter: Rewriter) -> Term | None:
     condition, yes, no = term.args
-    truth = _truth(condition)
+    truth = _truth(condition, rewriter)
     if truth is None:
         return None
     chosen = yes if truth else no
@@ -51,7 +55,7 @@ def _where_number(term: Term, rewriter: Rewriter) -> Term | None:
 
 def _masked_fill(term: Term, rewriter: Rewriter) -> Term | None:
     source, mask, _ = term.args
-    return source if _truth(mask) is False and source.shape == term.shape else None
+    return source if _truth(mask, rewriter) is False and source.shape == term.shape else None
 
 
 def _neutral_truth(term: Term, rewriter: Rewriter) -> Term | None:
@@ -62,13 +66,27 @@ def _neutral_truth(term: Term, rewriter: Rewriter) -> Term | None:
         return None
     neutral = term.op in (aten.logical_and.default, aten.bitwise_and.Tensor)
     for one, other in ((first, second), (second, first)):
-        truth = _truth(one)
+        truth = _truth(one, rewriter)
         if truth is neutral and other.shape == term.shape:
             return other
         if truth is (not neutral):
             return rewriter.build(
                 "full", (term.shape, not neutral, term.dtype, term.device), term.shape, term
             )
+    return None
+
+
+def _nothing_added(term: Term, rewriter: Rewriter) -> Term | None:
+    source, mask = term.args[:2]
+    if len(term.args) > 2 and term.args[2] != 1:
+        return None
+    for one, other in ((source, mask), (mask, source)):
+        if not isinstance(one, Term) or not isinstance(other, Term):
+            continue
+        if one.shape != term.shape or one.dtype != term.dtype or other.op == "full":
+            continue
+        if uniform(other, rewriter.facts) in (0.0, -0.0):
+            return one
     return None
 
 
@@ -105,5 +123,12 @@ MASK_LAWS: tuple[Law, ...] = (
             aten.bitwise_or.Tensor,
         ),
         _neutral_truth,
+    ),
+    Law(
+        "mask-nothing",
+        "x + m = x  if every element of m is 0, m of sizes alone",
+        "real",
+        (aten.add.Tensor,),
+        _nothing_added,
     ),
 )
