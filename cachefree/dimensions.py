@@ -58,7 +58,30 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
     for size, dims in _by_size(call).items():
         if size >= 2:
             groups += _independent(dims, _fresh_size(call), runs)
-    return call, _independent_at_once(call, groups, runs)
+    return call, _independent_at_once(call, _with_followers(call, groups, runs), runs)
+
+
+def _with_followers(
+    call: Call,
+    groups: list[list[Dimension]],
+    runs: Callable[[dict[Dimension, int]], bool],
+) -> list[list[Dimension]]:
+    """The groups, with every dimension in that of its axis and size, where it may vary with it.
+
+    A mask that is read by index takes a batch of its own: it is the batch all the same.
+    """
+    kept = [list(group) for group in groups]
+    for group in [group for group in kept if len(group) > 1]:
+        kinds = {(axis, call.leaves[place].shape[axis]) for place, axis in group}  # type: ignore[union-attr]
+        for other in list(kept):
+            place, axis = other[0]
+            is_alike = (axis, call.leaves[place].shape[axis]) in kinds  # type: ignore[union-attr]
+            if len(other) > 1 or not is_alike:
+                continue
+            if runs(dict.fromkeys([*group, *other], _fresh_size(call))):
+                group += other
+                kept.remove(other)
+    return kept
 
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)

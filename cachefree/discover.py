@@ -130,13 +130,15 @@ def _named_groups(found: Found) -> dict[str, list[Dimension]]:
     named: dict[str, list[Dimension]] = {}
     # time-major models have the batch behind the tokens
     batch_axis = 1 if min(axis for _, axis in found.query) == 0 else 0
+    token_paths = " ".join(found.call.leaves[place].path for place, _ in found.query)
+    has_encoder = re.search(r"dec|tgt|target|trg", token_paths) is not None
     for group in found.groups:
         path = found.call.leaves[group[0][0]].path
         if group == found.query:
             name = "query"
         elif "batch" not in named and min(axis for _, axis in group) == batch_axis:
             name = "batch"
-        elif re.search(r"enc|memory|context|source|src|cross", path):
+        elif has_encoder or re.search(r"enc|memory|context|source|src|cross", path):
             name = "encoder"
         else:
             name = re.sub(r"\W+", "_", f"{path}_{group[0][1]}").strip("_")

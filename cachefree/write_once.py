@@ -179,6 +179,11 @@ def _of_rows_left(table: Table, slot: _Slot) -> Term:
     return _cut(table, slot.value, slot.axis, slot.length, rows)
 
 
+def _runs_on_no_rows(value: Term) -> bool:
+    symbols = symbols_of(size for term in topological([value]) for size in term.shape or ())
+    return Signatures([value]).hold({str(symbol): 3 for symbol in symbols})
+
+
 def _cut(table: Table, term: Term, axis: int, start: Any, end: Any) -> Term:
     shape = list(term.sizes)
     shape[axis] = sympy.expand(end - start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -131,11 +130,11 @@ class TranslationDecoder(nn.Module):
         self,
         input_ids: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: Optional[torch.Tensor] = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         past_key_values=None,
     ):
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
-        bsz, length = input_ids.shape
+        length = input_ids.shape[1]
         x = self.embed_tokens(input_ids) * self.embed_scale
         positions = torch.arange(past_length, past_length + length, device=input_ids.device)
         x = x + self.embed_positions(positions + 2)
@@ -163,7 +162,7 @@ class EncoderStates(nn.Module):
 
 
 class FusedMemoryDecoder(nn.Module):
-    """Keys and values of the memory in one tensor (B, E, 2C), kept in a dict beside the own ones."""
+    """Keys and values of the memory in one tensor (B, E, 2C), in a dict beside the own."""
 
     def __init__(self, vocabulary=50, width=16, heads=2) -> None:
         super().__init__()
