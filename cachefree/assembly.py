@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -15,31 +16,182 @@ from cachefree.calling import CachePlace, Calling
 from cachefree.capture import TensorSpec
 from cachefree.certify import Certified
 from cachefree.discover import Discovery
+from cachefree.encoder import Encoder
+from cachefree.encoder_call import EncoderCall
 from cachefree.reading import Program
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
 from cachefree.terms import Term, topological
 from cachefree.write_once import OneCall
 
-__all__ = ["calling_of", "interface_of"]
+__all__ = ["Assembled", "assembled"]
 
 aten = torch.ops.aten
 
 
-def interface_of(
-    discovery: Discovery, later: Program, one: OneCall, certified: Certified
+@dataclass
+class Assembled:
+    """The one graph's interface and calls.
+
+    Attributes:
+        interface: Its inputs, outputs, cache slots and domain.
+        inputs: One term an input.
+        calling: How it is called.
+        encoder: How a call of the whole model becomes one of the decoder; None where the model has
+            no encoder inside.
+    """
+
+    interface: Interface
+    inputs: tuple[Term, ...]
+    calling: Calling
+    encoder: EncoderCall | None = None
+
+
+def assembled(
+    model: nn.Module, discovery: Discovery, later: Program, one: OneCall, certified: Certified
+) -> Assembled:
+    """The interface of the one graph, and how the model's own call goes through it."""
+    make = _Maker(model, discovery, later, one, certified)
+    return make.plain() if one.encoder is None else make.decoder(one.encoder)
+
+
+class _Maker:
+    def __init__(
+        self,
+        model: nn.Module,
+        discovery: Discovery,
+        later: Program,
+        one: OneCall,
+        certified: Certified,
+    ) -> None:
+        self.model = model
+        self.discovery = discovery
+        self.later = later
+        self.one = one
+        self.certified = certified
+        self.signature = inspect.signature(model.forward)
+        self.arguments = self._arguments()
+
+    def plain(self) -> Assembled:
+        """The model's own call."""
+        leaves, _ = flatten(self.arguments, _is_marker)
+        specs = [leaf.spec for leaf in leaves if isinstance(leaf.spec, TensorSpec)]
+        interface = _interface(self.discovery, self.later, specs, self.certified)
+        calling = self._calling(self.arguments, self.signature, interface)
+        return Assembled(interface, self._terms(specs), calling)
+
+    def decoder(self, encoder: Encoder) -> Assembled:
+        """A call of the decoder, which takes the encoder's states in place of its inputs."""
+        whole = self.plain()
+        own = {str(term.args[0]) for term in encoder.only}
+        dropped = [name for name, value in self.arguments.items() if _is_all_of(value, own)]
+        path, shape, _ = encoder.states.args
+        assert encoder.states.dtype is not None
+        assert encoder.states.device is not None
+        marker = _Marker(TensorSpec(path, shape, encoder.states.dtype, encoder.states.device))
+        arguments: dict[str, Any] = {}
+        for name, value in self.arguments.items():
+            if name in dropped:
+                arguments.setdefault(path, marker)
+            else:
+                arguments[name] = value
+        arguments.setdefault(path, marker)
+        leaves, _ = flatten(arguments, _is_marker)
+        specs = [leaf.spec for leaf in leaves if isinstance(leaf.spec, TensorSpec)]
+        interface = _interface(self.discovery, self.later, specs, self.certified)
+        signature = _with_states(self.signature, dropped, path)
+        calling = self._calling(arguments, signature, interface)
+        places = {spec.path: place for place, spec in enumerate(whole.interface.inputs)}
+        call = EncoderCall(
+            whole.calling,
+            tuple(places[str(term.args[0])] for term in encoder.inputs),
+            tuple(None if spec.path == path else places[spec.path] for spec in specs),
+            next(spec for spec in interface.inputs if spec.path == path),
+            encoder.is_needed_whole,
+            tuple(dropped),
+            encoder.argument,
+        )
+        return Assembled(interface, self._terms(specs), calling, call)
+
+    def _terms(self, specs: Sequence[TensorSpec]) -> tuple[Term, ...]:
+        terms = {str(term.args[0]): term for term in self.one.inputs}
+        if self.one.encoder is not None:
+            terms[str(self.one.encoder.states.args[0])] = self.one.encoder.states
+        return tuple(terms[spec.path] for spec in specs)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of a later call by name, with markers for their leaves."""
+        call = self.one.call
+        markers = [_Marker(spec) for spec in call.leaves]
+        args, kwargs = call.structure.rebuild(markers)
+        named: dict[str, Any] = {}
+        for name, value in self.signature.bind_partial(*args, **kwargs).arguments.items():
+            kind = self.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                named[f"*{name}"] = value
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                named.update(value)
+            else:
+                named[name] = value
+        return {name: named[name] for name in _in_order_of(named, markers)}
+
+    def _calling(
+        self, arguments: dict[str, Any], signature: inspect.Signature, interface: Interface
+    ) -> Calling:
+        leaves, structure = flatten(arguments, _is_marker)
+        caches = []
+        for link in self.discovery.links:
+            place = link.place
+            parameter = f"*{place.parameter}" if place.is_variadic else place.parameter
+            value = arguments[parameter]
+            for step in place.steps:
+                value = value[step]
+            parts, inner = flatten(value, _is_marker)
+            caches.append(
+                CachePlace(parameter, place.steps, inner, tuple(part.spec for part in parts))
+            )
+        return Calling(
+            parameters=tuple(arguments),
+            signature=signature,
+            structure=structure,
+            leaves=tuple(leaf.spec for leaf in leaves),
+            caches=tuple(caches),
+            results=self.later.captured.outputs,
+            result_leaves=self.later.captured.output_leaves,
+            interface=interface,
+            mode_matters=_mode_matters(self.model, self.certified.outputs),
+        )
+
+
+def _is_all_of(value: Any, paths: set[str]) -> bool:
+    leaves, _ = flatten(value, _is_marker)
+    marked = [leaf.spec.path for leaf in leaves if _is_marker(leaf)]
+    return bool(marked) and all(path in paths for path in marked)
+
+
+def _with_states(
+    signature: inspect.Signature, dropped: Sequence[str], name: str
+) -> inspect.Signature:
+    """A signature without some arguments and with one more, by keyword."""
+    kept = [p for p in signature.parameters.values() if p.name not in dropped]
+    states = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    end = kept and kept[-1].kind is inspect.Parameter.VAR_KEYWORD
+    return signature.replace(parameters=[*kept[:-1], states, kept[-1]] if end else [*kept, states])
+
+
+def _interface(
+    discovery: Discovery, later: Program, specs: Sequence[TensorSpec], certified: Certified
 ) -> Interface:
-    """The flat interface of the one graph: its inputs, outputs, cache slots and domain."""
+    """The flat interface of a graph: its inputs, outputs, cache slots and domain."""
     captured = later.captured
-    caches = set(discovery.cache_leaves)
-    fed = {
-        output: place
-        for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True)
-    }
+    paths = [captured.call.tensors[place].path for place in discovery.cache_leaves]
+    where = {spec.path: place for place, spec in enumerate(specs)}
+    fed = {output: where[path] for path, output in zip(paths, discovery.carried, strict=True)}
+    caches = set(fed.values())
     names = _Unique()
     inputs = tuple(
         InputSpec(names.of(spec.path), spec.path, spec.shape, spec.dtype, place in caches)
-        for place, spec in enumerate(one.call.tensors)
+        for place, spec in enumerate(specs)
     )
     outputs = []
     tensors = [leaf for leaf in captured.output_leaves if isinstance(leaf, TensorSpec)]
@@ -47,7 +199,7 @@ def interface_of(
         name = f"present_{inputs[fed[place]].name}" if place in fed else (spec.path or "output")
         outputs.append(OutputSpec(names.of(name), spec.path, spec.shape, spec.dtype, place in fed))
     slots = []
-    for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
+    for output, place in fed.items():
         growing = tuple(
             axis
             for axis, size in enumerate(inputs[place].shape)
@@ -85,53 +237,6 @@ class _Unique:
             unique = f"{name}_{count}"
         self.used.add(unique)
         return unique
-
-
-def calling_of(
-    model: nn.Module,
-    discovery: Discovery,
-    later: Program,
-    one: OneCall,
-    certified: Certified,
-    interface: Interface,
-) -> Calling:
-    """How the model's own call goes to that interface and back."""
-    signature = inspect.signature(model.forward)
-    call = one.call
-    markers = [_Marker(spec) for spec in call.leaves]
-    args, kwargs = call.structure.rebuild(markers)
-    named: dict[str, Any] = {}
-    for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named[f"*{name}"] = value
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
-    ordered = {name: named[name] for name in _in_order_of(named, markers)}
-    leaves, structure = flatten(ordered, _is_marker)
-    caches = []
-    for link in discovery.links:
-        parameter = f"*{link.place.parameter}" if link.place.is_variadic else link.place.parameter
-        value = ordered[parameter]
-        for step in link.place.steps:
-            value = value[step]
-        parts, inner = flatten(value, _is_marker)
-        caches.append(
-            CachePlace(parameter, link.place.steps, inner, tuple(part.spec for part in parts))
-        )
-    return Calling(
-        parameters=tuple(ordered),
-        signature=signature,
-        structure=structure,
-        leaves=tuple(leaf.spec for leaf in leaves),
-        caches=tuple(caches),
-        results=later.captured.outputs,
-        result_leaves=later.captured.output_leaves,
-        interface=interface,
-        mode_matters=_mode_matters(model, certified.outputs),
-    )
 
 
 class _Marker:

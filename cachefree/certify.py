@@ -79,8 +79,8 @@ def certify(
     """
     past = _past_symbols(discovery, one)
     kinds = (
-        Kind("first call", discovery.first, past),
-        Kind("later calls", discovery.later, ties=one.ties),
+        Kind("first call", discovery.first, past, one.replaced),
+        Kind("later calls", discovery.later, inputs=one.replaced, ties=one.ties),
     )
     outputs = one.outputs
     closings: list[Closing] = []

@@ -35,7 +35,7 @@ class Normaliser:
         table: Where the new terms are made.
         facts: What holds of the sizes.
         sizes: Sizes to substitute.
-        inputs: Input terms (by path) that are replaced by other terms.
+        inputs: Inputs (by path) and the terms that stand in their place.
         is_exact: Whether to use exact laws only.
 
     Attributes:
@@ -71,7 +71,7 @@ class Normaliser:
     def normal(self, outputs: Iterable[Term]) -> tuple[Term, ...]:
         """The outputs in normal form."""
         outputs = tuple(outputs)
-        for term in topological(outputs):
+        for term in topological([*self.inputs.values(), *outputs]):
             if term not in self._normal:
                 self._normal[term] = self._one(term)
         return tuple(self._normal[term] for term in outputs)
@@ -92,7 +92,7 @@ class Normaliser:
             return self._normal[arg] if isinstance(arg, Term) else self._size(arg)
 
         if term.op == "input" and term.args[0] in self.inputs:
-            return self.inputs[term.args[0]]
+            return self._normal[self.inputs[term.args[0]]]
         if term.op in ("attribute", "input"):
             args = replace_operands(term.args, replaced)
             return self.settle(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from cachefree.assembly import calling_of, interface_of
+from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
 from cachefree.certify import certify
 from cachefree.discover import Carry, discover
@@ -28,7 +29,7 @@ from cachefree.progress import stages
 from cachefree.reading import read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
-from cachefree.terms import Table
+from cachefree.terms import Table, Term
 from cachefree.write_once import with_slots_joined
 
 __all__ = ["rewrite"]
@@ -105,16 +106,21 @@ def rewrite(
         one = with_slots_joined(table, discovery, first, later)
         certified = certify(model, table, names, discovery, first, later, one, check)
         begin("graph")
-        interface = interface_of(discovery, later, one, certified)
+        parts = assembled(model, discovery, later, one, certified)
+        interface = parts.interface
         graph_module = emit(
             model,
-            [(spec.name, term) for spec, term in zip(interface.inputs, one.inputs, strict=True)],
+            [(spec.name, term) for spec, term in zip(interface.inputs, parts.inputs, strict=True)],
             [
                 (spec.name, term)
                 for spec, term in zip(interface.outputs, certified.outputs, strict=True)
             ],
         )
-    calling = calling_of(model, discovery, later, one, certified, interface)
+        encoder = one.encoder and emit(
+            model,
+            [(name_of(term), term) for term in one.encoder.inputs],
+            [(name_of(one.encoder.states), one.encoder.output)],
+        )
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
@@ -141,7 +147,20 @@ def rewrite(
             model, example_inputs, cache=cache, carry=carry, check=check, progress=progress
         )
 
-    return Rewritten(graph_module, interface, calling, report, Origin(model, again))
+    return Rewritten(
+        graph_module,
+        interface,
+        parts.calling,
+        report,
+        Origin(model, again),
+        encoder,
+        parts.encoder,
+    )
+
+
+def name_of(term: Term) -> str:
+    """The path of an input as a name."""
+    return re.sub(r"\W+", "_", str(term.args[0])).strip("_")
 
 
 def _names(model: nn.Module) -> dict[int, str]:

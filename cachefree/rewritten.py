@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from cachefree.calling import Calling, is_tracing
 from cachefree.capture import TensorSpec
+from cachefree.encoder_call import EncoderCall
 from cachefree.errors import DomainError, Refusal
 from cachefree.graph import assemble, mirror
 from cachefree.origin import Origin
@@ -40,6 +41,8 @@ class Rewritten(nn.Module):
         calling: Calling,
         report: Report,
         origin: Origin | None = None,
+        encoder: fx.GraphModule | None = None,
+        encoder_call: EncoderCall | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_graph_module"] = graph_module
@@ -47,6 +50,8 @@ class Rewritten(nn.Module):
         self.calling = calling
         self.report = report
         self.__dict__["_origin"] = origin
+        self.__dict__["_encoder"] = encoder
+        self.encoder_call = encoder_call
         self._share(graph_module)
         self.training = False
 
@@ -62,6 +67,20 @@ class Rewritten(nn.Module):
     def graph_module(self) -> fx.GraphModule:
         """The one graph, flat: ``interface.inputs`` in, ``interface.outputs`` out, in order."""
         return self.__dict__["_graph_module"]  # type: ignore[no-any-return]
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder as a graph of its own, where the model has one inside.
+
+        It takes what only the encoder reads, flat, and returns a tuple of its states (B, E, C).
+        """
+        encoder = self.__dict__["_encoder"]
+        return encoder if encoder is not None else self._child("encoder")
+
+    def _child(self, name: str) -> Any:
+        if name in self._modules:
+            return self._modules[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own call.
@@ -80,7 +99,12 @@ class Rewritten(nn.Module):
             DomainError: an argument, a structure, a dtype or a size is not one that the graph was
                 captured for.
         """
-        return self.calling.flatten(args, kwargs)
+        whole = self.encoder_call
+        if whole is None:
+            return self.calling.flatten(args, kwargs)
+        if whole.is_decoders(kwargs):
+            return self.calling.flatten((), whole.decoders(args, kwargs))
+        return whole.tensors(args, kwargs, self.encoder)
 
     def unflatten_result(
         self, flat_outputs: Sequence[torch.Tensor], flat_inputs: Sequence[torch.Tensor]
@@ -176,29 +200,34 @@ class Rewritten(nn.Module):
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()
-            self.interface, self.calling, self.report = (
+            self.interface, self.calling, self.report, self.encoder_call = (
                 fresh.interface,
                 fresh.calling,
                 fresh.report,
+                fresh.encoder_call,
             )
             self.__dict__["_origin"] = fresh.__dict__["_origin"]
+            self.__dict__["_encoder"] = fresh.__dict__["_encoder"]
             training = self.training
             self._share(fresh.graph_module)
             self.train(training)
 
     def __getstate__(self) -> dict[str, Any]:
-        skipped = ("_graph_module", "_origin")
+        skipped = ("_graph_module", "_origin", "_encoder")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
-        return {**state, "_copied": self.graph_module}
+        return {**state, "_copied": (self.graph_module, self.__dict__["_encoder"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        copied = state.pop("_copied")
+        copied, encoder = state.pop("_copied")
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers"):
             holder.__dict__[name] = self.__dict__[name]
         self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
+        self.__dict__["_encoder"] = encoder and assemble(
+            encoder.graph, mirror(holder), _constants(encoder)
+        )
 
 
 def _constants(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:

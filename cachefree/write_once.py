@@ -25,11 +25,12 @@ import torch
 from cachefree.align import Divergence
 from cachefree.capture import Call, TensorSpec
 from cachefree.discover import Discovery
+from cachefree.encoder import STATES, Encoder, bottleneck, is_needed_whole
 from cachefree.reading import Program
 from cachefree.rules import Closing, replaced
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, substitute, symbols_of
-from cachefree.terms import Table, Term, replace_operands, topological
+from cachefree.terms import Table, Term, operands, topological
 
 __all__ = ["OneCall", "with_slots_joined"]
 
@@ -46,6 +47,7 @@ class OneCall:
         outputs: Its outputs.
         ties: Sizes of the one graph's inputs that are, on later calls, sizes of other inputs.
         closings: What was joined.
+        encoder: The encoder's part, where the model has one inside.
     """
 
     call: Call
@@ -53,6 +55,13 @@ class OneCall:
     outputs: tuple[Term, ...]
     ties: Mapping[sympy.Symbol, Any]
     closings: tuple[Closing, ...] = ()
+    encoder: Encoder | None = None
+
+    @property
+    def replaced(self) -> dict[str, Term]:
+        """Inputs of the one graph that are values of the model's own path."""
+        encoder = self.encoder
+        return {str(encoder.states.args[0]): encoder.output} if encoder is not None else {}
 
 
 class _WriteOnce:
@@ -80,8 +89,13 @@ def with_slots_joined(
         return OneCall(discovery.later, later.inputs, later.outputs, {})
     ties = {slot.length: slot.value.sizes[slot.axis] for slot in slots}
     past = {slot.past: _past_input(table, slot) for slot in slots}
-    joined = {slot.past: _joined(table, slot, past[slot.past]) for slot in slots}
+    start = _encoders_end(table, discovery, later, slots)
+    joined = {slot.past: _joined(table, slot, past[slot.past], start) for slot in slots}
     outputs = replaced(table, later.outputs, joined)
+    encoder = None
+    if start:
+        outputs = replaced(table, outputs, start)
+        encoder = _encoder(later, outputs, *next(iter(start.items())))
     shapes = {str(old.args[0]): new.sizes for old, new in past.items()}
     call = Call(
         discovery.later.structure,
@@ -99,6 +113,35 @@ def with_slots_joined(
         outputs,
         ties,
         (Closing(_WriteOnce(), outputs, closed),),
+        encoder,
+    )
+
+
+def _encoders_end(
+    table: Table, discovery: Discovery, later: Program, slots: list[_Slot]
+) -> dict[Term, Term]:
+    """The value at which the encoder ends, with the input that stands for it."""
+    query = size_symbol("query")
+    caches = {later.inputs[place] for place in discovery.cache_leaves}
+    tokens = [term for term in later.inputs if query in symbols_of(term.sizes) or term in caches]
+    end = bottleneck([slot.value for slot in slots], tokens)
+    if end is None:
+        return {}
+    assert end.dtype is not None
+    assert end.device is not None
+    return {end: table.input(STATES, end.sizes, end.dtype, end.device)}
+
+
+def _encoder(later: Program, outputs: tuple[Term, ...], end: Term, states: Term) -> Encoder:
+    used = set(topological([end]))
+    left = set(topological(outputs))
+    inputs = tuple(term for term in later.inputs if term in used)
+    return Encoder(
+        inputs,
+        end,
+        states,
+        tuple(term for term in inputs if term not in left),
+        is_needed_whole(states, outputs),
     )
 
 
@@ -127,15 +170,13 @@ def _axis(value: Term) -> int | None:
     ]
     if varying:
         return varying[0]
-    rows = {
-        size
-        for term in topological([value])
-        if term.op == "input"
-        for size in term.sizes[1:-1]
-        if isinstance(size, int)
-    }
+    rows = {term.sizes[1] for term in topological([value]) if _has_rows(term)}
     fixed = [axis for axis, size in enumerate(value.sizes) if isinstance(size, int) and size > 0]
     return next((axis for axis in fixed if value.sizes[axis] in rows), None)
+
+
+def _has_rows(term: Term) -> bool:
+    return term.op != "attribute" and term.shape is not None and len(term.sizes) == 3
 
 
 def _length_symbol(size: Any, taken: Mapping[Any, sympy.Symbol]) -> sympy.Symbol:
@@ -153,30 +194,25 @@ def _past_input(table: Table, slot: _Slot) -> Term:
     return table.input(str(old.args[0]), shape, old.dtype, old.device)
 
 
-def _joined(table: Table, slot: _Slot, past: Term) -> Term:
-    new = _of_rows_left(table, slot)
+def _joined(table: Table, slot: _Slot, past: Term, start: Mapping[Term, Term]) -> Term:
+    new = _of_rows_left(table, slot, start)
     shape = list(past.sizes)
     shape[slot.axis] = sympy.expand(slot.length + new.sizes[slot.axis])
     return table.like(slot.value, aten.cat.default, ((past, new), slot.axis), shape)
 
 
-def _of_rows_left(table: Table, slot: _Slot) -> Term:
+def _of_rows_left(table: Table, slot: _Slot, start: Mapping[Term, Term]) -> Term:
     """What the first path computes of the encoder's rows that are not past yet.
 
     Where it does not run on no rows, or where its length is not theirs, all of it is computed and
     then cut.
     """
     rows = slot.value.sizes[slot.axis]
-    if isinstance(rows, sympy.Symbol):
-        value = _of_fewer(table, slot.value, rows, slot.length)
-        if value is not None:
-            none = {
-                str(s): 3 for term in topological([value]) for s in symbols_of(term.shape or ())
-            }
-            none |= {str(rows): 3, str(slot.length): 3}
-            if Signatures([value]).hold(none):
-                return value
-    return _cut(table, slot.value, slot.axis, slot.length, rows)
+    if isinstance(rows, (int, sympy.Symbol)):
+        value = _of_fewer(table, slot.value, rows, slot.length, start)
+        if value is not None and _runs_on_no_rows(value):
+            return value
+    return _cut(table, replaced(table, [slot.value], start)[0], slot.axis, slot.length, rows)
 
 
 def _runs_on_no_rows(value: Term) -> bool:
@@ -190,33 +226,62 @@ def _cut(table: Table, term: Term, axis: int, start: Any, end: Any) -> Term:
     return table.like(term, aten.slice.Tensor, (term, axis, start, end, 1), shape)
 
 
-def _of_fewer(table: Table, value: Term, rows: sympy.Symbol, past: sympy.Symbol) -> Term | None:
-    """The value with the first rows left out of every input that has them; None if none has."""
-    fewer = {rows: rows - past}
+def _of_fewer(
+    table: Table, value: Term, rows: Any, past: sympy.Symbol, start: Mapping[Term, Term]
+) -> Term | None:
+    """The value with the first rows left out of all that has them; None if nothing has."""
     done: dict[Term, Term] = {}
-    for term in topological([value]):
-        if term.op == "input":
-            axes = [axis for axis, size in enumerate(term.sizes) if size == rows]
-            if len(axes) > 1 or (not axes and rows in symbols_of(term.sizes)):
+    for term in _above(value, start):
+        if term.op == "input" or term in start:
+            axes = [axis for axis, size in enumerate(term.sizes) if size == rows and axis]
+            if len(axes) > 1 or (not axes and _has(term.sizes, rows)):
                 return None
-            done[term] = _cut(table, term, axes[0], past, rows) if axes else term
+            source = start.get(term, term)
+            done[term] = _cut(table, source, axes[0], past, rows) if axes else source
         else:
-            done[term] = _with_sizes(table, term, fewer, done)
+            done[term] = _with_rows(table, term, rows, past, done)
     return done[value] if done[value] is not value else None
 
 
-def _with_sizes(
-    table: Table, term: Term, sizes: Mapping[sympy.Symbol, Any], done: Mapping[Term, Term]
-) -> Term:
-    def of(arg: Any) -> Any:
-        return done[arg] if isinstance(arg, Term) else substitute(arg, sizes)
+def _above(value: Term, start: Mapping[Term, Term]) -> list[Term]:
+    """The terms below a value, down to where it starts."""
+    order = topological([value])
+    needed, pending = {value}, [value]
+    while pending:
+        term = pending.pop()
+        if term not in start:
+            fresh = [operand for operand in operands(term) if operand not in needed]
+            needed.update(fresh)
+            pending += fresh
+    return [term for term in order if term in needed]
 
+
+def _has(sizes: tuple[Any, ...], rows: Any) -> bool:
+    return isinstance(rows, sympy.Symbol) and rows in symbols_of(sizes)
+
+
+def _with_rows(
+    table: Table, term: Term, rows: Any, past: sympy.Symbol, done: Mapping[Term, Term]
+) -> Term:
+    """A term of fewer rows: the rows' number, or the symbol, goes out of its sizes."""
+
+    def fewer(size: Any) -> Any:
+        if isinstance(rows, sympy.Symbol):
+            return substitute(size, {rows: rows - past})
+        return rows - past if type(size) is int and size == rows else size
+
+    def of(arg: Any, is_shape: bool) -> Any:
+        if isinstance(arg, Term):
+            return done[arg]
+        if isinstance(arg, tuple):
+            return tuple(of(part, True) for part in arg)
+        return fewer(arg) if is_shape or isinstance(rows, sympy.Symbol) else arg
+
+    if term.op in ("attribute", "constant"):
+        return term
     payload = term.payload
     if term.shape is None and payload is not None:
-        payload = tuple(
-            (tuple(substitute(size, sizes) for size in shape), dtype, device)
-            for shape, dtype, device in payload
-        )
-    shape = None if term.shape is None else [substitute(size, sizes) for size in term.shape]
-    args = replace_operands(term.args, of)
+        payload = tuple((tuple(map(fewer, shape)), dtype, dev) for shape, dtype, dev in payload)
+    shape = None if term.shape is None else tuple(map(fewer, term.shape))
+    args = tuple(of(arg, False) for arg in term.args)
     return table.make(term.op, args, shape, term.dtype, term.device, term.line, payload)

@@ -28,6 +28,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "discover",
         "align shapes preconditions",
         "regimes rules",
+        "encoder",
+        "encoder_call",
         "write_once",
         "certify onnx branches",
         "assembly rewritten",

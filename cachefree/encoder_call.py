@@ -1,0 +1,93 @@
+"""A call of the whole model as a call of its decoder: the encoder runs where its states are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from cachefree.calling import Calling, is_tracing
+from cachefree.errors import DomainError, Refusal
+from cachefree.spec import InputSpec
+from cachefree.structure import flatten
+
+__all__ = ["EncoderCall"]
+
+
+@dataclass
+class EncoderCall:
+    """How a call of the whole model becomes one of the decoder.
+
+    Attributes:
+        whole: How the whole model is called.
+        taken: Places, among the whole call's tensors, of what the encoder takes.
+        kept: Places of what the decoder takes, in its order; None for the encoder's states.
+        states: The decoder's input for the encoder's states.
+        is_needed_whole: Whether later calls read the states.
+        dropped: Arguments that only the encoder reads.
+        argument: The model's own argument for the encoder's output; empty where it has none.
+    """
+
+    whole: Calling
+    taken: tuple[int, ...]
+    kept: tuple[int | None, ...]
+    states: InputSpec
+    is_needed_whole: bool
+    dropped: tuple[str, ...]
+    argument: str = ""
+
+    def is_decoders(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call gives the encoder's states itself."""
+        return any(kwargs.get(name) is not None for name in (self.states.path, self.argument))
+
+    def decoders(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call that gives the encoder's states, as keyword arguments of the decoder.
+
+        Raises:
+            DomainError: the encoder's output holds no tensor.
+        """
+        bound = self.whole.signature.bind_partial(*args)
+        named = {**bound.arguments, **kwargs}
+        states = named.pop(self.states.path, None)
+        output = named.pop(self.argument, None) if self.argument else None
+        if states is None:
+            leaves, _ = flatten(output)
+            states = next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+        if states is None:
+            raise DomainError(
+                Refusal(
+                    f"The argument {self.argument!r} holds no tensor.",
+                    remedy="Give what rewritten.encoder returns.",
+                )
+            )
+        return {
+            self.states.path: states,
+            **{name: value for name, value in named.items() if name not in self.dropped},
+        }
+
+    def tensors(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: fx.GraphModule
+    ) -> list[torch.Tensor]:
+        """A call of the whole model as the decoder's flat inputs.
+
+        The encoder runs on the first call, and on later calls only where its states are read.
+
+        Raises:
+            DomainError: the call is outside the domain.
+        """
+        flat = self.whole.flatten(args, kwargs)
+        states = self._states(flat, encoder)
+        return [states if place is None else flat[place] for place in self.kept]
+
+    def _states(self, flat: Sequence[torch.Tensor], encoder: fx.GraphModule) -> torch.Tensor:
+        sizes = self.whole.sizes_of(flat)
+        slots = self.whole.interface.past_symbols
+        if is_tracing() or self.is_needed_whole or any(sizes[name] == 0 for name in slots):
+            found: torch.Tensor = encoder(*[flat[place] for place in self.taken])[0]
+            return found
+        shape = [self.whole.value(size, sizes) for size in self.states.shape]
+        device = flat[0].device
+        return torch.zeros((), dtype=self.states.dtype, device=device).expand(shape)
