@@ -1,4 +1,4 @@
-"""A call of the whole model as a call of its decoder: the encoder runs where its states are read."""
+"""A call of the whole model as one of its decoder: the encoder runs where it is read."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def rewrite(
                 for spec, term in zip(interface.outputs, certified.outputs, strict=True)
             ],
         )
-        encoder = one.encoder and emit(
+        encoder = None if one.encoder is None else emit(
             model,
             [(name_of(term), term) for term in one.encoder.inputs],
             [(name_of(one.encoder.states), one.encoder.output)],

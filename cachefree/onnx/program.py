@@ -56,10 +56,20 @@ def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
 
     Sizes 0 and 1 would be frozen, and two equal ones could be taken for one. The domain says where
     the graph is the model; it runs beyond, and where a domain has no room for such sizes it is
-    traced there.
+    traced there. What is past comes to less than what it is a part of.
     """
-    candidates = [dict(zip(interface.symbols, numbers, strict=False)) for numbers in _NUMBERS]
+    symbols = interface.symbols
+    past_first = sorted(symbols, key=lambda name: name not in interface.past_symbols)
+    orders = (past_first, symbols) if _has_ties(interface) else (symbols,)
+    candidates = [
+        dict(zip(order, numbers, strict=False)) for order in orders for numbers in _NUMBERS
+    ]
     yield from sorted(candidates, key=lambda sizes: not interface.domain.holds(sizes))
+
+
+def _has_ties(interface: Interface) -> bool:
+    """Whether a slot of the cache holds all rows of another input, or none."""
+    return len(interface.past_symbols) > 1
 
 
 def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedProgram:
