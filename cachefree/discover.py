@@ -22,7 +22,7 @@ from cachefree.errors import CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.inputs import find_first_call
 from cachefree.places import Carry, Link, select
-from cachefree.search import Found, Search
+from cachefree.search import DECODERS, Found, Search
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
@@ -131,7 +131,7 @@ def _named_groups(found: Found) -> dict[str, list[Dimension]]:
     # time-major models have the batch behind the tokens
     batch_axis = 1 if min(axis for _, axis in found.query) == 0 else 0
     token_paths = " ".join(found.call.leaves[place].path for place, _ in found.query)
-    has_encoder = re.search(r"dec|tgt|target|trg", token_paths) is not None
+    has_encoder = DECODERS.search(token_paths) is not None
     for group in found.groups:
         path = found.call.leaves[group[0][0]].path
         if group == found.query:

@@ -116,10 +116,14 @@ def rewrite(
                 for spec, term in zip(interface.outputs, certified.outputs, strict=True)
             ],
         )
-        encoder = None if one.encoder is None else emit(
-            model,
-            [(name_of(term), term) for term in one.encoder.inputs],
-            [(name_of(one.encoder.states), one.encoder.output)],
+        encoder = (
+            None
+            if one.encoder is None
+            else emit(
+                model,
+                [(name_of(term), term) for term in one.encoder.inputs],
+                [(name_of(one.encoder.states), one.encoder.output)],
+            )
         )
     report = Report(
         model=type(model).__name__,

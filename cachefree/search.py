@@ -21,9 +21,11 @@ from cachefree.places import Carried, Carry, Link, Place, items_of
 from cachefree.structure import flatten
 from cachefree.trials import Trials
 
-__all__ = ["Found", "Search"]
+__all__ = ["DECODERS", "Found", "Search"]
 
 log = logging.getLogger(__name__)
+_BY_NAME = 3.0  # the score from which on a place is a cache's by its name
+DECODERS = re.compile(r"dec|tgt|target|trg")
 _FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
 
 
@@ -119,7 +121,7 @@ class Search:
         """The places that ``carry`` feeds."""
         args, kwargs = self.first.args, self.first.kwargs
         call, groups = find_dimensions(self.model, call_of(args, kwargs, self.names))
-        for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
+        for query in sorted(groups, key=lambda group: _unlikely_tokens(call, group)):
             runs = self.trials.first_runs(call, query)
             if runs is None:
                 continue
@@ -176,29 +178,35 @@ class Search:
     ) -> Found | None:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
-        for query in sorted(groups, key=lambda group: min(axis for _, axis in group) == 0):
-            runs = self.trials.first_runs(call, query)
-            if runs is None:
-                continue
-            part, *whole = runs
-            for score, links in candidates(self.signature, args, kwargs, part, self.wanted):
-                accepted_by = self.trials.accepts(call, query, links, part, whole)
-                if accepted_by is None:
-                    continue
-                total, tokens = accepted_by
-                notes = [
-                    *self.first.assumed,
-                    *(
-                        f"{flag}={value} so that the model returns its cache"
-                        for flag, value in flags.items()
-                    ),
-                ]
-                found = Found(args, kwargs, call, groups, query, links, total, tokens, tuple(notes))
-                if score >= 3 or self.wanted or self.carry:
-                    return found
-                accepted.append((score, found))
-            if accepted:
-                break
+        runs = {
+            tuple(query): results
+            for query in sorted(groups, key=lambda group: _unlikely_tokens(call, group))
+            if (results := self.trials.first_runs(call, query)) is not None
+        }
+        for is_named in (True, False):  # no other argument is tried where one by name will do
+            for query, (part, *whole) in runs.items():
+                for score, links in candidates(self.signature, args, kwargs, part, self.wanted):
+                    is_likely = score >= _BY_NAME or bool(self.wanted or self.carry)
+                    if is_likely is not is_named:
+                        continue
+                    accepted_by = self.trials.accepts(call, list(query), links, part, whole)
+                    if accepted_by is None:
+                        continue
+                    total, tokens = accepted_by
+                    notes = (
+                        *self.first.assumed,
+                        *(
+                            f"{flag}={value} so that the model returns its cache"
+                            for flag, value in flags.items()
+                        ),
+                    )
+                    group = next(group for group in groups if tuple(group) == query)
+                    found = Found(args, kwargs, call, groups, group, links, total, tokens, notes)
+                    if is_named:
+                        return found
+                    accepted.append((score, found))
+                if accepted:
+                    break
         return _likeliest(accepted) if accepted else None
 
     def _not_found(self) -> CacheFreeError:
@@ -221,6 +229,12 @@ class Search:
                 "give carry=; where the model keeps its cache on itself, return it from forward.",
             )
         )
+
+
+def _unlikely_tokens(call: Call, group: Sequence[Dimension]) -> tuple[bool, bool]:
+    """The order in which dimensions are tried as the one of the new tokens."""
+    paths = " ".join(call.leaves[place].path for place, _ in group)
+    return DECODERS.search(paths) is None, min(axis for _, axis in group) == 0
 
 
 def _likeliest(accepted: list[tuple[float, Found]]) -> Found:
