@@ -109,7 +109,6 @@ class _Maker:
             next(spec for spec in interface.inputs if spec.path == path),
             encoder.is_needed_whole,
             tuple(dropped),
-            encoder.argument,
         )
         return Assembled(interface, self._terms(specs), calling, call)
 

@@ -53,7 +53,6 @@ class Encoder:
         states: The input of the one graph that takes it.
         only: Inputs that nothing but the encoder uses.
         is_needed_whole: Whether the one graph reads the states on later calls too.
-        argument: The model's own argument for the output; empty where it has none.
     """
 
     inputs: tuple[Term, ...]
@@ -61,7 +60,6 @@ class Encoder:
     states: Term
     only: tuple[Term, ...]
     is_needed_whole: bool
-    argument: str = ""
 
 
 def bottleneck(values: Sequence[Term], decoders: Iterable[Term]) -> Term | None:

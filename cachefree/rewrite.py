@@ -13,6 +13,7 @@ from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
 from cachefree.certify import certify
 from cachefree.discover import Carry, discover
+from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
 from cachefree.example_sizes import capture_where_it_runs
 from cachefree.graph import emit
@@ -108,6 +109,10 @@ def rewrite(
         begin("graph")
         parts = assembled(model, discovery, later, one, certified)
         interface = parts.interface
+        if one.encoder is not None and parts.encoder is not None:
+            parts.encoder.argument = states_argument(
+                model, table, names, discovery, first, one.encoder, parts.encoder.dropped
+            )
         graph_module = emit(
             model,
             [(spec.name, term) for spec, term in zip(interface.inputs, parts.inputs, strict=True)],

@@ -31,6 +31,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder",
         "encoder_call",
         "write_once",
+        "encoder_argument",
         "certify onnx branches",
         "assembly rewritten",
         "rewrite",
