@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
 
 from cachefree.calling import Calling, is_tracing
 from cachefree.errors import DomainError, Refusal
-from cachefree.spec import InputSpec
+from cachefree.spec import Domain, InputSpec, Interface, OutputSpec, Region
 from cachefree.structure import flatten
 
 __all__ = ["EncoderCall"]
+
+Encode = Callable[..., Sequence[torch.Tensor]]
 
 
 @dataclass
@@ -38,6 +39,14 @@ class EncoderCall:
     is_needed_whole: bool
     dropped: tuple[str, ...]
     argument: str = ""
+
+    @property
+    def encoder_interface(self) -> Interface:
+        """Of the encoder's own graph."""
+        states = self.states
+        output = OutputSpec("last_hidden_state", "last_hidden_state", states.shape, states.dtype)
+        inputs = tuple(self.whole.interface.inputs[place] for place in self.taken)
+        return Interface(inputs, (output,), (), Domain((Region("encoder"),)))
 
     def is_decoders(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a call gives the encoder's states itself."""
@@ -69,7 +78,7 @@ class EncoderCall:
         }
 
     def tensors(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: fx.GraphModule
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: Encode
     ) -> list[torch.Tensor]:
         """A call of the whole model as the decoder's flat inputs.
 
@@ -82,7 +91,7 @@ class EncoderCall:
         states = self._states(flat, encoder)
         return [states if place is None else flat[place] for place in self.kept]
 
-    def _states(self, flat: Sequence[torch.Tensor], encoder: fx.GraphModule) -> torch.Tensor:
+    def _states(self, flat: Sequence[torch.Tensor], encoder: Encode) -> torch.Tensor:
         sizes = self.whole.sizes_of(flat)
         slots = self.whole.interface.past_symbols
         if is_tracing() or self.is_needed_whole or any(sizes[name] == 0 for name in slots):

@@ -99,12 +99,18 @@ class Rewritten(nn.Module):
             DomainError: an argument, a structure, a dtype or a size is not one that the graph was
                 captured for.
         """
+        return self.flatten_with(self.__dict__["_encoder"], args, kwargs)
+
+    def flatten_with(
+        self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """The same with another runner of the encoder, which takes and gives flat tensors."""
         whole = self.encoder_call
         if whole is None:
             return self.calling.flatten(args, kwargs)
         if whole.is_decoders(kwargs):
             return self.calling.flatten((), whole.decoders(args, kwargs))
-        return whole.tensors(args, kwargs, self.encoder)
+        return whole.tensors(args, kwargs, encoder)
 
     def unflatten_result(
         self, flat_outputs: Sequence[torch.Tensor], flat_inputs: Sequence[torch.Tensor]

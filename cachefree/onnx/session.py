@@ -16,6 +16,7 @@ from cachefree.onnx.generation import generate
 from cachefree.onnx.metadata import FileDescription, read_description
 from cachefree.onnx.runtime import TensorSession, open_session
 from cachefree.onnx.storage import check_storage
+from cachefree.onnx.writing import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 
 if TYPE_CHECKING:
     from cachefree.spec import Interface
@@ -33,7 +34,8 @@ def load_onnx(
     """Opens a file that `to_onnx` wrote.
 
     Args:
-        path: The ``.onnx`` file; its ``.data`` file stands beside it.
+        path: The ``.onnx`` file, or its folder; its ``.data`` file stands beside it, and
+            ``encoder_model.onnx`` where the model has an encoder.
         like: The rewritten module that it was exported from: then calls take and give the model's
             own classes. Without it, they take the names in the file or plain containers, and give a
             dict. A file never makes Python import what it names.
@@ -48,13 +50,33 @@ def load_onnx(
         CacheFreeError: the file, its data file or a provider is missing, it was not written by
             cachefree, ``like`` is another model, or ONNX Runtime cannot run it.
     """
-    file = Path(path)
+    file = _file(Path(path))
     metadata, uses_bfloat16 = check_storage(file)
     description = read_description(metadata, str(file))
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
-    return OnnxDecoder(session, description, like)
+    encoder = None
+    beside = file.with_name(ENCODER_FILE)
+    if file.name != ENCODER_FILE and beside.exists():
+        encoder = load_onnx(beside, providers=providers, session_options=session_options)
+    return OnnxDecoder(session, description, like, encoder)
+
+
+def _file(path: Path) -> Path:
+    """The one graph's file: the path itself, or in a folder the file of that name."""
+    if not path.is_dir():
+        return path
+    names = (DECODER_FILE, MODEL_FILE)
+    found = next((path / name for name in names if (path / name).exists()), None)
+    if found is None:
+        raise CacheFreeError(
+            Refusal(
+                f"There is neither {' nor '.join(names)} in {path}.",
+                remedy="Give the path of the file that cachefree.to_onnx wrote.",
+            )
+        )
+    return found
 
 
 class OnnxDecoder:
@@ -64,10 +86,16 @@ class OnnxDecoder:
         interface: Inputs, outputs, cache slots and domain; the names are those in the file.
         verdict: The verdict when the file was written.
         session: The ``onnxruntime.InferenceSession``.
+        encoder: The encoder's file, where there is one beside: called with what only the encoder
+            reads, it gives ``last_hidden_state`` (B, E, C).
     """
 
     def __init__(
-        self, session: TensorSession, description: FileDescription, like: Any = None
+        self,
+        session: TensorSession,
+        description: FileDescription,
+        like: Any = None,
+        encoder: OnnxDecoder | None = None,
     ) -> None:
         self._session = session
         self._description = description
@@ -75,6 +103,7 @@ class OnnxDecoder:
         self.interface: Interface = description.interface
         self.verdict = description.verdict
         self.session = session.session
+        self.encoder = encoder
 
     def __repr__(self) -> str:
         inputs = ", ".join(spec.name for spec in self.interface.inputs if not spec.is_cache)
@@ -101,7 +130,7 @@ class OnnxDecoder:
                 takes.
         """
         if self._like is not None:
-            flat = list(self._like.flatten_call(*args, **kwargs))
+            flat = self._flat(args, kwargs)
             return self._like.unflatten_result(self.run_flat(flat), flat)
         given = bind_arguments(self.interface, args, kwargs)
         sizes = read_sizes(self.interface, given)
@@ -111,6 +140,13 @@ class OnnxDecoder:
         ]
         outputs = self._run(flat, sizes)
         return dict(zip((spec.name for spec in self.interface.outputs), outputs, strict=True))
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        if self.encoder is None:
+            return list(self._like.flatten_call(*args, **kwargs))
+        encoder = self.encoder
+        run = lambda *tensors: encoder.run_flat(tensors)  # noqa: E731
+        return list(self._like.flatten_with(run, args, kwargs))
 
     def run_flat(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the graph on its flat inputs, in the order of ``interface.inputs``.

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,12 @@ from cachefree.vocabulary import vocabulary_sizes
 if TYPE_CHECKING:
     from cachefree.spec import Interface
 
-__all__ = ["default_opset", "to_onnx"]
+__all__ = ["DECODER_FILE", "ENCODER_FILE", "MODEL_FILE", "default_opset", "to_onnx"]
 
 log = logging.getLogger(__name__)
+MODEL_FILE = "model.onnx"
+DECODER_FILE = "decoder_model_merged.onnx"
+ENCODER_FILE = "encoder_model.onnx"
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 _CHATTY = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer")
 _PREFERRED_OPSET = 23  # the first with Attention
@@ -50,39 +54,68 @@ def to_onnx(
 
     Args:
         rewritten: What ``cachefree.rewrite`` gave.
-        path: Where to, usually ``model.onnx``.
+        path: Where to, usually ``model.onnx``; or a folder (a path without ``.onnx``), in which the
+            file is ``model.onnx``, or ``decoder_model_merged.onnx`` where the model has an encoder.
+            The encoder is written beside it, as ``encoder_model.onnx``.
         names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"``
             (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
 
     Returns:
-        The path.
+        The path of the one graph.
 
     Raises:
         CacheFreeError: the weights are on the meta device, the exporter cannot write an operator,
             or the path cannot be written.
     """
-    target = Path(path)
     say = progress or (lambda step: None)
+    whole = rewritten.encoder_call
+    target = _target(Path(path), has_encoder=whole is not None)
     interface: Interface = rewritten.interface
     rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
-    chosen = name_interface(interface, names, vocabulary)
-    with replace_files(target) as temporary:
-        say("writing the graph")
-        program = exported_program(rewritten.graph_module, interface)
-        say("exporting to ONNX")
-        model = _export(program, opset or default_opset())
-        _name(model, interface, chosen)
-        verdict = _verdict(rewritten)
-        model.metadata_props.update(
-            describe(interface, chosen, _neutral(rewritten), verdict, vocabulary)
-        )
-        _check_no_control_flow(model)
-        say("saving the weights")
-        _save(model, temporary)
+    one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten), vocabulary)
+    verdict = _verdict(rewritten)
+    version = opset or default_opset()
+    with contextlib.ExitStack() as files:
+        if whole is not None:
+            encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
+            beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
+            _write(encoder, beside, verdict, version, say)
+        _write(one, files.enter_context(replace_files(target)), verdict, version, say)
     return target
+
+
+def _target(path: Path, *, has_encoder: bool) -> Path:
+    if path.suffix == ".onnx":
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    return path / (DECODER_FILE if has_encoder else MODEL_FILE)
+
+
+@dataclass
+class _Graph:
+    module: Any
+    interface: Interface
+    style: Style
+    neutral: list[Any]
+    vocabulary: dict[str, int]
+
+
+def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[str], None]) -> None:
+    chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
+    say("writing the graph")
+    program = exported_program(graph.module, graph.interface)
+    say("exporting to ONNX")
+    model = _export(program, opset)
+    _name(model, graph.interface, chosen)
+    model.metadata_props.update(
+        describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
+    )
+    _check_no_control_flow(model)
+    say("saving the weights")
+    _save(model, path)
 
 
 def default_opset() -> int:
