@@ -177,9 +177,7 @@ def _give_roles(
     ]
     if len(masks) == 1 and "attention_mask" not in inputs:
         inputs[masks[0]] = "attention_mask"
-    rows = {
-        size for slot in interface.cache if _is_encoder(slot) for size in _rows(interface, slot)
-    }
+    rows = {size for slot in interface.cache if _is_encoder(slot) for size in _rows(slot)}
     for place, spec in enumerate(interface.inputs):
         is_encoders = len(spec.shape) == 2 and spec.shape[1] in rows and "mask" in spec.path
         if is_encoders and "encoder_attention_mask" not in inputs:
@@ -188,7 +186,7 @@ def _give_roles(
         outputs[logits] = "logits"
 
 
-def _rows(interface: Interface, slot: CacheSlot) -> list[Any]:
+def _rows(slot: CacheSlot) -> list[Any]:
     """The sizes of the slot's next value where it is the encoder's rows."""
     return [slot.present.shape[axis] for axis in slot.growing_axes]
 

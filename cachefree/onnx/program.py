@@ -32,7 +32,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
-from cachefree.onnx.simpler import PREVIOUS, SIMPLER
+from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
 
 if TYPE_CHECKING:
@@ -187,11 +187,17 @@ class _ProgramWriter:
         return self._create(node, target, args, kwargs)
 
     def _write_steps(self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:
-        """Writes operators one after the other; `PREVIOUS` is the result of the one before."""
-        result: Any = None
+        """Writes operators one after the other, which take the results of those before."""
+        results: list[Any] = []
+
+        def given(argument: Any) -> Any:
+            if isinstance(argument, Result):
+                return results[argument.number]
+            return results[-1] if argument is PREVIOUS else argument
+
         for target, args in steps:
-            given = tuple(result if argument is PREVIOUS else argument for argument in args)
-            result = self._create(node, target, given, {})
+            results.append(self._create(node, target, tuple(map(given, args)), {}))
+        result = results[-1]
         has_several = (
             isinstance(node.target, torch._ops.OpOverload) and len(node.target._schema.returns) > 1
         )

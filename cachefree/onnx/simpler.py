@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["PREVIOUS", "SIMPLER"]
+__all__ = ["PREVIOUS", "SIMPLER", "Result"]
 
 aten = torch.ops.aten
 _ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 PREVIOUS = object()
 """Stands for the result of the step before."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Stands for the result of a step, by its number from 0."""
+
+    number: int
+
+
 Steps = list[tuple[Any, tuple[Any, ...]]]
 
 
@@ -45,6 +55,24 @@ def _embedding_bag(args: Any) -> Steps | None:
     ]
 
 
+def _attention(args: Any) -> Steps | None:
+    """Attention without heads as attention of one head: torch.onnx writes no other."""
+    rank = args[0].meta["val"].dim()
+    if rank == 4 or any(arg.meta["val"].dim() != rank for arg in args[1:3]):
+        return None
+    mask = args[3] if len(args) > 3 else None
+    if rank != 3 or (mask is not None and mask.meta["val"].dim() > 3):
+        return None
+    steps: Steps = [(aten.unsqueeze.default, (arg, 1)) for arg in args[:3]]
+    given = [Result(0), Result(1), Result(2), *args[3:]]
+    if mask is not None and mask.meta["val"].dim() == 3:
+        steps.append((aten.unsqueeze.default, (mask, 1)))
+        given[3] = Result(3)
+    steps.append((aten.scaled_dot_product_attention.default, tuple(given)))
+    steps.append((aten.squeeze.dim, (PREVIOUS, 1)))
+    return steps
+
+
 def _step(offsets: Any) -> int | None:
     """The size K of the bags, where their offsets are 0, K, 2K and so on."""
     if not isinstance(offsets, fx.Node) or offsets.target not in _ARANGES:
@@ -60,4 +88,5 @@ SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
     aten.dstack.default: _stack(3, 2),
     aten.embedding_bag.default: _embedding_bag,
     aten.embedding_bag.padding_idx: _embedding_bag,
+    aten.scaled_dot_product_attention.default: _attention,
 }

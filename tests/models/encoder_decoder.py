@@ -198,3 +198,49 @@ class FusedMemoryDecoder(nn.Module):
             1, 2
         ).flatten(2)
         return self.out(x), {"self": kv, "memory": memory_kv}
+
+
+class SpeechTranslator(nn.Module):
+    """The encoder inside: features and tokens in one call, ``enc_out`` for those who have it."""
+
+    def __init__(self, features=5, vocabulary=50, width=16, heads=2) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(features, width, 3, padding=1)
+        self.rnn = nn.GRU(width, width, batch_first=True)
+        self.decoder = FusedMemoryDecoder(vocabulary, width, heads)
+
+    def encode(self, features):
+        x = F.gelu(self.front(features.transpose(1, 2))).transpose(1, 2)
+        return x + self.rnn(x)[0]
+
+    def forward(self, features=None, tokens=None, cache=None, enc_out=None):
+        if enc_out is None:
+            enc_out = self.encode(features)
+        return self.decoder(tokens, enc_out, cache)
+
+
+class ClassConditioned(nn.Module):
+    """Four rows from one label, projected on the first call; their number is a constant."""
+
+    def __init__(self, classes=7, vocabulary=50, width=16) -> None:
+        super().__init__()
+        self.label = nn.Embedding(classes, 4 * width)
+        self.emb = nn.Embedding(vocabulary, width)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.own = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, vocabulary)
+
+    def forward(self, ids, label, past=None):
+        x = self.emb(ids)
+        k, v = self.own(x).chunk(2, -1)
+        if past is None:
+            rows = self.label(label).unflatten(-1, (4, -1))
+            ck, cv = self.key(rows), self.value(rows)
+        else:
+            ck, cv = past[2], past[3]
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        n, total = x.shape[1], k.shape[1]
+        mask = torch.ones(n, total, dtype=torch.bool).tril(total - n)
+        x = x + F.scaled_dot_product_attention(x, k, v, attn_mask=mask)
+        x = x + F.scaled_dot_product_attention(x, ck, cv)
+        return self.out(x), (k, v, ck, cv)
