@@ -22,6 +22,7 @@ from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
 from cachefree.fakes import WeightsAsFakes
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
+from cachefree.recurrent import captured_as
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -270,7 +271,7 @@ class _ExactSlices(CallLog):
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
             return _descending(args[0], args[1], args[2], kwargs or {})
-        return func(*args, **(kwargs or {}))
+        return (captured_as(func, args) or func)(*args, **(kwargs or {}))
 
 
 def _has_size(values: Any) -> bool:

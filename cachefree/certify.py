@@ -18,6 +18,7 @@ from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
+from cachefree.neutral import find_neutrals, neutral_words
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
@@ -25,7 +26,7 @@ from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
-from cachefree.spec import Condition, Domain, Region
+from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
@@ -46,6 +47,7 @@ class Certified:
         laws: The laws that were used.
         closings: The rules that changed the later path, with what they closed.
         excluded: Sizes outside the domain, with the reason.
+        neutrals: The neutral values of cache tensors of fixed size, by path.
     """
 
     outputs: tuple[Term, ...]
@@ -54,11 +56,11 @@ class Certified:
     laws: tuple[Law, ...]
     closings: tuple[Closing, ...] = ()
     excluded: tuple[Exclusion, ...] = ()
-    neutrals: Mapping[int, str] = field(default_factory=dict)
+    neutrals: Mapping[str, Term] = field(default_factory=dict)
 
-    def neutral_words(self, place: int) -> str:
+    def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
-        return self.neutrals.get(place, "zeros")
+        return neutral_words(self.neutrals[path]) if path in self.neutrals else "zeros"
 
 
 def certify(
@@ -79,8 +81,13 @@ def certify(
     """
     past = _past_symbols(discovery, one)
     kinds = (
-        Kind("first call", discovery.first, past, one.replaced),
-        Kind("later calls", discovery.later, inputs=one.replaced, ties=one.ties),
+        Kind(
+            FIRST_CALL,
+            discovery.first,
+            past,
+            {**one.replaced, **_neutrals(table, discovery, first, one, past)},
+        ),
+        Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
     )
     outputs = one.outputs
     closings: list[Closing] = []
@@ -112,6 +119,37 @@ def certify(
         laws,
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
+        kinds[0].inputs,
+    )
+
+
+def _neutrals(
+    table: Table,
+    discovery: Discovery,
+    first: Program,
+    one: OneCall,
+    past: tuple[sympy.Symbol, ...],
+) -> dict[str, Term]:
+    """The neutral values of the cache tensors that do not grow."""
+    unknown = [
+        term
+        for term in (one.inputs[place] for place in discovery.cache_leaves)
+        if not symbols_of(term.sizes) & set(past)
+    ]
+    facts = Facts(
+        (
+            *Kind(FIRST_CALL, discovery.first).basics,
+            *(question.fact for question in first.captured.questions),
+        )
+    )
+    return find_neutrals(
+        table,
+        one.outputs,
+        first.outputs,
+        unknown,
+        facts,
+        dict.fromkeys(past, 0),
+        one.replaced,
     )
 
 
@@ -291,7 +329,7 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
     query = size_symbol("query")
     refusals: list[Refusal] = []
     for found, kind in zip(surveys, kinds, strict=True):
-        if kind.name == "first call":
+        if kind.name == FIRST_CALL:
             is_served = any(not regime.pinned for regime in found.served)
             unequal = found.unequal
         else:
@@ -342,7 +380,7 @@ def _refusal(
         if regime.region.conditions
         else ""
     )
-    against = "later calls" if kind.name == "first call" else "the general path"
+    against = "later calls" if kind.name == FIRST_CALL else "the general path"
     detail = f"{kind.name}{there}: {other.text(3)}\n         {against}: {one.text(3)}"
     if one.line is not None and one.line != where:
         detail += f"\n         at {one.line}: {one.line.text}"

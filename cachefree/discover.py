@@ -7,6 +7,7 @@ call over all tokens returns.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from cachefree.capture import Call, Captured, SizeSpec, TensorSpec
 from cachefree.dimensions import Dimension, resized
 from cachefree.errors import CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
+from cachefree.facts import Facts
 from cachefree.inputs import find_first_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import DECODERS, Found, Search
@@ -182,12 +184,13 @@ def _later_call(
     inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
     args, kwargs = first.structure.rebuild(inputs)
     lengths: dict[Any, Any] = {}
+    facts = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
     for link in found.links:
         value = select(result, link.selector)
         leaves, structure = flatten(value, _is_mark)
         paths = leaf_paths(structure, link.place.path)
         renamed = [
-            _Mark(_as_past(mark.spec, path_, lengths), mark.output)
+            _Mark(_as_past(_settled(mark.spec, facts), path_, lengths), mark.output)
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
@@ -199,6 +202,17 @@ def _later_call(
     )
     carried = tuple(mark.output for mark in tensor_marks if mark.output is not None)
     return call, cache_leaves, carried, {str(symbol): expr for expr, symbol in lengths.items()}
+
+
+def _sizes_of(call: Call) -> list[Any]:
+    return [size for spec in call.tensors for size in spec.shape]
+
+
+def _settled(spec: TensorSpec | SizeSpec, facts: Facts) -> TensorSpec | SizeSpec:
+    """The last row of at least one is one row: sizes as they are where none is 0."""
+    if isinstance(spec, SizeSpec):
+        return spec
+    return dataclasses.replace(spec, shape=tuple(map(facts.simplified, spec.shape)))
 
 
 def _is_mark(value: Any) -> bool:

@@ -18,16 +18,17 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure isolation vocabulary progress origin fakes",
+        "errors structure isolation vocabulary progress origin fakes recurrent",
         "sizes places",
         "spec terms faithful",
         "graph report facts capture",
-        "containers reading dimensions inputs laws sampling calling",
-        "candidates trials normal example_sizes domains",
+        "containers reading dimensions inputs laws sampling",
+        "recipes",
+        "candidates trials normal example_sizes domains calling",
         "search",
         "discover",
         "align shapes preconditions",
-        "regimes rules",
+        "regimes rules neutral",
         "encoder",
         "encoder_call",
         "write_once",
