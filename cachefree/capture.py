@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from cachefree.sizes import (
     Question,
     SizeEnvironment,
     expression,
+    is_at_least,
     is_users,
     size_symbol,
     user_line,
@@ -141,7 +142,7 @@ def capture(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with _provenance(model), _ExactSlices() as slices:
+        with _provenance(model), _ExactSlices(tensors) as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -253,14 +254,25 @@ class _ExactSlices(CallLog):
     ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch
     decides for the example sizes whether ``n`` reaches 4, and the size of the result is right on
     one side only.
+
+    Where a path is captured as for one token, ``ids[:, -1:]`` of an argument is the argument: a cut
+    to the new token cuts nothing there.
+
+    Args:
+        arguments: The tensors that the model is called with.
     """
+
+    def __init__(self, arguments: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.arguments = {id(tensor) for tensor in arguments}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.note(func, args, kwargs or {})
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
-            args = (args[0], _exact_index(args[0], args[1]))
+            is_argument = id(args[0]) in self.arguments
+            args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
             args = (args[0], _exact_index(args[0], args[1]), *args[2:])
         elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
@@ -291,7 +303,7 @@ def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> 
     return descending
 
 
-def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
+def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False) -> Any:
     parts = list(index) if isinstance(index, tuple) else [index]
     if not any(isinstance(part, slice) for part in parts):
         return index
@@ -310,9 +322,25 @@ def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
         if part is None:
             continue
         if isinstance(part, slice):
-            parts[place] = _exact_slice(part, tensor.shape[dim])
+            size = tensor.shape[dim]
+            is_whole = is_argument and _is_whole_as_asked(part, size)
+            parts[place] = slice(None) if is_whole else _exact_slice(part, size)
         dim += 1
     return tuple(parts) if isinstance(index, tuple) else parts[0]
+
+
+def _is_whole_as_asked(part: slice, size: Any) -> bool:
+    """Whether ``-n:`` cuts nothing at the size by which Python's questions are answered."""
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1) or part.stop is not None:
+        return False
+    if not isinstance(part.start, int) or part.start >= 0:
+        return False
+    environment = size.node.shape_env
+    asked = environment.asked if isinstance(environment, SizeEnvironment) else {}
+    value = sympy.sympify(expression(size))
+    if not asked or not value.free_symbols <= asked.keys():
+        return False
+    return value.xreplace(asked) <= -part.start and bool(size <= -part.start)
 
 
 def _exact_slice(part: slice, size: Any) -> slice:
@@ -327,7 +355,9 @@ def _exact_bound(bound: Any, size: Any) -> Any:
         return bound
     value = sympy.sympify(expression(bound))
     if isinstance(bound, int):
-        return torch.sym_max(size + bound, 0) if bound < 0 else torch.sym_min(bound, size)
+        if bound >= 0:
+            return torch.sym_min(bound, size)
+        return size + bound if is_at_least(size, -bound) else torch.sym_max(size + bound, 0)
     if value.is_nonnegative:
         total = expression(size)
         return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)

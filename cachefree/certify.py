@@ -18,7 +18,7 @@ from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
-from cachefree.neutral import find_neutrals, neutral_words
+from cachefree.neutral import FirstValues, find_neutrals, neutral_words
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
@@ -80,13 +80,9 @@ def certify(
             listed.
     """
     past = _past_symbols(discovery, one)
+    starts = _first_values(table, discovery, first, one, past)
     kinds = (
-        Kind(
-            FIRST_CALL,
-            discovery.first,
-            past,
-            {**one.replaced, **_neutrals(table, discovery, first, one, past)},
-        ),
+        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
         Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
     )
     outputs = one.outputs
@@ -108,7 +104,7 @@ def certify(
         if check != "prove"
         else 0
     )
-    _refuse_unserved(surveys, kinds)
+    _refuse_unserved(surveys, kinds, starts.refusals)
     _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
@@ -119,17 +115,17 @@ def certify(
         laws,
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
-        kinds[0].inputs,
+        starts.terms,
     )
 
 
-def _neutrals(
+def _first_values(
     table: Table,
     discovery: Discovery,
     first: Program,
     one: OneCall,
     past: tuple[sympy.Symbol, ...],
-) -> dict[str, Term]:
+) -> FirstValues:
     """The neutral values of the cache tensors that do not grow."""
     unknown = [
         term
@@ -240,14 +236,11 @@ def _accept_unproved(
             )
             sizes = facts.witness(hints=hints) or hints
             sizes = _with_past(kind, sizes)
-            neutral = (
-                {
-                    str(one.inputs[place].args[0]): one.inputs[place]
-                    for place in discovery.cache_leaves
-                }
-                if kind.zero
-                else {}
-            )
+            neutral = {
+                str(term.args[0]): kind.inputs[str(term.args[0])]
+                for term in (one.inputs[place] for place in discovery.cache_leaves)
+                if kind.name == FIRST_CALL and str(term.args[0]) in kind.inputs
+            }
             if check == "off" or agree_on_samples(
                 model, outputs, regime.program.outputs, one.inputs, [sizes], neutral
             ):
@@ -324,7 +317,9 @@ def _fixed(discovery: Discovery) -> tuple[str, ...]:
     return (*flags, *(f"{name} is not given" for name in discovery.absent))
 
 
-def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> None:
+def _refuse_unserved(
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], known: tuple[Refusal, ...]
+) -> None:
     """Refuses a graph that serves no ordinary first call, or no later call of one token."""
     query = size_symbol("query")
     refusals: list[Refusal] = []
@@ -350,7 +345,7 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
         ]
         refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not unequal]
     if refusals:
-        raise UnsupportedBranchError(*dict.fromkeys(refusals))
+        raise UnsupportedBranchError(*dict.fromkeys((*known, *refusals)))
 
 
 def _holds_somewhere(kind: Kind, regime: Regime, fact: Any) -> bool:

@@ -7,23 +7,38 @@ parameter or a buffer, that is its value. It is then put in, and the comparison 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 
 from cachefree.align import Comparison, Divergence, compare
+from cachefree.errors import Refusal
 from cachefree.facts import Facts
 from cachefree.sizes import symbols_of
 from cachefree.terms import Table, Term, replace_operands, topological
 
-__all__ = ["find_neutrals", "input_built", "neutral_words"]
+__all__ = ["FirstValues", "find_neutrals", "neutral_words"]
 
 _MOST_ROUNDS = 6
 _MOST_GUESSES = 12
 _VIEWS = ("reshape", "permute", "slice", "cast")
+
+
+@dataclass(frozen=True)
+class FirstValues:
+    """What cache tensors of fixed size start from.
+
+    Attributes:
+        terms: The values, by the paths of their inputs.
+        refusals: Why there is none for a tensor, to be told if the two paths then differ.
+    """
+
+    terms: Mapping[str, Term]
+    refusals: tuple[Refusal, ...] = ()
 
 
 def find_neutrals(
@@ -33,8 +48,9 @@ def find_neutrals(
     unknown: Sequence[Term],
     facts: Facts,
     sizes: Mapping[sympy.Symbol, Any],
-) -> dict[str, Term]:
-    """The neutral values of cache tensors of fixed size, by their inputs' paths.
+    known: Mapping[str, Term],
+) -> FirstValues:
+    """The neutral values of cache tensors of fixed size.
 
     Args:
         table: Of all terms.
@@ -43,20 +59,39 @@ def find_neutrals(
         unknown: The inputs of the later path that the values are sought of.
         facts: What holds of the sizes on the first path.
         sizes: Sizes to substitute: nothing is past.
+        known: Other inputs of the later path with what stands in their place.
     """
+    given = functools.partial(_compared, table, one, other, facts, sizes, known)
     names = {str(term.args[0]): term for term in unknown}
     found: dict[str, Term] = {}
+    refusals: dict[str, Refusal] = {}
     for _ in range(_MOST_ROUNDS if unknown else 0):
-        comparison = compare(table, one, other, facts, sizes, found)
-        solved = _Solver(table, names, facts).run(comparison.divergences)
+        comparison = given(found)
+        solver = _Solver(table, names, facts)
+        solved = solver.run(comparison.divergences)
+        refusals.update(solver.refusals)
         new = {path: term for path, term in solved.items() if path not in found}
         if not new:
             break
         found.update(new)
     guessed = {path: _filled(table, term, 0) for path, term in names.items() if path not in found}
     if not guessed:
-        return found
-    return _better_guesses(table, one, other, facts, sizes, {**found, **guessed}, list(guessed))
+        return FirstValues(found, tuple(refusals.values()))
+    found = {**found, **guessed}
+    values = _better_guesses(table, other, given, found, list(guessed))
+    return FirstValues(values, tuple(refusals.values()))
+
+
+def _compared(
+    table: Table,
+    one: Sequence[Term],
+    other: Sequence[Term],
+    facts: Facts,
+    sizes: Mapping[sympy.Symbol, Any],
+    known: Mapping[str, Term],
+    values: Mapping[str, Term],
+) -> Comparison:
+    return compare(table, one, other, facts, sizes, {**known, **values})
 
 
 def _filled(table: Table, like: Term, number: float) -> Term:
@@ -70,10 +105,8 @@ def _filled(table: Table, like: Term, number: float) -> Term:
 
 def _better_guesses(
     table: Table,
-    one: Sequence[Term],
     other: Sequence[Term],
-    facts: Facts,
-    sizes: Mapping[sympy.Symbol, Any],
+    given: Callable[[Mapping[str, Term]], Comparison],
     found: dict[str, Term],
     guessed: list[str],
 ) -> dict[str, Term]:
@@ -81,7 +114,7 @@ def _better_guesses(
 
     A guess is as good as a find: what is put in is proved.
     """
-    comparison = compare(table, one, other, facts, sizes, found)
+    comparison = given(found)
     numbers = [-float("inf"), *_numbers(other)]
     tried = 0
     for path, number in itertools.product(guessed, numbers):
@@ -92,7 +125,7 @@ def _better_guesses(
             continue
         tried += 1
         attempt = {**found, path: _filled(table, like, number)}
-        again = compare(table, one, other, facts, sizes, attempt)
+        again = given(attempt)
         if _distance(again) < _distance(comparison):
             found, comparison = attempt, again
     return found
@@ -112,17 +145,6 @@ def _numbers(outputs: Sequence[Term]) -> list[float]:
     return list(found)
 
 
-def input_built(divergence: Divergence, paths: Sequence[str]) -> str | None:
-    """The cache tensor of one side whose counterpart is computed from inputs, or None."""
-    root = divergence.one
-    while root.op in _VIEWS:
-        root = root.args[0]
-    if root.op != "input" or root.args[0] not in paths:
-        return None
-    has_inputs = any(term.op == "input" for term in topological([divergence.other]))
-    return str(root.args[0]) if has_inputs else None
-
-
 @dataclass
 class _Solver:
     """Equations ``view(unknown) = value``, solved for the unknowns.
@@ -135,6 +157,7 @@ class _Solver:
     facts: Facts
     found: dict[str, Term] = field(default_factory=dict)
     parts: dict[tuple[Term, int], list[tuple[Any, Any, Term]]] = field(default_factory=dict)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
 
     def run(self, divergences: Sequence[Divergence]) -> dict[str, Term]:
         for divergence in divergences:
@@ -155,9 +178,7 @@ class _Solver:
         if not all(map(self.facts.equal, one.sizes, value.sizes)):
             return
         if one.op == "input":
-            if not self._is_constant(one, value):
-                return
-            self.found.setdefault(str(one.args[0]), value)
+            self._solve(one, value)
             return
         source = one.args[0]
         if one.op == "reshape":
@@ -168,6 +189,28 @@ class _Solver:
         elif one.op == "slice":
             _, dim, start, end, _ = one.args
             self.parts.setdefault((source, dim), []).append((start, end, value))
+
+    def _solve(self, one: Term, value: Term) -> None:
+        path = str(one.args[0])
+        if not self._is_constant(one, value):
+            self.refusals[path] = Refusal(
+                f"The cache {path} starts from a value that is computed from the inputs.",
+                why=f"The first call takes {value.text(3)} for it, so that no constant, parameter "
+                "or buffer can be passed in its place.",
+                remedy="Compute the first value outside and pass it as the cache; or start from a "
+                "constant, with torch.where on a flag tensor that says that the call is the first.",
+                where=value.line or one.line,
+            )
+            return
+        before = self.found.setdefault(path, value)
+        if before is not value:
+            self.refusals[path] = Refusal(
+                f"The cache {path} has no neutral value: it would have to be two at once.",
+                why=f"The first call takes {before.text(3)} for it in one place and "
+                f"{value.text(3)} in another.",
+                remedy="Start both from the same value, or keep two tensors in the cache.",
+                where=value.line or before.line,
+            )
 
     def _is_known(self, term: Term) -> bool:
         """Whether a term is a view of an unknown."""

@@ -1,4 +1,4 @@
-"""What a state that holds nothing yet does: products with zeros, extremes with the lowest number."""
+"""A state that holds nothing yet: products with zeros, extremes with the lowest number."""
 
 from __future__ import annotations
 

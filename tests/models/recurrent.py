@@ -138,7 +138,6 @@ CASES = (
         **calls(frames(7)),
         patterns=("P8",),
         example_inputs=(torch.linspace(-1, 1, 35).view(1, 5, 7),),
-        rewrite_options={"cache": "h"},
     ),
     ModelCase(
         "learned_first_state",
