@@ -27,7 +27,6 @@ from cachefree.sizes import (
     Question,
     SizeEnvironment,
     expression,
-    is_at_least,
     is_users,
     size_symbol,
     user_line,
@@ -357,7 +356,7 @@ def _exact_bound(bound: Any, size: Any) -> Any:
     if isinstance(bound, int):
         if bound >= 0:
             return torch.sym_min(bound, size)
-        return size + bound if is_at_least(size, -bound) else torch.sym_max(size + bound, 0)
+        return torch.sym_max(size + bound, 0)
     if value.is_nonnegative:
         total = expression(size)
         return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)

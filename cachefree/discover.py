@@ -47,6 +47,9 @@ class Discovery:
             only.
         notes: What was assumed, in words.
         absent: Optional inputs that were not given.
+        other: The same call with another reading of the cache's sizes: a last row that is always
+            there (a state of fixed size) may also be one that is not there yet (a memory of at most
+            one row, empty at first).
     """
 
     first: Call
@@ -59,6 +62,7 @@ class Discovery:
     asked: dict[str, int]
     notes: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    other: Discovery | None = None
 
 
 def discover(
@@ -96,7 +100,28 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
     first = resized(found.call, sizes)
     path, hints = capture_where_it_runs(model, first, hints_for(symbols))
-    later, cache_leaves, carried, more = _later_call(search, found, first, path)
+    none = Facts(())
+    ones = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
+    fixed, growing = (
+        _discovery(
+            search, found, first, path, hints, _later_call(search, found, first, path, facts)
+        )
+        for facts in (ones, none)
+    )
+    fixed.other = growing if growing.later.leaves != fixed.later.leaves else None
+    return fixed
+
+
+def _discovery(
+    search: Search,
+    found: Found,
+    first: Call,
+    path: Captured,
+    hints: dict[str, int],
+    later_call: tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]],
+) -> Discovery:
+    hints = dict(hints)
+    later, cache_leaves, carried, more = later_call
     _refuse_counters(later)
     for name, expr in more.items():
         known = {size_symbol(other): size for other, size in hints.items()}
@@ -171,7 +196,7 @@ def _refuse_counters(later: Call) -> None:
 
 
 def _later_call(
-    search: Search, found: Found, first: Call, path: Captured
+    search: Search, found: Found, first: Call, path: Captured, facts: Facts
 ) -> tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     tensors = itertools.count()
     marks = [
@@ -184,7 +209,6 @@ def _later_call(
     inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
     args, kwargs = first.structure.rebuild(inputs)
     lengths: dict[Any, Any] = {}
-    facts = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
     for link in found.links:
         value = select(result, link.selector)
         leaves, structure = flatten(value, _is_mark)

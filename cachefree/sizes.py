@@ -32,7 +32,6 @@ __all__ = [
     "SizeEnvironment",
     "compiled",
     "expression",
-    "is_at_least",
     "size_symbol",
     "user_line",
 ]
@@ -226,15 +225,6 @@ def _is_standard(file: str) -> bool:
     return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith(
         "<"
     )
-
-
-def is_at_least(size: Any, bound: int) -> bool:
-    """Whether a size is never below a bound, where no size but the past's is 0."""
-    expr = sympy.sympify(expression(size))
-    if not expr.is_polynomial(*expr.free_symbols):
-        return False
-    ones = {s: s + 1 for s in expr.free_symbols if not str(s).startswith("past")}
-    return bool(sympy.expand(expr.subs(ones, simultaneous=True) - bound).is_nonnegative)
 
 
 def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:

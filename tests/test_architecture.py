@@ -34,7 +34,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once",
         "encoder_argument",
         "certify onnx branches",
-        "assembly rewritten",
+        "assembly rewritten proof",
         "rewrite",
         "verify verification",
         "cli demo_model",
