@@ -197,9 +197,9 @@ def _interface(
     )
     outputs = []
     tensors = [leaf for leaf in captured.output_leaves if isinstance(leaf, TensorSpec)]
-    for place, spec in enumerate(tensors):
+    for place, (spec, term) in enumerate(zip(tensors, certified.outputs, strict=True)):
         name = f"present_{inputs[fed[place]].name}" if place in fed else (spec.path or "output")
-        outputs.append(OutputSpec(names.of(name), spec.path, spec.shape, spec.dtype, place in fed))
+        outputs.append(OutputSpec(names.of(name), spec.path, term.sizes, spec.dtype, place in fed))
     slots = []
     for output, place in fed.items():
         growing = tuple(

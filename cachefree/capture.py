@@ -363,6 +363,10 @@ def _exact_bound(bound: Any, size: Any) -> Any:
     if value.is_nonpositive:
         # -n: is the whole for n = 0, as in Python
         return bound
+    if isinstance(bound, torch.SymInt) and bound.node.shape_env.asked:
+        # Python's sign is that of the sizes asked for, the operator would take the examples'
+        start = torch.sym_max(size + bound, 0) if bound < 0 else bound
+        return torch.sym_min(start, size)
     return bound
 
 

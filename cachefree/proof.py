@@ -1,8 +1,8 @@
 """The later path that one graph can be made from, found and proved.
 
-A later path is captured at one choice of sizes and one reading of what the cache's sizes mean. Where
-no graph can be made from that one, another may do: the path that the model takes for one new token,
-or a memory of one row that is not there at first. Each is proved in the same way.
+A later path is captured at one choice of sizes and one reading of what the cache's sizes mean.
+Where no graph can be made from that one, another may do: the path that the model takes for one new
+token, or a memory of one row that is not there at first. Each is proved in the same way.
 """
 
 from __future__ import annotations

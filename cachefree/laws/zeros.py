@@ -53,12 +53,20 @@ def _product(term: Term, rewriter: Rewriter) -> Term | None:
 def _is_finite(term: Term) -> bool:
     """Whether no infinity can be seen in how a value is computed: 0 · ∞ is not 0."""
     for below in topological([term]):
-        if below.op == "full" and not math.isfinite(below.args[1]):
+        if any(isinstance(arg, float) and not math.isfinite(arg) for arg in below.args):
+            return False
+        if below.op == "constant" and not _has_finite_values(below):
             return False
         place = _DIVISIONS.get(below.op)
         if place is not None and _is_zero(below.args[place]):
             return False
     return True
+
+
+def _has_finite_values(term: Term) -> bool:
+    tensor = term.payload
+    is_read = isinstance(tensor, torch.Tensor) and not tensor.is_meta
+    return bool(is_read and tensor.isfinite().all())
 
 
 def _extreme(term: Term, rewriter: Rewriter) -> Term | None:

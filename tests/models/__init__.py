@@ -6,6 +6,7 @@ from . import (
     audio,
     containers,
     dtypes,
+    first_values,
     flags,
     gpt,
     masks,
@@ -17,6 +18,7 @@ from . import (
     refused_branches,
     refused_inputs,
     refused_regimes,
+    refused_states,
     rotary,
     running,
     sentinels,
@@ -48,11 +50,13 @@ CASES: tuple[ModelCase, ...] = (
     *streaming.CASES,
     *recurrent.CASES,
     *running.CASES,
+    *first_values.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,
     *refused_branches.REFUSALS,
     *refused_regimes.REFUSALS,
+    *refused_states.REFUSALS,
 )
 
 __all__ = ["CASES", "REFUSALS", "ModelCase", "RefusalCase"]

@@ -125,7 +125,63 @@ class TwoScales(nn.Module):
         return out, (joined[..., n:], sums[:, -1], y[:, -1])
 
 
+class CutsToTheLast(nn.Module):
+    """The model takes everything, and with a cache looks at the last token only."""
+
+    def __init__(self, vocab=23, dim=12):
+        super().__init__()
+        self.embed, self.pos = nn.Embedding(vocab, dim), nn.Embedding(64, dim)
+        self.qkv, self.head = nn.Linear(dim, 3 * dim), nn.Linear(dim, vocab)
+
+    def forward(self, idx, past=None):
+        start = 0
+        if past is not None:
+            idx = idx[:, -1:]
+            start = past[0].shape[1]
+        x = self.embed(idx) + self.pos(torch.arange(start, start + idx.shape[1]))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+        n, m = q.shape[1], k.shape[1]
+        hidden = torch.ones(n, m, dtype=torch.bool, device=idx.device).triu(1 + m - n)
+        y = (q @ k.transpose(1, 2)).masked_fill(hidden, -1e9).softmax(-1) @ v
+        return self.head(x + y), (k, v)
+
+
+class OneTokenWithAState(nn.Module):
+    """A network over any number of tokens that asserts one where there is a state."""
+
+    def __init__(self, vocab=21, dim=12):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(vocab, dim), nn.Linear(dim, vocab)
+        self.rnn = nn.LSTM(dim, dim, batch_first=True)
+
+    def forward(self, ids, hx=None):
+        if hx is not None:
+            assert ids.shape[1] == 1, "one token at a time"
+        y, hx = self.rnn(self.embed(ids), hx)
+        return self.head(y), hx
+
+
+def one_token_later(batch, past, query):
+    return past == 0 or query == 1
+
+
 CASES = (
+    ModelCase(
+        "cut_to_the_last_token",
+        seeded(CutsToTheLast),
+        **calls(tokens(23)),
+        patterns=("P1", "P2", "P16"),
+        domain=one_token_later,
+    ),
+    ModelCase(
+        "one_token_with_a_state",
+        seeded(OneTokenWithAState),
+        **calls(tokens(21)),
+        patterns=("P8", "P9"),
+        domain=one_token_later,
+    ),
     ModelCase(
         "memories_of_zeros",
         seeded(ZeroMemories),
