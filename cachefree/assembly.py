@@ -19,6 +19,8 @@ from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
 from cachefree.encoder_call import EncoderCall
 from cachefree.reading import Program
+from cachefree.recipes import Recipe
+from cachefree.recurrent import is_recurrent
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
 from cachefree.terms import Term, topological
@@ -159,6 +161,7 @@ class _Maker:
             result_leaves=self.later.captured.output_leaves,
             interface=interface,
             mode_matters=_mode_matters(self.model, self.certified.outputs),
+            neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
         )
 
 
@@ -194,9 +197,9 @@ def _interface(
     )
     outputs = []
     tensors = [leaf for leaf in captured.output_leaves if isinstance(leaf, TensorSpec)]
-    for place, spec in enumerate(tensors):
+    for place, (spec, term) in enumerate(zip(tensors, certified.outputs, strict=True)):
         name = f"present_{inputs[fed[place]].name}" if place in fed else (spec.path or "output")
-        outputs.append(OutputSpec(names.of(name), spec.path, spec.shape, spec.dtype, place in fed))
+        outputs.append(OutputSpec(names.of(name), spec.path, term.sizes, spec.dtype, place in fed))
     slots = []
     for output, place in fed.items():
         growing = tuple(
@@ -215,7 +218,7 @@ def _interface(
                 inputs[place],
                 outputs[output],
                 growing,
-                words if growing else certified.neutral_words(place),
+                words if growing else certified.neutral_words(inputs[place].path),
             )
         )
     return Interface(inputs, tuple(outputs), tuple(slots), certified.domain)
@@ -265,6 +268,10 @@ def _mode_matters(model: nn.Module, outputs: Sequence[Term]) -> str:
             term.op
             in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
             and term.args[1] != 0.0
+        ):
+            return "the model has dropout"
+        if is_recurrent(term.op) and any(
+            isinstance(arg, float) and arg != 0.0 for arg in term.args
         ):
             return "the model has dropout"
         if term.op is aten.batch_norm.default:

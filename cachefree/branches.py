@@ -29,6 +29,7 @@ __all__ = ["removed_branches"]
 
 Jump = tuple[CodeType, int]
 JOIN = "neutral element of a join"
+STATE = "neutral element of a state"
 
 
 def removed_branches(
@@ -55,7 +56,8 @@ def removed_branches(
             continue
         line, condition = _source_of(code, offset)
         where = SourceLine(code.co_filename, line, code.co_name)
-        rule, element = _closed_by(where, closings) or (JOIN, neutral)
+        joined = JOIN if neutral.startswith("zero length") else STATE
+        rule, element = _closed_by(where, closings) or (joined, neutral)
         found.setdefault(
             (code.co_filename, line, condition), Branch(where, condition, rule, element)
         )

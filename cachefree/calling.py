@@ -12,6 +12,7 @@ import torch
 
 from cachefree.capture import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
+from cachefree.recipes import Recipe
 from cachefree.sizes import compiled
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
@@ -25,6 +26,10 @@ NEUTRAL: Any = object()  # stands for a leaf of the neutral cache until the size
 def is_tracing() -> bool:
     """Whether a compiler or an exporter runs the call, so that sizes are not to be asked for."""
     return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+def _no_attribute(name: str) -> torch.Tensor:
+    raise LookupError(name)
 
 
 @dataclass
@@ -85,6 +90,9 @@ class Calling:
         result_leaves: One spec a leaf of it.
         interface: The graph's inputs, outputs and domain.
         mode_matters: Why training mode would compute something else; empty where it would not.
+        neutrals: The neutral values of cache tensors of fixed size, by path, where they are not
+            zeros.
+        attribute: A parameter or buffer by its name, for these.
     """
 
     parameters: tuple[str, ...]
@@ -96,6 +104,8 @@ class Calling:
     result_leaves: tuple[TensorSpec | SizeSpec, ...]
     interface: Interface
     mode_matters: str = ""
+    neutrals: Mapping[str, Recipe] = field(default_factory=dict)
+    attribute: Callable[[str], torch.Tensor] = _no_attribute
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -110,7 +120,7 @@ class Calling:
         self._past, self._all = self.interface.past_symbols, self.interface.symbols
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_functions": {}}
+        return {**self.__dict__, "_functions": {}, "attribute": _no_attribute}
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The model's own call as flat tensors, the neutral cache put in where none is given.
@@ -170,8 +180,12 @@ class Calling:
     ) -> torch.Tensor:
         """The neutral element of a cache tensor."""
         kind = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
-        shape = [self.value(size, sizes) for size in spec.shape]
-        return torch.zeros(shape, dtype=kind, device=device)
+        recipe = self.neutrals.get(spec.path)
+        if recipe is None:
+            shape = [self.value(size, sizes) for size in spec.shape]
+            return torch.zeros(shape, dtype=kind, device=device)
+        found = recipe.value(lambda size: self.value(size, sizes), self.attribute, device)
+        return found.to(kind)
 
     def value(self, expr: Any, sizes: Mapping[str, int]) -> Any:
         """An expression of sizes as a number."""
@@ -288,10 +302,10 @@ class Calling:
                     )
         self._solve(sizes, pairs)
         if is_checked:
-            self._check_sizes(pairs, sizes)
+            self._check_sizes(pairs, sizes, is_first)
         return sizes
 
-    def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes) -> None:
+    def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:
             if leaf.device != pairs[0][1].device:
                 first = pairs[0][0].spec.path
@@ -308,16 +322,17 @@ class Calling:
                         _wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
                     )
         domain = self.interface.domain
-        for region in domain.regions:
+        regions = domain.regions_of(is_first)
+        for region in regions:
             if all(self.value(condition.fact, sizes) for condition in region.conditions):
                 return
         told = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
-        lines = [c.where for region in domain.regions for c in region.conditions if c.where]
+        lines = [c.where for region in regions for c in region.conditions if c.where]
         raise DomainError(
             Refusal(
                 f"A call with {told} is outside the domain.",
                 why="The graph was shown to equal the model where: "
-                f"{'; '.join(map(str, domain.regions))}.",
+                f"{'; '.join(map(str, regions))}.",
                 remedy="Call inside the domain, or rewrite with examples of these sizes.",
                 where=lines[0] if lines else None,
             )

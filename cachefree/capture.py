@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, refuse_another_path
 from cachefree.fakes import WeightsAsFakes
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
+from cachefree.recurrent import captured_as
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -140,7 +141,7 @@ def capture(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with _provenance(model), _ExactSlices() as slices:
+        with _provenance(model), _ExactSlices(tensors) as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -252,14 +253,25 @@ class _ExactSlices(CallLog):
     ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch
     decides for the example sizes whether ``n`` reaches 4, and the size of the result is right on
     one side only.
+
+    Where a path is captured as for one token, ``ids[:, -1:]`` of an argument is the argument: a cut
+    to the new token cuts nothing there.
+
+    Args:
+        arguments: The tensors that the model is called with.
     """
+
+    def __init__(self, arguments: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.arguments = {id(tensor) for tensor in arguments}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.note(func, args, kwargs or {})
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
-            args = (args[0], _exact_index(args[0], args[1]))
+            is_argument = id(args[0]) in self.arguments
+            args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
             args = (args[0], _exact_index(args[0], args[1]), *args[2:])
         elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
@@ -270,7 +282,7 @@ class _ExactSlices(CallLog):
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
             return _descending(args[0], args[1], args[2], kwargs or {})
-        return func(*args, **(kwargs or {}))
+        return (captured_as(func, args) or func)(*args, **(kwargs or {}))
 
 
 def _has_size(values: Any) -> bool:
@@ -290,7 +302,7 @@ def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> 
     return descending
 
 
-def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
+def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False) -> Any:
     parts = list(index) if isinstance(index, tuple) else [index]
     if not any(isinstance(part, slice) for part in parts):
         return index
@@ -309,9 +321,25 @@ def _exact_index(tensor: torch.Tensor, index: Any) -> Any:
         if part is None:
             continue
         if isinstance(part, slice):
-            parts[place] = _exact_slice(part, tensor.shape[dim])
+            size = tensor.shape[dim]
+            is_whole = is_argument and _is_whole_as_asked(part, size)
+            parts[place] = slice(None) if is_whole else _exact_slice(part, size)
         dim += 1
     return tuple(parts) if isinstance(index, tuple) else parts[0]
+
+
+def _is_whole_as_asked(part: slice, size: Any) -> bool:
+    """Whether ``-n:`` cuts nothing at the size by which Python's questions are answered."""
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1) or part.stop is not None:
+        return False
+    if not isinstance(part.start, int) or part.start >= 0:
+        return False
+    environment = size.node.shape_env
+    asked = environment.asked if isinstance(environment, SizeEnvironment) else {}
+    value = sympy.sympify(expression(size))
+    if not asked or not value.free_symbols <= asked.keys():
+        return False
+    return value.xreplace(asked) <= -part.start and bool(size <= -part.start)
 
 
 def _exact_slice(part: slice, size: Any) -> slice:
@@ -326,13 +354,19 @@ def _exact_bound(bound: Any, size: Any) -> Any:
         return bound
     value = sympy.sympify(expression(bound))
     if isinstance(bound, int):
-        return torch.sym_max(size + bound, 0) if bound < 0 else torch.sym_min(bound, size)
+        if bound >= 0:
+            return torch.sym_min(bound, size)
+        return torch.sym_max(size + bound, 0)
     if value.is_nonnegative:
         total = expression(size)
         return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)
     if value.is_nonpositive:
         # -n: is the whole for n = 0, as in Python
         return bound
+    if isinstance(bound, torch.SymInt) and bound.node.shape_env.asked:
+        # Python's sign is that of the sizes asked for, the operator would take the examples'
+        start = torch.sym_max(size + bound, 0) if bound < 0 else bound
+        return torch.sym_min(start, size)
     return bound
 
 

@@ -18,6 +18,7 @@ from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
+from cachefree.neutral import FirstValues, find_neutrals, neutral_words
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
@@ -25,7 +26,7 @@ from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
-from cachefree.spec import Condition, Domain, Region
+from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
@@ -46,6 +47,7 @@ class Certified:
         laws: The laws that were used.
         closings: The rules that changed the later path, with what they closed.
         excluded: Sizes outside the domain, with the reason.
+        neutrals: The neutral values of cache tensors of fixed size, by path.
     """
 
     outputs: tuple[Term, ...]
@@ -54,11 +56,11 @@ class Certified:
     laws: tuple[Law, ...]
     closings: tuple[Closing, ...] = ()
     excluded: tuple[Exclusion, ...] = ()
-    neutrals: Mapping[int, str] = field(default_factory=dict)
+    neutrals: Mapping[str, Term] = field(default_factory=dict)
 
-    def neutral_words(self, place: int) -> str:
+    def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
-        return self.neutrals.get(place, "zeros")
+        return neutral_words(self.neutrals[path]) if path in self.neutrals else "zeros"
 
 
 def certify(
@@ -78,9 +80,10 @@ def certify(
             listed.
     """
     past = _past_symbols(discovery, one)
+    starts = _first_values(table, discovery, first, one, past)
     kinds = (
-        Kind("first call", discovery.first, past, one.replaced),
-        Kind("later calls", discovery.later, inputs=one.replaced, ties=one.ties),
+        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
+        Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
     )
     outputs = one.outputs
     closings: list[Closing] = []
@@ -101,7 +104,7 @@ def certify(
         if check != "prove"
         else 0
     )
-    _refuse_unserved(surveys, kinds)
+    _refuse_unserved(surveys, kinds, starts.refusals)
     _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
@@ -112,6 +115,37 @@ def certify(
         laws,
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
+        starts.terms,
+    )
+
+
+def _first_values(
+    table: Table,
+    discovery: Discovery,
+    first: Program,
+    one: OneCall,
+    past: tuple[sympy.Symbol, ...],
+) -> FirstValues:
+    """The neutral values of the cache tensors that do not grow."""
+    unknown = [
+        term
+        for term in (one.inputs[place] for place in discovery.cache_leaves)
+        if not symbols_of(term.sizes) & set(past)
+    ]
+    facts = Facts(
+        (
+            *Kind(FIRST_CALL, discovery.first).basics,
+            *(question.fact for question in first.captured.questions),
+        )
+    )
+    return find_neutrals(
+        table,
+        one.outputs,
+        first.outputs,
+        unknown,
+        facts,
+        dict.fromkeys(past, 0),
+        one.replaced,
     )
 
 
@@ -202,14 +236,11 @@ def _accept_unproved(
             )
             sizes = facts.witness(hints=hints) or hints
             sizes = _with_past(kind, sizes)
-            neutral = (
-                {
-                    str(one.inputs[place].args[0]): one.inputs[place]
-                    for place in discovery.cache_leaves
-                }
-                if kind.zero
-                else {}
-            )
+            neutral = {
+                str(term.args[0]): kind.inputs[str(term.args[0])]
+                for term in (one.inputs[place] for place in discovery.cache_leaves)
+                if kind.name == FIRST_CALL and str(term.args[0]) in kind.inputs
+            }
             if check == "off" or agree_on_samples(
                 model, outputs, regime.program.outputs, one.inputs, [sizes], neutral
             ):
@@ -286,12 +317,14 @@ def _fixed(discovery: Discovery) -> tuple[str, ...]:
     return (*flags, *(f"{name} is not given" for name in discovery.absent))
 
 
-def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> None:
+def _refuse_unserved(
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], known: tuple[Refusal, ...]
+) -> None:
     """Refuses a graph that serves no ordinary first call, or no later call of one token."""
     query = size_symbol("query")
     refusals: list[Refusal] = []
     for found, kind in zip(surveys, kinds, strict=True):
-        if kind.name == "first call":
+        if kind.name == FIRST_CALL:
             is_served = any(not regime.pinned for regime in found.served)
             unequal = found.unequal
         else:
@@ -312,7 +345,7 @@ def _refuse_unserved(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> N
         ]
         refusals += [exclusion.refusal for exclusion in found.excluded[:1] if not unequal]
     if refusals:
-        raise UnsupportedBranchError(*dict.fromkeys(refusals))
+        raise UnsupportedBranchError(*dict.fromkeys((*known, *refusals)))
 
 
 def _holds_somewhere(kind: Kind, regime: Regime, fact: Any) -> bool:
@@ -342,7 +375,7 @@ def _refusal(
         if regime.region.conditions
         else ""
     )
-    against = "later calls" if kind.name == "first call" else "the general path"
+    against = "later calls" if kind.name == FIRST_CALL else "the general path"
     detail = f"{kind.name}{there}: {other.text(3)}\n         {against}: {one.text(3)}"
     if one.line is not None and one.line != where:
         detail += f"\n         at {one.line}: {one.line.text}"

@@ -7,6 +7,7 @@ call over all tokens returns.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from cachefree.capture import Call, Captured, SizeSpec, TensorSpec
 from cachefree.dimensions import Dimension, resized
 from cachefree.errors import CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
+from cachefree.facts import Facts
 from cachefree.inputs import find_first_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import DECODERS, Found, Search
@@ -45,6 +47,9 @@ class Discovery:
             only.
         notes: What was assumed, in words.
         absent: Optional inputs that were not given.
+        other: The same call with another reading of the cache's sizes: a last row that is always
+            there (a state of fixed size) may also be one that is not there yet (a memory of at most
+            one row, empty at first).
     """
 
     first: Call
@@ -57,6 +62,7 @@ class Discovery:
     asked: dict[str, int]
     notes: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    other: Discovery | None = None
 
 
 def discover(
@@ -94,7 +100,28 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
     first = resized(found.call, sizes)
     path, hints = capture_where_it_runs(model, first, hints_for(symbols))
-    later, cache_leaves, carried, more = _later_call(search, found, first, path)
+    none = Facts(())
+    ones = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
+    fixed, growing = (
+        _discovery(
+            search, found, first, path, hints, _later_call(search, found, first, path, facts)
+        )
+        for facts in (ones, none)
+    )
+    fixed.other = growing if growing.later.leaves != fixed.later.leaves else None
+    return fixed
+
+
+def _discovery(
+    search: Search,
+    found: Found,
+    first: Call,
+    path: Captured,
+    hints: dict[str, int],
+    later_call: tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]],
+) -> Discovery:
+    hints = dict(hints)
+    later, cache_leaves, carried, more = later_call
     _refuse_counters(later)
     for name, expr in more.items():
         known = {size_symbol(other): size for other, size in hints.items()}
@@ -169,7 +196,7 @@ def _refuse_counters(later: Call) -> None:
 
 
 def _later_call(
-    search: Search, found: Found, first: Call, path: Captured
+    search: Search, found: Found, first: Call, path: Captured, facts: Facts
 ) -> tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     tensors = itertools.count()
     marks = [
@@ -187,7 +214,7 @@ def _later_call(
         leaves, structure = flatten(value, _is_mark)
         paths = leaf_paths(structure, link.place.path)
         renamed = [
-            _Mark(_as_past(mark.spec, path_, lengths), mark.output)
+            _Mark(_as_past(_settled(mark.spec, facts), path_, lengths), mark.output)
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
@@ -199,6 +226,17 @@ def _later_call(
     )
     carried = tuple(mark.output for mark in tensor_marks if mark.output is not None)
     return call, cache_leaves, carried, {str(symbol): expr for expr, symbol in lengths.items()}
+
+
+def _sizes_of(call: Call) -> list[Any]:
+    return [size for spec in call.tensors for size in spec.shape]
+
+
+def _settled(spec: TensorSpec | SizeSpec, facts: Facts) -> TensorSpec | SizeSpec:
+    """The last row of at least one is one row: sizes as they are where none is 0."""
+    if isinstance(spec, SizeSpec):
+        return spec
+    return dataclasses.replace(spec, shape=tuple(map(facts.simplified, spec.shape)))
 
 
 def _is_mark(value: Any) -> bool:

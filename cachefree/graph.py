@@ -146,13 +146,19 @@ def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {"": top, **{name: child for name, child in top._modules.items() if child is not None}}
 
 
+class _BufferTracer(fx.Tracer):
+    """Writes a graph that is unpickled: a buffer stays the buffer, whatever is computed from it."""
+
+    proxy_buffer_attributes = True
+
+
 class _Writer:
     def __init__(
         self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
-        self.graph = fx.Graph()
+        self.graph = fx.Graph(tracer_cls=_BufferTracer)
         self.nodes: dict[Term, fx.Node] = {}
         self.sizes: dict[Any, Any] = {}
         self.constants: dict[str, torch.Tensor] = {}

@@ -16,6 +16,7 @@ from torch import fx
 
 from cachefree.capture import LINE, Captured, TensorSpec
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.recurrent import is_recurrent, original
 from cachefree.sizes import expression
 from cachefree.terms import Table, Term, operands
 
@@ -125,7 +126,7 @@ class _Reader:
         return value.term
 
     def _call(self, node: fx.Node) -> None:
-        target: Any = node.target
+        target: Any = original(node.target)
         example = node.meta.get("val")
         if target is torch._C._set_grad_enabled:
             self.is_grad_enabled = bool(node.args[0])
@@ -391,6 +392,9 @@ def _is_random(target: Any, args: tuple[Any, ...]) -> bool:
         return bool(args[4])
     if name == "aten::rrelu":
         return bool(args[3])
+    if is_recurrent(target):
+        given = {a.name: arg for a, arg in zip(target._schema.arguments, args, strict=False)}
+        return bool(given["train"]) and given["dropout"] != 0.0
     return True
 
 

@@ -11,27 +11,19 @@ from torch import nn
 
 from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
-from cachefree.certify import certify
 from cachefree.discover import Carry, discover
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
-from cachefree.example_sizes import capture_where_it_runs
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
 from cachefree.origin import Origin
-from cachefree.preconditions import (
-    refuse_frozen_sizes,
-    refuse_independence,
-    refuse_other_results,
-    refuse_unusual_parameters,
-    refuse_writes,
-)
+from cachefree.preconditions import refuse_unusual_parameters
 from cachefree.progress import stages
+from cachefree.proof import proved
 from cachefree.reading import read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
 from cachefree.terms import Table, Term
-from cachefree.write_once import with_slots_joined
 
 __all__ = ["rewrite"]
 
@@ -91,21 +83,9 @@ def rewrite(
         table = Table()
         names = _names(model)
         first = read(discovery.first_path, table, names)
-        later_path, discovery.hints = capture_where_it_runs(
-            model,
-            discovery.later,
-            discovery.hints,
-            discovery.asked,
-            settled=discovery.first_path.sizes,
+        discovery, later, one, certified = proved(
+            model, table, names, discovery, first, check, lambda: begin("proof")
         )
-        later = read(later_path, table, names)
-        refuse_writes(first, later)
-        refuse_frozen_sizes(first, later)
-        refuse_other_results(first, later)
-        refuse_independence(discovery, later)
-        begin("proof")
-        one = with_slots_joined(table, discovery, first, later)
-        certified = certify(model, table, names, discovery, first, later, one, check)
         begin("graph")
         parts = assembled(model, discovery, later, one, certified)
         interface = parts.interface

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ class Rewritten(nn.Module):
 
     def _share(self, graph_module: fx.GraphModule) -> None:
         self.__dict__["_graph_module"] = graph_module
+        self.calling.attribute = functools.partial(_attribute, graph_module)
         self.__dict__["_modules"].clear()
         self.__dict__["_parameters"] = graph_module._parameters
         self.__dict__["_buffers"] = graph_module._buffers
@@ -234,6 +236,13 @@ class Rewritten(nn.Module):
         self.__dict__["_encoder"] = encoder and assemble(
             encoder.graph, mirror(holder), _constants(encoder)
         )
+
+
+def _attribute(graph_module: fx.GraphModule, name: str) -> torch.Tensor:
+    """A parameter or buffer as the model has it now."""
+    path, _, last = name.rpartition(".")
+    found: torch.Tensor = getattr(graph_module.get_submodule(path), last)
+    return found
 
 
 def _constants(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:

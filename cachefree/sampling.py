@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from cachefree.graph import emit
+from cachefree.recipes import Recipe
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, topological
 
@@ -35,7 +37,7 @@ def agree_on_samples(
         other: Outputs of the model's own path.
         inputs: Inputs of both, those of the one graph.
         sizes: Sizes to try.
-        neutral: Paths of inputs that only the one graph has.
+        neutral: The values of inputs that only the one graph has, by path.
     """
     if any(
         term.op == "attribute" and term.device is not None and term.device.type == "meta"
@@ -44,6 +46,7 @@ def agree_on_samples(
         return False
     generator = torch.Generator().manual_seed(_SEED)
     theirs = [term for term in topological(other) if term.op == "input"]
+    recipes = {path: Recipe.of(term) for path, term in neutral.items()}
     graphs = (
         emit(model, [(f"x{place}", term) for place, term in enumerate(inputs)], _named(one)),
         emit(model, [(f"x{place}", term) for place, term in enumerate(theirs)], _named(other)),
@@ -54,6 +57,10 @@ def agree_on_samples(
             name: _like(tensor, generator)
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
+        for path, recipe in recipes.items():
+            values[path] = recipe.value(
+                functools.partial(_number, round_sizes), weights.__getitem__, torch.device("cpu")
+            )
         args = (
             [values[term.args[0]] for term in inputs],
             [values[term.args[0]] for term in theirs],
@@ -78,16 +85,16 @@ def _named(outputs: Sequence[Term]) -> list[tuple[str, Term]]:
 
 
 def _drawn(term: Term, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
-    values = {size_symbol(name): size for name, size in sizes.items()}
-
-    def number(size: Any) -> int:
-        return int(size.subs(values)) if hasattr(size, "subs") else int(size)
-
-    shape = [number(size) for size in term.sizes]
+    shape = [_number(sizes, size) for size in term.sizes]
     assert term.dtype is not None
     if term.dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(term.dtype)
     return torch.randint(0, 2, shape, generator=generator).to(term.dtype)
+
+
+def _number(sizes: Mapping[str, int], size: Any) -> int:
+    values = {size_symbol(name): number for name, number in sizes.items()}
+    return int(size.subs(values)) if hasattr(size, "subs") else int(size)
 
 
 def _like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -14,6 +14,8 @@ from cachefree.sizes import compiled
 
 __all__ = [
     "AXIS_NAMES",
+    "FIRST_CALL",
+    "LATER_CALLS",
     "CacheSlot",
     "Condition",
     "Domain",
@@ -29,6 +31,10 @@ AXIS_NAMES: dict[str, str] = {
     "past": "P, what the cache holds",
     "encoder": "E, the encoder's length",
 }
+
+
+FIRST_CALL = "first call"
+LATER_CALLS = "later calls"
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,29 @@ class Domain:
     regions: tuple[Region, ...]
     fixed: tuple[str, ...] = ()
 
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether a call of these sizes is inside."""
-        return any(region.holds(sizes) for region in self.regions)
+    def holds(self, sizes: Mapping[str, int], *, is_first: bool | None = None) -> bool:
+        """Whether a call of these sizes is inside.
+
+        Args:
+            sizes: The size of each symbol.
+            is_first: Whether the cache is the neutral one; None where that is not known.
+        """
+        return any(region.holds(sizes) for region in self.regions_of(is_first))
+
+    def regions_of(self, is_first: bool | None) -> tuple[Region, ...]:
+        """The regions that a call may be in.
+
+        A cache that grows tells by its length whether a call is the first one. One of fixed size
+        does not; so a call that is given one is a later call.
+        """
+        is_told = any(
+            isinstance(condition.fact, sympy.Eq) and condition.is_implied
+            for region in self.regions
+            for condition in region.conditions
+        )
+        if is_first is None or is_told:
+            return self.regions
+        return tuple(region for region in self.regions if (region.name == FIRST_CALL) is is_first)
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.regions), *self.fixed])

@@ -6,8 +6,10 @@ from cachefree.laws.join import JOIN_LAWS
 from cachefree.laws.law import Law, Rewriter
 from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
+from cachefree.laws.padding import PADDING_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
 from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS, slice_extent
+from cachefree.laws.zeros import ZERO_LAWS
 
 __all__ = ["COMMUTATIVE", "EXACT_LAWS", "LAWS", "NO_ELEMENTS", "Law", "Rewriter", "slice_extent"]
 
@@ -19,6 +21,8 @@ LAWS: tuple[Law, ...] = (
     *MASK_LAWS,
     *ATTENTION_LAWS,
     *LINEAR_LAWS,
+    *PADDING_LAWS,
+    *ZERO_LAWS,
 )
 """All laws. They are tried after the exact ones alone did not suffice."""
 

@@ -9,6 +9,7 @@ import sympy
 import torch
 
 from cachefree.laws.elements import Constant, Elements, Reader, is_float
+from cachefree.laws.padding import padding_of
 from cachefree.terms import Term
 
 __all__ = ["READERS"]
@@ -272,6 +273,24 @@ def _select_scatter(elements: Elements, term: Term, index: tuple[Any, ...]) -> A
     )
 
 
+def _pad(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
+    """The padded tensor's element inside, the number outside, whatever sign the padding has."""
+    found = padding_of(term)
+    if found is None:
+        return None
+    source, pairs, number = found
+    z3, inner, inside = elements.z3, list(index), []
+    for dim, (front, _) in pairs.items():
+        inner[dim] = index[dim] - elements.size(front)
+        inside += [inner[dim] >= 0, inner[dim] < elements.size(source.sizes[dim])]
+    return elements.chosen(
+        z3.And(*inside),
+        elements.at(source, tuple(inner)),
+        elements.number(number, term.dtype),
+        term.dtype,
+    )
+
+
 def _embedding(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     """``embedding(w, i)[…, j] = w[i[…], j]``."""
     weight, rows = term.args[0], term.args[1]
@@ -332,6 +351,7 @@ READERS: dict[Any, Reader] = {
     ),
     **_named("slice_scatter", "default", _slice_scatter),
     **_named("select_scatter", "default", _select_scatter),
+    **_named("pad constant_pad_nd", "default", _pad),
     **_named("embedding", "default", _embedding),
     **_named("index_select", "default", _index_select),
     **_named("index", "Tensor", _index),

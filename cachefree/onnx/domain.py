@@ -45,27 +45,34 @@ def read_sizes(interface: Interface, tensors: Mapping[str, torch.Tensor]) -> dic
     return sizes
 
 
-def check_domain(interface: Interface, sizes: Mapping[str, int]) -> None:
+def check_domain(
+    interface: Interface, sizes: Mapping[str, int], *, is_first: bool | None = None
+) -> None:
     """Refuses sizes outside the domain.
+
+    Args:
+        interface: What the domain is of.
+        sizes: The size of each symbol.
+        is_first: Whether the cache is the neutral one; None where that is not known.
 
     Raises:
         DomainError: no region of the domain holds at these sizes.
     """
-    if not _is_inside(interface.domain, tuple(sorted(sizes.items()))):
+    if not _is_inside(interface.domain, tuple(sorted(sizes.items())), is_first):
         said = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise DomainError(
             Refusal(
                 f"A call with {said} is outside the domain.",
                 why="The one graph was shown to be the model where one of these holds:\n         "
-                + "\n         ".join(map(str, interface.domain.regions)),
+                + "\n         ".join(map(str, interface.domain.regions_of(is_first))),
                 remedy="Call inside the domain, or rewrite the model with such inputs as examples.",
             )
         )
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_inside(domain: Domain, sizes: tuple[tuple[str, int], ...]) -> bool:
-    return domain.holds(dict(sizes))
+def _is_inside(domain: Domain, sizes: tuple[tuple[str, int], ...], is_first: bool | None) -> bool:
+    return domain.holds(dict(sizes), is_first=is_first)
 
 
 def concrete(shape: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
+from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
 
@@ -183,7 +184,7 @@ class _ProgramWriter:
         for target, simpler in SIMPLER.items():
             if node.target is target and (steps := simpler(args)) is not None:
                 return self._write_steps(node, steps)
-        target = aten.sym_size.int if node.op == "call_method" else node.target
+        target = aten.sym_size.int if node.op == "call_method" else network_operator(node.target)
         return self._create(node, target, args, kwargs)
 
     def _write_steps(self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:

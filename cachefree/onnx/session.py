@@ -138,7 +138,8 @@ class OnnxDecoder:
             given[spec.name] if spec.name in given else self._neutral(place, sizes)
             for place, spec in enumerate(self.interface.inputs)
         ]
-        outputs = self._run(flat, sizes)
+        is_first = any(spec.name not in given for spec in self.interface.inputs)
+        outputs = self._run(flat, sizes, is_first=is_first)
         return dict(zip((spec.name for spec in self.interface.outputs), outputs, strict=True))
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -159,8 +160,14 @@ class OnnxDecoder:
             tensors, read_sizes(self.interface, dict(zip(names, tensors, strict=True)))
         )
 
-    def _run(self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        check_domain(self.interface, sizes)
+    def _run(
+        self,
+        tensors: Sequence[torch.Tensor],
+        sizes: Mapping[str, int],
+        *,
+        is_first: bool | None = None,
+    ) -> list[torch.Tensor]:
+        check_domain(self.interface, sizes, is_first=is_first)
         names = [spec.name for spec in self.interface.inputs]
         results = {
             spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs

@@ -82,11 +82,19 @@ def _step(offsets: Any) -> int | None:
     return step if start == 0 and isinstance(step, int) and step > 0 else None
 
 
+def _power(args: Any) -> Steps | None:
+    """A size as exponent as a tensor."""
+    if not isinstance(args[1], fx.Node):
+        return None
+    return [(aten.scalar_tensor.default, (args[1],)), (aten.pow.Tensor_Tensor, (args[0], PREVIOUS))]
+
+
 SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
     aten.hstack.default: _stack(2, 1),
     aten.vstack.default: _stack(2, 0),
     aten.dstack.default: _stack(3, 2),
     aten.embedding_bag.default: _embedding_bag,
+    aten.pow.Tensor_Scalar: _power,
     aten.embedding_bag.padding_idx: _embedding_bag,
     aten.scaled_dot_product_attention.default: _attention,
 }

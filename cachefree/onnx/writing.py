@@ -17,6 +17,7 @@ import torch
 from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.metadata import describe, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
+from cachefree.onnx.networks import network_translations
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.storage import data_file, replace_files
 from cachefree.vocabulary import vocabulary_sizes
@@ -129,7 +130,11 @@ def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
     try:
         with _quiet_exporter():
             onnx_program = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, verbose=False
+                program,
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table=network_translations(),
             )
     except ImportError as error:
         raise CacheFreeError(

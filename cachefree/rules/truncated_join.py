@@ -6,6 +6,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.functions import Min
 
 from cachefree.rules.rule import Edit, Site
 from cachefree.terms import Term
@@ -56,8 +57,16 @@ class TruncatedJoin:
         total: Any = sympy.expand(sum((part.sizes[dim] for part in parts), sympy.Integer(0)))
         shape = (*term.sizes[:dim], total, *term.sizes[dim + 1 :])
         joined = site.table.like(term, aten.cat.default, (parts, dim), shape)
-        start = sympy.expand(total - term.sizes[dim])
-        return site.table.like(term, aten.slice.Tensor, (joined, dim, start, total, 1))
+        start = _unclamped(sympy.expand(total - term.sizes[dim]), parts[0].sizes[dim])
+        kept = (*term.sizes[:dim], sympy.expand(total - start), *term.sizes[dim + 1 :])
+        return site.table.like(term, aten.slice.Tensor, (joined, dim, start, total, 1), kept)
+
+
+def _unclamped(start: Any, size: Any) -> Any:
+    """Where a slice of the first part begins, were that part as long as needed."""
+    if isinstance(start, (Min, sympy.Min)) and size in start.args and len(start.args) == 2:
+        return next(arg for arg in start.args if arg != size)
+    return start
 
 
 def _unsliced(term: Term, dim: int) -> Term:

@@ -66,7 +66,7 @@ def draw_plan(
         fitting = [
             query
             for query in range(1, LONGEST_CHUNK + 1)
-            if interface.domain.holds({**sizes, "query": query})
+            if interface.domain.holds({**sizes, "query": query}, is_first=not queries)
         ]
         if not fitting:
             break

@@ -197,8 +197,8 @@ def _corners(interface: Interface) -> Iterator[Plan]:
     for number, queries in itertools.product((1, 2), _SHORT):
         fixed = dict.fromkeys(names, number)
         sizes = {**fixed, **dict.fromkeys(pasts, 0)}
-        for query in queries:
-            if not interface.domain.holds({**sizes, "query": query}):
+        for place, query in enumerate(queries):
+            if not interface.domain.holds({**sizes, "query": query}, is_first=place == 0):
                 break
             sizes = next_sizes(interface, {**sizes, "query": query})
         else:

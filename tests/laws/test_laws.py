@@ -29,8 +29,9 @@ from .join import JOIN
 from .products import ATTENTION, LINEAR
 from .sequence import MASKS, SEQUENCE
 from .shape import SHAPE
+from .states import STATES
 
-TRIED: dict[str, Tried] = IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR
+TRIED: dict[str, Tried] = IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES
 
 
 def instances(part: str) -> list[object]:

@@ -6,6 +6,7 @@ from . import (
     audio,
     containers,
     dtypes,
+    first_values,
     flags,
     gpt,
     masks,
@@ -13,12 +14,16 @@ from . import (
     mixed,
     neox,
     positions,
+    recurrent,
     refused_branches,
     refused_inputs,
     refused_regimes,
+    refused_states,
     rotary,
+    running,
     sentinels,
     sinusoid,
+    streaming,
     transformer_xl,
     windows,
     wrapped,
@@ -42,11 +47,16 @@ CASES: tuple[ModelCase, ...] = (
     *wrapped.CASES,
     *audio.CASES,
     *mixed.CASES,
+    *streaming.CASES,
+    *recurrent.CASES,
+    *running.CASES,
+    *first_values.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,
     *refused_branches.REFUSALS,
     *refused_regimes.REFUSALS,
+    *refused_states.REFUSALS,
 )
 
 __all__ = ["CASES", "REFUSALS", "ModelCase", "RefusalCase"]

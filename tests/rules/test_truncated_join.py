@@ -81,7 +81,7 @@ def test_both_cases_are_one_graph() -> None:
     assert logits.shape == (1, 9, 12)
 
 
-@pytest.mark.parametrize("keep", [1, 4])
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
 def test_a_memory_shorter_than_the_example(keep: int) -> None:
     model = small(TwoCases)
     model.keep = keep

@@ -1,0 +1,112 @@
+"""The later path that one graph can be made from, found and proved.
+
+A later path is captured at one choice of sizes and one reading of what the cache's sizes mean.
+Where no graph can be made from that one, another may do: the path that the model takes for one new
+token, or a memory of one row that is not there at first. Each is proved in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from torch import nn
+
+from cachefree.certify import Certified, certify
+from cachefree.discover import Discovery
+from cachefree.errors import CacheFreeError
+from cachefree.example_sizes import capture_where_it_runs
+from cachefree.preconditions import (
+    refuse_frozen_sizes,
+    refuse_independence,
+    refuse_other_results,
+    refuse_writes,
+)
+from cachefree.reading import Program, read
+from cachefree.sizes import size_symbol
+from cachefree.terms import Table
+from cachefree.write_once import OneCall, with_slots_joined
+
+__all__ = ["proved"]
+
+log = logging.getLogger(__name__)
+_QUERY = "query"
+
+
+def proved(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    check: str,
+    begin: Callable[[], None],
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The later path with the proof that one graph is it and the first path.
+
+    Args:
+        model: Any module.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        discovery: How the model is called.
+        first: The first path.
+        check: As `cachefree.rewrite` has it.
+        begin: Called when the proof begins.
+
+    Raises:
+        CacheFreeError: no later path does; the reasons are those of the likeliest.
+    """
+    reason: CacheFreeError | None = None
+    asks: list[bool] = []
+    for attempt in _attempts(discovery, asks):
+        try:
+            later = _later(model, table, names, attempt, first)
+            asks.append(_asks_for_tokens(later))
+            begin()
+            one = with_slots_joined(table, attempt, first, later)
+            certified = certify(model, table, names, attempt, first, later, one, check)
+        except CacheFreeError as error:
+            log.debug("no graph with %s, asked as %s: %s", attempt.later, attempt.asked, error)
+            reason = reason or error
+            continue
+        return attempt, later, one, certified
+    assert reason is not None
+    raise reason
+
+
+def _attempts(discovery: Discovery, asks: list[bool]) -> Iterator[Discovery]:
+    """The readings to try; one new token only where the code asks how many there are."""
+    readings = [discovery] + ([discovery.other] if discovery.other is not None else [])
+    yield from readings
+    if not discovery.asked and any(asks):
+        for reading in readings:
+            yield replace(reading, asked={_QUERY: 1})
+
+
+def _asks_for_tokens(later: Program) -> bool:
+    query = size_symbol(_QUERY)
+    return any(query in question.fact.free_symbols for question in later.captured.questions)
+
+
+def _later(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+) -> Program:
+    """The captured later path, after what no graph can be was refused."""
+    path, discovery.hints = capture_where_it_runs(
+        model,
+        discovery.later,
+        discovery.hints,
+        discovery.asked,
+        settled=discovery.first_path.sizes,
+    )
+    later = read(path, table, names)
+    refuse_writes(first, later)
+    refuse_frozen_sizes(first, later)
+    refuse_other_results(first, later)
+    refuse_independence(discovery, later)
+    return later
