@@ -158,9 +158,18 @@ def capture(
     if trace.drew_random:
         raise CaptureError(
             Refusal(
-                "The model draws from Python's random numbers.",
+                "The model draws random numbers outside of torch.",
                 why="Two calls of the model differ, so that no graph can equal them.",
                 remedy="Call model.eval(), or pass the numbers as an argument.",
+            )
+        )
+    if trace.outside:
+        raise CaptureError(
+            Refusal(
+                "The model keeps state outside of itself: forward changes "
+                f"{', '.join(sorted(set(trace.outside)))}.",
+                why="What a call leaves there changes the next call; a graph has no memory.",
+                remedy="Pass it in and return it, as an argument of forward.",
             )
         )
     plain = CallLog()

@@ -18,9 +18,10 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure isolation vocabulary progress origin fakes",
+        "errors structure vocabulary progress origin fakes",
         "sizes places",
-        "spec terms faithful",
+        "surroundings",
+        "isolation spec terms faithful",
         "graph report facts capture",
         "containers reading dimensions inputs laws sampling calling",
         "candidates trials normal example_sizes domains",
