@@ -19,17 +19,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
-from cachefree.faithful import CallLog, refuse_another_path
-from cachefree.fakes import WeightsAsFakes
+from cachefree.faithful import CallLog, TorchCall, refuse_another_path
+from cachefree.fakes import WeightsAsFakes, fakes_by_type
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
+    compiled,
     expression,
     is_users,
     size_symbol,
     user_line,
 )
+from cachefree.spelling import sizes_in_text
 from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = ["Call", "Captured", "SizeSpec", "TensorSpec", "capture", "explained", "run_on_fakes"]
@@ -140,7 +142,8 @@ def capture(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with _provenance(model), _ExactSlices() as slices:
+        exact = _ExactSlices(environment)
+        with _provenance(model), sizes_in_text(environment), exact as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -179,6 +182,10 @@ def capture(
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
     refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
+    if not asked:
+        _refuse_another_path_at_one(model, call, environment, result["calls"])
+    if plain.asks_layout:
+        _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -203,11 +210,46 @@ def capture(
     )
 
 
+def _refuse_another_path_at_one(
+    model: torch.nn.Module, call: Call, environment: SizeEnvironment, calls: list[TorchCall]
+) -> None:
+    """Compares a captured path with a run where every size is 1, if it should be the same there.
+
+    Code can tell 1 from other numbers without asking a question: ``n is ONE``.
+    """
+    ones = dict.fromkeys(environment.sizes, 1)
+    if not all(compiled(question.fact)(ones) for question in environment.questions.values()):
+        return
+    single = CallLog()
+    try:
+        run_on_fakes(model, call, ones, single)
+    except Exception as error:  # noqa: BLE001 - an operator that does not run there is told later
+        log.debug("the model does not run where every size is 1: %s", error)
+        return
+    values = {size_symbol(name): sympy.Integer(1) for name in ones}
+    refuse_another_path(calls, single.calls, values, with_sizes=False, with_numbers=True)
+
+
+def _refuse_another_path_by_layout(
+    model: torch.nn.Module, call: Call, sizes: Mapping[str, int], calls: list[TorchCall]
+) -> None:
+    """Compares two runs where code asks how tensors lie in memory: its inputs may lie otherwise."""
+    scattered = CallLog()
+    try:
+        run_on_fakes(model, call, sizes, scattered, is_scattered=True)
+    except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
+        log.debug("the model takes contiguous inputs only: %s", error)
+        return
+    refuse_another_path(calls, scattered.calls, {}, with_sizes=False, with_numbers=True)
+
+
 def run_on_fakes(
     model: torch.nn.Module,
     call: Call,
     sizes: Mapping[str, int],
     log_calls: CallLog | None = None,
+    *,
+    is_scattered: bool = False,
 ) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
 
@@ -216,6 +258,7 @@ def run_on_fakes(
         call: How to call it.
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
+        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
 
     Returns:
         The leaves of the result (fake tensors and Python values) and its structure.
@@ -230,8 +273,9 @@ def run_on_fakes(
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(model), _quiet(model), mode, WeightsAsFakes(mode), torch.no_grad():
+        empty = _scattered if is_scattered else torch.empty
         leaves = [
-            torch.empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
             else fixed(leaf.expr)
             for leaf in call.leaves
@@ -240,6 +284,13 @@ def run_on_fakes(
         with log_calls or contextlib.nullcontext():
             value = model(*args, **kwargs)
         return flatten(value)
+
+
+def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that begins within another one and lies there in reversed order."""
+    whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
+    whole = whole.permute(*reversed(range(len(sizes))))
+    return whole[tuple(slice(1, None) for _ in sizes)]
 
 
 def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:
@@ -263,10 +314,20 @@ class _ExactSlices(CallLog):
     one side only.
     """
 
+    def __init__(self, environment: SizeEnvironment) -> None:
+        super().__init__()
+        self.environment = environment
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.note(func, args, kwargs or {})
+        if func is torch.Tensor.is_contiguous and is_users(sys._getframe(1).f_code.co_filename):
+            self.environment.is_asked_by_users = True
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self.environment.is_asked_by_users = False
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
             args = (args[0], _exact_index(args[0], args[1]))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
@@ -401,6 +462,7 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
         stack.enter_context(silenced())
+        stack.enter_context(fakes_by_type(model))
         yield
 
 

@@ -184,6 +184,11 @@ class _Walk:
             self.add(value)
         elif type(value) in _CONTAINERS or isinstance(value, _PLAIN) or _is_generator(value):
             self.places[id(namespace), name] = (namespace, name, text)
+        elif _is_users_object(value) and id(value) not in self.seen:
+            self.seen.add(id(value))
+            self.add(type(value))
+            for attribute, part in vars(value).items():
+                self._named(vars(value), attribute, f"{text}.{attribute}", part)
 
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
@@ -216,6 +221,14 @@ class _Walk:
                         )
             else:
                 self._named(space, name, f"the global {name}", value)
+
+
+def _is_users_object(value: Any) -> bool:
+    """Whether a value is an object of a class of the user's, with attributes."""
+    if isinstance(value, (type, torch.nn.Module, torch.Tensor, types.ModuleType)):
+        return False
+    home = sys.modules.get(type(value).__module__)
+    return hasattr(value, "__dict__") and is_users(getattr(home, "__file__", None) or "<")
 
 
 def _is_filled(cell: Any) -> bool:

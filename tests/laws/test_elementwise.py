@@ -323,8 +323,11 @@ WRAPPED = [
         lambda x, y: torch.div(torch.arange(x.shape[0]) - 4, 3, rounding_mode="trunc"),
         lambda x, y: torch.div(torch.arange(x.shape[0]) - 4, 3, rounding_mode="floor"),
     ),
-    (lambda x, y: (torch.arange(x.shape[0]) - 4) % 3, lambda x, y: (torch.arange(x.shape[0]) - 4).fmod(3)),
-]  # fmt: skip
+    (
+        lambda x, y: (torch.arange(x.shape[0]) - 4) % 3,
+        lambda x, y: (torch.arange(x.shape[0]) - 4).fmod(3),
+    ),
+]
 
 
 @pytest.mark.parametrize(("one", "other"), WRAPPED)
