@@ -20,7 +20,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure vocabulary progress origin fakes",
         "sizes places",
-        "surroundings spelling",
+        "reach spelling",
+        "surroundings",
         "isolation spec terms faithful",
         "graph report facts capture",
         "containers reading dimensions inputs laws sampling calling",
