@@ -19,18 +19,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
-from cachefree.faithful import CallLog, refuse_another_path
-from cachefree.fakes import WeightsAsFakes
+from cachefree.faithful import CallLog, TorchCall, refuse_another_path
+from cachefree.fakes import WeightsAsFakes, fakes_by_type
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
 from cachefree.recurrent import captured_as
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
+    compiled,
     expression,
     is_users,
     size_symbol,
     user_line,
 )
+from cachefree.spelling import sizes_in_text
 from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = ["Call", "Captured", "SizeSpec", "TensorSpec", "capture", "explained", "run_on_fakes"]
@@ -141,7 +143,8 @@ def capture(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with _provenance(model), _ExactSlices(tensors) as slices:
+        exact = _ExactSlices(environment, tensors)
+        with _provenance(model), sizes_in_text(environment), exact as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -159,9 +162,18 @@ def capture(
     if trace.drew_random:
         raise CaptureError(
             Refusal(
-                "The model draws from Python's random numbers.",
+                "The model draws random numbers outside of torch.",
                 why="Two calls of the model differ, so that no graph can equal them.",
                 remedy="Call model.eval(), or pass the numbers as an argument.",
+            )
+        )
+    if trace.outside:
+        raise CaptureError(
+            Refusal(
+                "The model keeps state outside of itself: forward changes "
+                f"{', '.join(sorted(set(trace.outside)))}.",
+                why="What a call leaves there changes the next call; a graph has no memory.",
+                remedy="Pass it in and return it, as an argument of forward.",
             )
         )
     plain = CallLog()
@@ -171,6 +183,10 @@ def capture(
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
     refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
+    if not asked:
+        _refuse_another_path_at_one(model, call, environment, result["calls"])
+    if plain.asks_layout:
+        _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -195,11 +211,46 @@ def capture(
     )
 
 
+def _refuse_another_path_at_one(
+    model: torch.nn.Module, call: Call, environment: SizeEnvironment, calls: list[TorchCall]
+) -> None:
+    """Compares a captured path with a run where every size is 1, if it should be the same there.
+
+    Code can tell 1 from other numbers without asking a question: ``n is ONE``.
+    """
+    ones = dict.fromkeys(environment.sizes, 1)
+    if not all(compiled(question.fact)(ones) for question in environment.questions.values()):
+        return
+    single = CallLog()
+    try:
+        run_on_fakes(model, call, ones, single)
+    except Exception as error:  # noqa: BLE001 - an operator that does not run there is told later
+        log.debug("the model does not run where every size is 1: %s", error)
+        return
+    values = {size_symbol(name): sympy.Integer(1) for name in ones}
+    refuse_another_path(calls, single.calls, values, with_sizes=False, with_numbers=True)
+
+
+def _refuse_another_path_by_layout(
+    model: torch.nn.Module, call: Call, sizes: Mapping[str, int], calls: list[TorchCall]
+) -> None:
+    """Compares two runs where code asks how tensors lie in memory: its inputs may lie otherwise."""
+    scattered = CallLog()
+    try:
+        run_on_fakes(model, call, sizes, scattered, is_scattered=True)
+    except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
+        log.debug("the model takes contiguous inputs only: %s", error)
+        return
+    refuse_another_path(calls, scattered.calls, {}, with_sizes=False, with_numbers=True)
+
+
 def run_on_fakes(
     model: torch.nn.Module,
     call: Call,
     sizes: Mapping[str, int],
     log_calls: CallLog | None = None,
+    *,
+    is_scattered: bool = False,
 ) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
 
@@ -208,6 +259,7 @@ def run_on_fakes(
         call: How to call it.
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
+        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
 
     Returns:
         The leaves of the result (fake tensors and Python values) and its structure.
@@ -222,8 +274,9 @@ def run_on_fakes(
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(model), _quiet(model), mode, WeightsAsFakes(mode), torch.no_grad():
+        empty = _scattered if is_scattered else torch.empty
         leaves = [
-            torch.empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
             else fixed(leaf.expr)
             for leaf in call.leaves
@@ -232,6 +285,13 @@ def run_on_fakes(
         with log_calls or contextlib.nullcontext():
             value = model(*args, **kwargs)
         return flatten(value)
+
+
+def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that begins within another one and lies there in reversed order."""
+    whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
+    whole = whole.permute(*reversed(range(len(sizes))))
+    return whole[tuple(slice(1, None) for _ in sizes)]
 
 
 def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:
@@ -261,14 +321,23 @@ class _ExactSlices(CallLog):
         arguments: The tensors that the model is called with.
     """
 
-    def __init__(self, arguments: Iterable[torch.Tensor] = ()) -> None:
+    def __init__(
+        self, environment: SizeEnvironment, arguments: Iterable[torch.Tensor] = ()
+    ) -> None:
         super().__init__()
+        self.environment = environment
         self.arguments = {id(tensor) for tensor in arguments}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         self.note(func, args, kwargs or {})
+        if func is torch.Tensor.is_contiguous and is_users(sys._getframe(1).f_code.co_filename):
+            self.environment.is_asked_by_users = True
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self.environment.is_asked_by_users = False
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
             is_argument = id(args[0]) in self.arguments
             args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
@@ -426,6 +495,7 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
         stack.enter_context(silenced())
+        stack.enter_context(fakes_by_type(model))
         yield
 
 

@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
-from cachefree.sizes import TORCH, user_line
+from cachefree.sizes import TORCH, is_users, user_line
 
 __all__ = ["CallLog", "TorchCall", "refuse_another_path"]
 
@@ -43,6 +43,7 @@ _NOT_COMPUTED = {
     "storage_offset",
     "_set_grad_enabled",
 }
+_LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
 _LAYERS = tuple(
     TORCH + part
     for part in ("nn" + os.sep, "functional.py", "_tensor.py", "distributions" + os.sep)
@@ -59,11 +60,17 @@ class TorchCall:
 
 
 class CallLog(TorchFunctionMode):
-    """Writes down the calls of torch functions."""
+    """Writes down the calls of torch functions.
+
+    Attributes:
+        calls: The calls.
+        asks_layout: Whether the user's code asked how a tensor lies in memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[TorchCall] = []
+        self.asks_layout = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -76,6 +83,8 @@ class CallLog(TorchFunctionMode):
     ) -> None:
         """Writes one call down."""
         name = getattr(func, "__name__", str(func))
+        if name in _LAYOUT and is_users(sys._getframe(2).f_code.co_filename):
+            self.asks_layout = True
         if (
             name not in _NOT_COMPUTED
             and not name.startswith("sym_")
@@ -116,6 +125,7 @@ def refuse_another_path(
     sizes: Mapping[sympy.Symbol, int],
     *,
     with_sizes: bool,
+    with_numbers: bool = False,
 ) -> None:
     """Compares the calls of a captured path with those of a run with plain numbers.
 
@@ -124,12 +134,17 @@ def refuse_another_path(
         plain: The calls with plain numbers.
         sizes: The number that each symbol stands for.
         with_sizes: Whether the sizes are comparable too.
+        with_numbers: Whether numbers that are no sizes are comparable too.
 
     Raises:
         CaptureError: they differ.
     """
     for one, other in zip(symbolic, plain, strict=False):
-        if one.name != other.name or (with_sizes and not _same(one.args, other.args, sizes)):
+        if (
+            one.name != other.name
+            or (with_sizes and not _same(one.args, other.args, sizes))
+            or (with_numbers and not _same_numbers(one.args, other.args))
+        ):
             raise _another_path(
                 other.where or one.where, f"{other.name} with numbers, {one.name} with symbols"
             )
@@ -150,6 +165,18 @@ def _same(one: Any, other: Any, sizes: Mapping[sympy.Symbol, int]) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return repr(one) == repr(other)
     return bool(one == other)
+
+
+def _same_numbers(one: Any, other: Any) -> bool:
+    """Whether two arguments agree in what is neither a tensor nor a size."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        if one[:1] == other[:1] == ("tensor",) or len(one) != len(other):
+            return True
+        return all(_same_numbers(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, float):
+        return repr(one) == repr(other)
+    is_plain = all(isinstance(value, (bool, str)) for value in (one, other))
+    return one == other if is_plain else True
 
 
 def _another_path(where: SourceLine | None, detail: str) -> CaptureError:

@@ -22,6 +22,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from cachefree.surroundings import surroundings
+
 __all__ = ["StateChange", "one_at_a_time", "sizes_in_builtins", "sizes_in_int", "untouched"]
 
 _P = ParamSpec("_P")
@@ -69,6 +71,7 @@ class Trace:
     """What `untouched` found when the block was left."""
 
     changes: list[StateChange] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     drew_random: bool = False
 
 
@@ -85,16 +88,25 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
     random_states = (random.getstate(), torch.random.get_rng_state())
     tracked = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
     try:
-        yield trace
+        with surroundings(model) as outside:
+            yield trace
     finally:
+        trace.outside = outside.changes
         for tensor, requires_grad in tracked:
             if tensor.requires_grad != requires_grad:  # it was written to, as autograd sees it
                 tensor.detach_().requires_grad_(requires_grad)
-        trace.drew_random = random.getstate() != random_states[0]
+        trace.drew_random = outside.drew_random or random.getstate() != random_states[0]
         random.setstate(random_states[0])
         torch.random.set_rng_state(random_states[1])
         for name, module in modules.items():
             trace.changes += _put_back(name, module, before[name])
+        trace.changes = [change for change in trace.changes if not _is_memo(modules, change)]
+
+
+def _is_memo(modules: dict[str, torch.nn.Module], change: StateChange) -> bool:
+    """Whether a change is what a ``functools.cached_property`` remembers."""
+    kind = type(modules[change.module])
+    return isinstance(getattr(kind, change.attribute, None), functools.cached_property)
 
 
 def _remember(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:

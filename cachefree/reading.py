@@ -42,12 +42,22 @@ class Program:
     written: dict[Term, Term]
 
 
+_Views = tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...]
+
+
 @dataclass
 class _Base:
-    """Storage: the value that it holds now, and how often it was written."""
+    """Storage: the value that it holds now, and how often it was written.
+
+    A copy such as ``contiguous`` gives its operand itself where sizes of 1 leave nothing to move.
+    `perhaps` are parts of this storage that are parts of others at such sizes, `spoiled` are parts
+    with the write to what they are then.
+    """
 
     term: Term
     version: int = 0
+    perhaps: list[tuple[_Views, _Base, _Views]] = field(default_factory=list)
+    spoiled: list[tuple[_Views, fx.Node]] = field(default_factory=list)
 
 
 @dataclass
@@ -55,7 +65,7 @@ class _Value:
     """A tensor: a base, the views from it, and the term as last read."""
 
     base: _Base
-    views: tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...] = ()
+    views: _Views = ()
     term: Term | None = None
     version: int = 0
     storage: Any = field(default=None)
@@ -101,6 +111,8 @@ class _Reader:
                 self._call(node)
             elif node.op == "output":
                 outputs = tuple(self._read(self.values[arg]) for arg in node.args[0])
+        for base in self.leaves.values():
+            self._refuse_spoiled(base, ())
         written = {term: base.term for term, base in self.leaves.items() if base.version}
         return Program(self.captured, tuple(inputs), outputs, written)
 
@@ -116,7 +128,9 @@ class _Reader:
         name = self.names.get(id(tensor))
         return self.table.attribute(name, tensor) if name else self.table.constant(tensor)
 
-    def _read(self, value: _Value) -> Term:
+    def _read(self, value: _Value, *, is_viewed: bool = False) -> Term:
+        if not is_viewed:
+            self._refuse_spoiled(value.base, value.views)
         if value.term is None or value.version != value.base.version:
             term = value.base.term
             for node, op, args in value.views:
@@ -151,7 +165,8 @@ class _Reader:
         if target._schema.is_mutable:
             self._write(node, target)
             return
-        args = self._arguments(node, target)
+        parent = self._aliased(node, target)
+        args = self._arguments(node, target, viewed=parent)
         if _is_random(target, args):
             self._refuse(
                 node,
@@ -161,7 +176,6 @@ class _Reader:
                 "or pass the random numbers as an argument",
             )
         term = self._without_gradient(self._apply(node, target, args))
-        parent = self._aliased(node, target)
         if parent is not None and term.shape is not None:
             self.values[node] = _Value(
                 parent.base,
@@ -174,6 +188,32 @@ class _Reader:
             self.values[node] = (term, parent, (node, target, args[1:]))
         else:
             self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
+            self._link(node, target)
+
+    def _link(self, node: fx.Node, target: Any) -> None:
+        """Notes that a copy is its operand itself at other sizes, where its operator may do so."""
+        first = node.args[0] if node.args else None
+        copy = self.values[node]
+        if not isinstance(first, fx.Node) or not target._schema.returns[0].alias_info:
+            return
+        source = self.values.get(first)
+        if not isinstance(source, _Value):
+            return
+        one, other = _type_of(node.meta["val"]), _type_of(first.meta["val"])
+        if one[1:] == other[1:]:
+            copy.base.perhaps.append(((), source.base, source.views))
+            source.base.perhaps.append((source.views, copy.base, ()))
+
+    def _refuse_spoiled(self, base: _Base, views: _Views) -> None:
+        for part, write in base.spoiled:
+            if not _are_apart(part, views):
+                self._refuse(
+                    write,
+                    "The path writes in place to what is a copy at some sizes and not at others.",
+                    "contiguous() and reshape() give the tensor itself where a size of 1 leaves "
+                    "nothing to move, and that tensor is read after the write",
+                    "Write to x.clone(), or do not write in place",
+                )
 
     def _without_gradient(self, term: Term) -> Term:
         """Detaches what a ``no_grad`` block computes from something that gradients flow through."""
@@ -228,8 +268,13 @@ class _Reader:
             return self.table.make(op, args, None, None, None, line, payload=types)
         return self.table.make(op, args, *_type_of(example), line)
 
-    def _arguments(self, node: fx.Node, target: Any) -> tuple[Any, ...]:
-        """All arguments by position, with defaults; terms and expressions in place of nodes."""
+    def _arguments(
+        self, node: fx.Node, target: Any, viewed: _Value | None = None
+    ) -> tuple[Any, ...]:
+        """All arguments by position, with defaults; terms and expressions in place of nodes.
+
+        A tensor that is only viewed is not read yet.
+        """
         given = list(node.args)
         full: list[Any] = []
         for place, argument in enumerate(target._schema.arguments):
@@ -241,14 +286,14 @@ class _Reader:
                 value = argument.default_value if argument.has_default_value() else None
             if argument.name == "pin_memory":
                 value = None
-            full.append(self._argument(value))
+            full.append(self._argument(value, viewed))
         return tuple(full)
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: Any, viewed: _Value | None = None) -> Any:
         if isinstance(value, fx.Node):
             known = self.values.get(value)
             if isinstance(known, _Value):
-                return self._read(known)
+                return self._read(known, is_viewed=known is viewed)
             return expression(value.meta["val"])
         if isinstance(value, (list, tuple)):
             return tuple(self._argument(part) for part in value)
@@ -357,9 +402,44 @@ class _Reader:
         value.base.term = after
         value.base.version += 1
         value.term = None
+        _spoil(value.base, value.views, node)
 
     def _refuse(self, node: fx.Node, what: str, why: str, remedy: str = "") -> None:
         raise CaptureError(Refusal(what, why=why, remedy=remedy, where=node.meta.get(LINE)))
+
+
+def _spoil(written: _Base, views: _Views, node: fx.Node) -> None:
+    """Marks what is a part of the written one at other sizes."""
+    seen, pending = {id(written)}, [(written, views)]
+    while pending:
+        base, changed = pending.pop()
+        for own, other, part in base.perhaps:
+            if id(other) not in seen and not _are_apart(own, changed):
+                seen.add(id(other))
+                other.spoiled.append((part, node))
+                pending.append((other, part))
+
+
+def _are_apart(one: _Views, other: _Views) -> bool:
+    """Whether two views of a storage share no element: other parts of one split."""
+    for mine, theirs in zip(one, other, strict=False):
+        if mine[0] is theirs[0]:
+            continue
+        if isinstance(mine[1], tuple) and isinstance(theirs[1], tuple):
+            is_same_split = mine[1][1] is theirs[1][1]
+            return bool(is_same_split and mine[1][3] != theirs[1][3])
+        if mine[1] is not theirs[1] or mine[2][:1] != theirs[2][:1]:
+            return False
+        places = [part[2][1:3] for part in (mine, theirs)]
+        if not all(isinstance(number, int) for place in places for number in place):
+            return False
+        if mine[1] is aten.select.int:
+            return places[0] != places[1] and (places[0][0] < 0) == (places[1][0] < 0)
+        if mine[1] is aten.slice.Tensor and all(n >= 0 for place in places for n in place):
+            (start, end), (first, last) = places
+            return bool(end <= first or last <= start)
+        return False
+    return False
 
 
 def _storage(example: Any) -> Any:

@@ -23,6 +23,7 @@ from cachefree.proof import proved
 from cachefree.reading import read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.surroundings import forget
 from cachefree.terms import Table, Term
 
 __all__ = ["rewrite"]
@@ -76,6 +77,7 @@ def rewrite(
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     refuse_unusual_parameters(model)
+    forget()
     with stages(4, progress) as begin:
         begin("first path")
         discovery = discover(model, example_inputs, cache=cache, carry=carry)

@@ -9,6 +9,7 @@ apart: the operator is run again later and answers them itself.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -93,6 +94,7 @@ class SizeEnvironment(ShapeEnv):
         }
         self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
         self.operator_questions: dict[sympy.Basic, Question] = {}
+        self.is_asked_by_users = False  # an operator answers what the user's code asks it
         self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
         self.sizes: dict[str, Any] = {
             name: self._new_size(name, hint) for name, hint in hints.items()
@@ -149,6 +151,7 @@ class SizeEnvironment(ShapeEnv):
         if not orig_expr.free_symbols <= self.backed_var_to_val.keys():
             return ask_torch()  # sizes that depend on values: torch refuses with its own words
         inside_operator, where = asking_line(sys._getframe(1))
+        inside_operator = inside_operator and not self.is_asked_by_users
         pretends = (
             bool(self.asked)
             and not inside_operator
@@ -202,7 +205,11 @@ def _is_of_this_package(file: str) -> bool:
 
 
 def _is_foreign(frame: FrameType) -> bool:
-    file = frame.f_code.co_filename
+    return _is_foreign_file(frame.f_code.co_filename)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_foreign_file(file: str) -> bool:
     return file.startswith((TORCH, "<frozen")) or _is_of_this_package(file)
 
 
@@ -221,6 +228,7 @@ def is_users(file: str) -> bool:
     return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or _is_standard(file))
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_standard(file: str) -> bool:
     return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith(
         "<"

@@ -18,9 +18,11 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure isolation vocabulary progress origin fakes recurrent",
+        "errors structure vocabulary progress origin fakes recurrent",
         "sizes places",
-        "spec terms faithful",
+        "reach spelling",
+        "surroundings",
+        "isolation spec terms faithful",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
         "recipes",

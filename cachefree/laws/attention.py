@@ -20,6 +20,8 @@ def _with_mask(term: Term, rewriter: Rewriter) -> Term | None:
     ``scaled_dot_product_attention``).
     """
     query, key, value, mask, dropout, is_causal, scale, grouped = term.args
+    if query.sizes[:-3] != key.sizes[:-3]:
+        return None  # the scores are as wide as the wider of the two
     scores = (*query.sizes[:-1], key.sizes[-2])
     if mask is None:
         mask = rewriter.build(

@@ -16,10 +16,12 @@ import torch
 from cachefree.facts import Facts, translate
 from cachefree.terms import Term
 
-__all__ = ["Constant", "Elements", "Reader", "UnknownElementError", "is_float"]
+__all__ = ["Constant", "Elements", "Reader", "UnknownElementError", "is_float", "is_integer"]
 
 _TIMEOUT_MS = 3000
 _MOST_CASES = 24
+_INTEGERS = (torch.int64, torch.int32)
+_NARROW = (torch.uint8, torch.int8, torch.int16)
 
 
 class UnknownElementError(Exception):
@@ -232,18 +234,27 @@ class Elements:
             raise UnknownElementError
         if source == torch.bool:
             return z3.If(value, z3.IntVal(1), z3.IntVal(0))
+        if source not in (*_INTEGERS, *_NARROW):
+            raise UnknownElementError  # what torch makes of large unsigned integers
         if target == torch.bool:
             return value != 0
-        if target == torch.int64 or (target == torch.int32 and self.is_of_sizes_alone(value)):
+        if target == torch.int64 or (target == torch.int32 and self.fits_int32(value, source)):
             return value
         raise UnknownElementError
+
+    def fits_int32(self, value: Any, source: Any) -> bool:
+        """Whether an integer element is one of 32 bits, by its dtype or by what it is made of."""
+        return source in _NARROW or self.is_of_sizes_alone(value)
 
     def is_of_sizes_alone(self, value: Any) -> bool:
         """Whether no tensor's element is in an integer: it is then as small as the sizes are."""
         elements = {str(function) for _, function in self.representatives}
-        pending = [value]
+        pending, seen = [value], set()
         while pending:
             part = pending.pop()
+            if part.get_id() in seen:
+                continue
+            seen.add(part.get_id())
             if part.decl().name() in elements:
                 return False
             pending.extend(part.children())
@@ -308,6 +319,15 @@ class Elements:
 def is_float(term: Term) -> bool:
     """Whether a term is a tensor of floating-point numbers."""
     return term.dtype is not None and term.dtype.is_floating_point
+
+
+def is_integer(term: Term) -> bool:
+    """Whether a term is a tensor of integers that are computed with as if they had no end.
+
+    Those are integers of 64 bits; those of 32 bits where no tensor's element is in them. Narrower
+    and unsigned ones wrap around at numbers that sizes reach.
+    """
+    return term.dtype in _INTEGERS
 
 
 Reader = Callable[[Elements, Term, tuple[Any, ...]], Any]

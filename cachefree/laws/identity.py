@@ -37,11 +37,21 @@ def _cast(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _cast_of_cast(term: Term, rewriter: Rewriter) -> Term | None:
-    """``cast(cast(x, wide), dtype) = cast(x, dtype)`` where ``wide`` holds every value of x."""
+    """``cast(cast(x, wide), dtype) = cast(x, dtype)`` where ``wide`` holds every value of x.
+
+    An integer that does not fit wraps around, a floating-point number that does not is undefined.
+    """
     inner = term.args[0]
     if inner.op != "cast" or inner.device != term.device or inner.args[0].device != term.device:
         return None
-    if not _holds_exactly(inner.args[0].dtype, inner.dtype):
+    source: Any = inner.args[0].dtype
+    if not _holds_exactly(source, inner.dtype):
+        return None
+    is_detour = inner.dtype.is_floating_point and not source.is_floating_point
+    target: Any = term.dtype
+    if is_detour and not (
+        target.is_floating_point or target in (torch.bool, source) or _holds_exactly(source, target)
+    ):
         return None
     return rewriter.build("cast", (inner.args[0], term.dtype, term.device), term.shape, term)
 

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from cachefree.laws.elements import Constant, Elements, Reader, is_float
+from cachefree.laws.elements import Constant, Elements, Reader, is_float, is_integer
 from cachefree.laws.padding import padding_of
 from cachefree.terms import Term
 
@@ -22,6 +22,8 @@ def _full(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 
 
 def _arange(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
+    if not is_integer(term):
+        return None
     return elements.size(term.args[0]) + index[0] * elements.size(term.args[2])
 
 
@@ -92,6 +94,8 @@ def _where(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 
 def _masked_fill(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     source, mask, number = term.args
+    if mask.dtype != torch.bool:
+        return None
     return elements.chosen(
         elements.broadcast(mask, index),
         elements.operand(number, index, term.dtype),
@@ -135,8 +139,10 @@ def _comparison(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
         or isinstance(other, float)
     ):
         return _float_comparison(elements, term, index)
-    if dtype == torch.bool and not (isinstance(one, Term) and isinstance(other, Term)):
+    if dtype == torch.bool:
         dtype = torch.int64
+    if dtype not in (torch.int64, torch.int32):
+        return None
     name = str(term.op).split(".")[1]
     return _COMPARISONS[name](
         elements.operand(one, index, dtype), elements.operand(other, index, dtype)
@@ -177,20 +183,28 @@ def _logical(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 def _arithmetic(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     name = str(term.op).split(".")[1]
     one, other, *rest = term.args
-    if rest and (name in ("add", "sub") and rest[0] != 1):
+    if rest and rest[0] != 1:
         return None
     if not is_float(term):
-        if name == "div" or term.dtype not in (torch.int64, torch.int32):
+        if name == "div" or not is_integer(term):
             return None
         a, b = elements.operand(one, index, term.dtype), elements.operand(other, index, term.dtype)
         if name == "rsub":
-            return b - a
-        return a + b if name == "add" else a - b if name == "sub" else a * b
-    if (rest and rest[0] != 1) or _is_wider_number(one, term) or _is_wider_number(other, term):
+            return _unwrapped(elements, term, b - a)
+        return _unwrapped(
+            elements, term, a + b if name == "add" else a - b if name == "sub" else a * b
+        )
+    if _is_wider_number(one, term) or _is_wider_number(other, term):
         return None
     return elements.applied(
         term, [elements.operand(value, index, term.dtype) for value in (one, other)]
     )
+
+
+def _unwrapped(elements: Elements, term: Term, value: Any) -> Any:
+    """An integer result that has not wrapped around; None where it may have."""
+    is_wide = term.dtype == torch.int64
+    return value if is_wide or elements.is_of_sizes_alone(value) else None
 
 
 def _is_wider_number(value: Any, term: Term) -> bool:
@@ -208,7 +222,9 @@ def _is_wider_number(value: Any, term: Term) -> bool:
 def _negative(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     if is_float(term):
         return elements.applied(term, [elements.at(term.args[0], index)])
-    return -elements.at(term.args[0], index)
+    if not is_integer(term):
+        return None
+    return _unwrapped(elements, term, -elements.at(term.args[0], index))
 
 
 def _unary(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
@@ -222,13 +238,17 @@ def _unary(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 def _absolute(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     if is_float(term):
         return _unary(elements, term, index)
+    if not is_integer(term):
+        return None
     value = elements.at(term.args[0], index)
-    return elements.z3.If(value >= 0, value, -value)
+    return _unwrapped(elements, term, elements.z3.If(value >= 0, value, -value))
 
 
 def _clamp(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     source, low, high = term.args[0], term.args[1], term.args[2] if len(term.args) > 2 else None
-    if is_float(term) or isinstance(low, (Term, float)) or isinstance(high, (Term, float)):
+    if not is_integer(term) or term.dtype != source.dtype:
+        return None
+    if isinstance(low, (Term, float)) or isinstance(high, (Term, float)):
         return None
     if term.op is aten.clamp_max.default:
         low, high = None, low
@@ -292,13 +312,17 @@ def _pad(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 
 
 def _embedding(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
-    """``embedding(w, i)[…, j] = w[i[…], j]``."""
-    weight, rows = term.args[0], term.args[1]
+    """``embedding(w, i)[…, j] = w[i[…], j]``, and so do gradients where no row is left out."""
+    weight, rows, padding, *_ = term.args
+    if isinstance(padding, int) and padding >= 0:
+        return None
     return elements.at(weight, (elements.at(rows, index[:-1]), index[-1]))
 
 
 def _index_select(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     source, dim, rows = term.args
+    if not source.sizes or len(rows.sizes) != 1:
+        return None
     dim %= len(source.sizes)
     return elements.at(source, (*index[:dim], elements.at(rows, (index[dim],)), *index[dim + 1 :]))
 

@@ -154,6 +154,8 @@ def _elementwise_full(term: Term, rewriter: Rewriter) -> Term | None:
     number = torch.tensor(source.args[1], dtype=source.dtype)
     rest = term.args[1:]
     if term.op == "cast":
+        if not _is_defined_cast(number, term.dtype):
+            return None
         value = number.to(term.dtype)
     elif all(isinstance(arg, (int, float)) for arg in rest):
         value = term.op(number, *rest)
@@ -162,6 +164,16 @@ def _elementwise_full(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build(
         "full", (term.shape, value.item(), term.dtype, term.device), term.shape, term
     )
+
+
+def _is_defined_cast(number: torch.Tensor, dtype: Any) -> bool:
+    """Whether every device agrees on a cast: not of what no integer of the dtype is near."""
+    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+        return True
+    if number.dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        return bool(limits.min < number.item() < limits.max)
+    return True
 
 
 SEQUENCE_LAWS: tuple[Law, ...] = (

@@ -59,6 +59,8 @@ def _order(term: Term) -> tuple[int, ...] | None:
     rank = len(term.args[0].sizes)
     dims = list(range(rank))
     op, args = term.op, term.args
+    if rank == 0:
+        return ()
     if op in (aten.transpose.int, aten.swapaxes.default, aten.swapdims.default):
         first, second = args[1] % rank, args[2] % rank
         dims[first], dims[second] = dims[second], dims[first]

@@ -288,6 +288,84 @@ def test_what_rounds_is_not_proved_exact(dtype: torch.dtype, one: Mask, other: M
     assert not comparison.is_equal or not comparison.is_exact or comparison.checked
 
 
+def wrapped(dtype: torch.dtype, threshold: int) -> Mask:
+    def mask(x, y):
+        positions = torch.arange(sizes_of(x, y)[2], dtype=dtype)
+        return (positions - 3).long() > threshold
+
+    return mask
+
+
+def nothing(x, y):
+    return torch.zeros(sizes_of(x, y)[2], dtype=torch.bool)
+
+
+WRAPPED = [
+    (wrapped(torch.uint8, 200), nothing),
+    (wrapped(torch.int8, 4), wrapped(torch.int64, 4)),
+    (
+        lambda x, y: torch.arange(x.shape[0], dtype=torch.int8) < 200,
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: torch.arange(x.shape[0], dtype=torch.uint8).neg().long() <= 0,
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: torch.arange(x.shape[0], dtype=torch.uint8) == -1,
+        lambda x, y: torch.zeros(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: torch.rsub(torch.arange(x.shape[0]), 7, alpha=2),
+        lambda x, y: 7 - torch.arange(x.shape[0]),
+    ),
+    (
+        lambda x, y: torch.div(torch.arange(x.shape[0]) - 4, 3, rounding_mode="trunc"),
+        lambda x, y: torch.div(torch.arange(x.shape[0]) - 4, 3, rounding_mode="floor"),
+    ),
+    (
+        lambda x, y: (torch.arange(x.shape[0]) - 4) % 3,
+        lambda x, y: (torch.arange(x.shape[0]) - 4).fmod(3),
+    ),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), WRAPPED)
+def test_integers_that_wrap_or_round_are_not_taken_for_others(one: Mask, other: Mask) -> None:
+    assert not is_proved(one, other)
+
+
+def test_products_of_32_bits_are_not_those_of_64() -> None:
+    def narrow(x):
+        return torch.where(torch.arange(x.shape[0]) >= 1, (x * x).long(), 0)
+
+    def wide(x):
+        return torch.where(torch.arange(x.shape[0]) >= 1, x.long() * x.long(), 0)
+
+    assert not compared(narrow, wide, ("n:int32",)).is_equal
+    assert compared(wide, wide, ("n:int32",)).is_equal
+
+
+def test_truth_values_in_order() -> None:
+    def less(x, y):
+        return (torch.arange(x.shape[0]) > 2) < (torch.arange(x.shape[0]) > 1)
+
+    def only(x, y):
+        return torch.arange(x.shape[0]) == 2
+
+    assert is_proved(less, only)
+
+
+def test_a_row_left_out_of_the_gradient_is_another_embedding() -> None:
+    def padded(x, y):
+        return torch.nn.functional.embedding(torch.arange(x.shape[0]), y, padding_idx=0)
+
+    def plain(x, y):
+        return torch.nn.functional.embedding(torch.arange(x.shape[0]), y)
+
+    assert not compared(padded, plain, ("n", "p 4")).is_equal
+
+
 def test_the_two_laws_say_what_they_are() -> None:
     assert ELEMENTWISE.kind == "exact"
     assert ELEMENTWISE_REAL.kind == "real"

@@ -1,0 +1,220 @@
+"""What the code of classes reaches outside of its objects: globals, defaults, closures, classes."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cachefree.sizes import is_users
+
+__all__ = [
+    "ABSENT",
+    "CONTAINERS",
+    "PLAIN",
+    "Memoised",
+    "Place",
+    "Reached",
+    "get",
+    "is_generator",
+    "put",
+    "reached",
+]
+
+Memoised = type(functools.lru_cache(lambda: None))
+CONTAINERS = (dict, list, set, deque)
+PLAIN = (bool, int, float, str, type(None))
+ABSENT: Any = object()
+Place = tuple[Any, str, str]
+"""A namespace (a dict, a class or a closure's cell), a name in it, and how it is called."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What was found: names, classes, and the code that uses them."""
+
+    places: tuple[Place, ...]
+    classes: tuple[type, ...]
+    codes: tuple[types.CodeType, ...]
+
+    def is_only_written(self, place: Place) -> bool:
+        """Whether all code that is reached only appends to a container, and never reads it."""
+        if type(get(place)) not in CONTAINERS:
+            return False
+        name = place[2].split("'")[1] if isinstance(place[0], types.CellType) else place[1]
+        return all(_only_appends(code, name) for code in self.codes)
+
+
+def _only_appends(code: types.CodeType, name: str) -> bool:
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
+    return all(
+        after.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) and after.argval in _APPENDS
+        for step, after in zip(steps, [*steps[1:], steps[-1]], strict=True)
+        if step.argval == name and step.opname.startswith("LOAD_")
+    )
+
+
+_NO_STEPS = ("PRECALL", "CACHE", "PUSH_NULL", "RESUME", "NOP", "EXTENDED_ARG")
+_APPENDS = ("append", "appendleft", "extend", "add")
+
+
+@functools.lru_cache(maxsize=16)
+def reached(classes: tuple[type, ...]) -> Reached:
+    """What the methods of these classes reach, and what those functions reach in turn."""
+    walk = _Walk()
+    for cls in classes:
+        walk.add(cls)
+    walk.run()
+    return Reached(tuple(walk.places.values()), tuple(walk.classes), tuple(walk.codes))
+
+
+class _Walk:
+    """The names that code reaches: of its functions, of those it calls, of their classes."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[int, str], Place] = {}
+        self.classes: dict[type, None] = {}
+        self.codes: list[types.CodeType] = []
+        self.pending: list[Any] = []
+        self.seen: set[int] = set()
+
+    def add(self, value: Any) -> None:
+        if id(value) not in self.seen:
+            self.seen.add(id(value))
+            self.pending.append(value)
+
+    def run(self) -> None:
+        while self.pending:
+            value = self.pending.pop()
+            if isinstance(value, type):
+                self._class(value)
+            elif isinstance(value, types.FunctionType):
+                self._function(value)
+
+    def _class(self, cls: type) -> None:
+        for base in cls.__mro__:
+            home = sys.modules.get(base.__module__)
+            if home is None or not is_users(getattr(home, "__file__", None) or "<"):
+                continue
+            self.classes[base] = None
+            for name, value in vars(base).items():
+                if name.startswith("__") and name.endswith("__") and name != "__call__":
+                    continue
+                self._named(base, name, f"{base.__name__}.{name}", value)
+
+    def _named(self, namespace: Any, name: str, text: str, value: Any) -> None:
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        if isinstance(value, Memoised):
+            self.places[id(namespace), name] = (namespace, name, text)
+            self.add(value.__wrapped__)
+        elif isinstance(value, (types.FunctionType, type)):
+            self.add(value)
+        elif type(value) in CONTAINERS or isinstance(value, PLAIN) or is_generator(value):
+            self.places[id(namespace), name] = (namespace, name, text)
+        elif _is_users_object(value) and id(value) not in self.seen:
+            self.seen.add(id(value))
+            self.add(type(value))
+            for attribute, part in vars(value).items():
+                self._named(vars(value), attribute, f"{text}.{attribute}", part)
+
+    def _function(self, function: types.FunctionType) -> None:
+        code = function.__code__
+        if not is_users(code.co_filename):
+            return
+        self.codes += _codes(code)
+        defaults = {**(function.__kwdefaults__ or {})}
+        names = code.co_varnames[: code.co_argcount]
+        values = function.__defaults__ or ()
+        defaults |= dict(zip(names[len(names) - len(values) :], values, strict=True))
+        for name, value in defaults.items():
+            if not isinstance(value, PLAIN):
+                text = f"the default {name!r} of {function.__qualname__}"
+                self._named(defaults, name, text, value)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            if name != "__class__" and _is_filled(cell):
+                text = f"the variable {name!r} of {function.__qualname__}"
+                self._named(cell, "cell_contents", text, cell.cell_contents)
+        space = function.__globals__
+        for name in _names_in(code):
+            if name not in space:
+                continue
+            value = space[name]
+            if isinstance(value, types.ModuleType) and is_users(
+                getattr(value, "__file__", None) or "<"
+            ):
+                for other in _names_in(code):
+                    if other in vars(value):
+                        self._named(
+                            vars(value), other, f"{value.__name__}.{other}", vars(value)[other]
+                        )
+            else:
+                self._named(space, name, f"the global {name}", value)
+
+
+def _is_users_object(value: Any) -> bool:
+    """Whether a value is an object of a class of the user's, with attributes."""
+    if isinstance(value, (type, torch.nn.Module, torch.Tensor, types.ModuleType)):
+        return False
+    home = sys.modules.get(type(value).__module__)
+    return hasattr(value, "__dict__") and is_users(getattr(home, "__file__", None) or "<")
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - an empty cell raises
+    except ValueError:
+        return False
+    return True
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """Code, and the code of the functions inside it."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return [code, *(below for part in inner for below in _codes(part))]
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """The names that code uses, in the functions inside it too."""
+    return {name for part in _codes(code) for name in part.co_names}
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a value is a generator of random numbers, told by what it can do."""
+    if isinstance(value, (type, torch.nn.Module, torch.Tensor)):
+        return False
+    return any(
+        hasattr(value, name) for name in ("getstate", "get_state", "bit_generator")
+    ) and not isinstance(value, types.ModuleType)
+
+
+def get(place: Place) -> Any:
+    """What is at a place; `ABSENT` where nothing is."""
+    namespace, name, _ = place
+    if isinstance(namespace, types.CellType):
+        return namespace.cell_contents
+    held = namespace if isinstance(namespace, Mapping) else vars(namespace)
+    return held.get(name, ABSENT)
+
+
+def put(place: Place, value: Any) -> None:
+    """Puts a value at a place."""
+    namespace, name, _ = place
+    if isinstance(namespace, dict):
+        if value is ABSENT:
+            namespace.pop(name, None)
+        else:
+            namespace[name] = value
+    elif value is ABSENT:
+        delattr(namespace, name)
+    else:
+        setattr(namespace, name, value)
