@@ -85,6 +85,7 @@ class Calling:
         result_leaves: One spec a leaf of it.
         interface: The graph's inputs, outputs and domain.
         mode_matters: Why training mode would compute something else; empty where it would not.
+        methods: The names of the model's methods that the call stands for, other than forward.
     """
 
     parameters: tuple[str, ...]
@@ -96,6 +97,7 @@ class Calling:
     result_leaves: tuple[TensorSpec | SizeSpec, ...]
     interface: Interface
     mode_matters: str = ""
+    methods: tuple[str, ...] = ()
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()

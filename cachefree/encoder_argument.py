@@ -82,9 +82,7 @@ def _calls(
         fixed = []
         for leaf, path in zip(leaves, paths, strict=True):
             own = leaf is spec
-            fixed.append(
-                TensorSpec(path, leaf.shape, leaf.dtype, leaf.device) if own else leaf
-            )
+            fixed.append(TensorSpec(path, leaf.shape, leaf.dtype, leaf.device) if own else leaf)
         where = next(p for leaf, p in zip(leaves, paths, strict=True) if leaf is spec)
         yield Call(structure, tuple(fixed)), where
 

@@ -26,6 +26,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "candidates trials normal example_sizes domains",
         "search",
         "discover",
+        "lifting",
         "align shapes preconditions",
         "regimes rules",
         "encoder",
