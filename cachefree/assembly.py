@@ -16,12 +16,9 @@ from cachefree.calling import CachePlace, Calling
 from cachefree.capture import TensorSpec
 from cachefree.certify import Certified
 from cachefree.discover import Discovery
-<<<<<<< HEAD
 from cachefree.encoder import Encoder
 from cachefree.encoder_call import EncoderCall
-=======
 from cachefree.lifting.facade import Facade
->>>>>>> 823e89d (Caches kept on modules, in dicts, by hooks and in objects, as arguments and results of one graph)
 from cachefree.reading import Program
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
@@ -163,6 +160,7 @@ class _Maker:
             result_leaves=self.later.captured.output_leaves,
             interface=interface,
             mode_matters=_mode_matters(self.model, self.certified.outputs),
+            methods=self.model.methods if isinstance(self.model, Facade) else (),
         )
 
 
@@ -242,56 +240,6 @@ class _Unique:
         return unique
 
 
-<<<<<<< HEAD
-=======
-def calling_of(
-    model: nn.Module,
-    discovery: Discovery,
-    later: Program,
-    certified: Certified,
-    interface: Interface,
-) -> Calling:
-    """How the model's own call goes to that interface and back."""
-    signature = inspect.signature(model.forward)
-    call = discovery.later
-    markers = [_Marker(spec) for spec in call.leaves]
-    args, kwargs = call.structure.rebuild(markers)
-    named: dict[str, Any] = {}
-    for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named[f"*{name}"] = value
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
-    ordered = {name: named[name] for name in _in_order_of(named, markers)}
-    leaves, structure = flatten(ordered, _is_marker)
-    caches = []
-    for link in discovery.links:
-        parameter = f"*{link.place.parameter}" if link.place.is_variadic else link.place.parameter
-        value = ordered[parameter]
-        for step in link.place.steps:
-            value = value[step]
-        parts, inner = flatten(value, _is_marker)
-        caches.append(
-            CachePlace(parameter, link.place.steps, inner, tuple(part.spec for part in parts))
-        )
-    return Calling(
-        parameters=tuple(ordered),
-        signature=signature,
-        structure=structure,
-        leaves=tuple(leaf.spec for leaf in leaves),
-        caches=tuple(caches),
-        results=later.captured.outputs,
-        result_leaves=later.captured.output_leaves,
-        interface=interface,
-        mode_matters=_mode_matters(model, certified.outputs),
-        methods=model.methods if isinstance(model, Facade) else (),
-    )
-
-
->>>>>>> 823e89d (Caches kept on modules, in dicts, by hooks and in objects, as arguments and results of one graph)
 class _Marker:
     def __init__(self, spec: Any) -> None:
         self.spec = spec

@@ -238,6 +238,8 @@ class Rewritten(nn.Module):
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()
+            if self.keeper is not None and fresh.keeper is not None:
+                fresh.keeper.held = self.keeper.held
             (
                 self.interface,
                 self.calling,
