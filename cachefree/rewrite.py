@@ -18,7 +18,13 @@ from cachefree.errors import CaptureError, Refusal
 from cachefree.example_sizes import capture_where_it_runs
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
-from cachefree.lifting.subject import buffers_of_state, find_subject, keeper_of, refuse_unread
+from cachefree.lifting.subject import (
+    buffers_of_state,
+    find_subject,
+    keeper_of,
+    refuse_idle,
+    refuse_unread,
+)
 from cachefree.origin import Origin
 from cachefree.preconditions import (
     refuse_frozen_sizes,
@@ -105,6 +111,7 @@ def rewrite(
         later = read(later_path, table, names)
         refuse_writes(first, later)
         refuse_unread(subject, later)
+        refuse_idle(subject, discovery, later)
         refuse_frozen_sizes(first, later)
         refuse_other_results(first, later)
         refuse_independence(discovery, later)

@@ -22,7 +22,14 @@ from cachefree.lifting.roots import roots_of
 from cachefree.reading import Program
 from cachefree.terms import topological
 
-__all__ = ["buffers_of_state", "called_alike", "find_subject", "keeper_of", "refuse_unread"]
+__all__ = [
+    "buffers_of_state",
+    "called_alike",
+    "find_subject",
+    "keeper_of",
+    "refuse_idle",
+    "refuse_unread",
+]
 
 
 def find_subject(
@@ -128,6 +135,28 @@ def _discovered(lifting: Lifting) -> Discovery:
             ),
             *error.refusals,
         ) from error
+
+
+def refuse_idle(subject: nn.Module, discovery: Discovery, later: Program) -> None:
+    """Refuses a lifted model whose results do not depend on what it keeps.
+
+    Raises:
+        CaptureError: they do not.
+    """
+    if not isinstance(subject, Lifted):
+        return
+    own = [out for at, out in enumerate(later.outputs) if at not in discovery.carried]
+    used = set(topological(own))
+    if not any(later.inputs[at] in used for at in discovery.cache_leaves):
+        labels = [slot.label for slot in subject.plan.slots]
+        raise CaptureError(
+            Refusal(
+                f"The model keeps state on itself, {', '.join(labels[:3])}, and no result of a "
+                "call depends on it.",
+                why="It is no cache; and a graph has no memory to keep it in.",
+                remedy="Do not set it in forward; or return it.",
+            )
+        )
 
 
 def _stale(places: Sequence[str]) -> Refusal:
