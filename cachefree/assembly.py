@@ -18,6 +18,7 @@ from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
 from cachefree.encoder_call import EncoderCall
+from cachefree.lifting.facade import Facade
 from cachefree.reading import Program
 from cachefree.recipes import Recipe
 from cachefree.recurrent import is_recurrent
@@ -162,6 +163,7 @@ class _Maker:
             interface=interface,
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
+            methods=self.model.methods if isinstance(self.model, Facade) else (),
         )
 
 

@@ -93,6 +93,7 @@ class Calling:
         neutrals: The neutral values of cache tensors of fixed size, by path, where they are not
             zeros.
         attribute: A parameter or buffer by its name, for these.
+        methods: The names of the model's methods that the call stands for, other than forward.
     """
 
     parameters: tuple[str, ...]
@@ -106,6 +107,7 @@ class Calling:
     mode_matters: str = ""
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
+    methods: tuple[str, ...] = ()
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()

@@ -90,11 +90,14 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
 
     Args:
         model: Any module.
-        example_inputs: A tuple of positional inputs, a dict of keyword inputs, one tensor, or None.
+        example_inputs: A tuple of positional inputs, a dict of keyword inputs, one tensor, a
+            `FirstCall` that was found before, or None.
 
     Raises:
         CaptureError: the given inputs do not run, or none were found.
     """
+    if isinstance(example_inputs, FirstCall):
+        return example_inputs
     if example_inputs is not None:
         call = _given(example_inputs)
         _must_run(model, call)
@@ -192,7 +195,7 @@ def _words(value: Any) -> str:
 
 def _source(model: nn.Module) -> str:
     try:
-        return inspect.getsource(type(model).forward)
+        return inspect.getsource(inspect.unwrap(model.forward))
     except (OSError, TypeError):
         return ""
 

@@ -22,9 +22,12 @@ class Origin:
     Args:
         model: The model.
         again: Rewrites it again.
+        without: Names of buffers that are a cache, which any call of the model changes.
     """
 
-    def __init__(self, model: nn.Module, again: Callable[[], Any]) -> None:
+    def __init__(
+        self, model: nn.Module, again: Callable[[], Any], without: frozenset[str] = frozenset()
+    ) -> None:
         self.model = model
         self.again = again
         self._children: list[tuple[dict[str, Any], list[int]]] = []
@@ -32,13 +35,14 @@ class Origin:
         self._tensors: list[
             tuple[Mapping[str, Any], list[tuple[int, Any]], list[_Kind | None]]
         ] = []
-        for module in model.modules():
+        for path, module in model.named_modules():
             if module._modules:
                 self._children.append((module._modules, [*map(id, module._modules.values())]))
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 self._hooks.append((hooks, len(hooks)))
             for tensors in (module._parameters, module._buffers):
-                if tensors:
+                is_state = any(f"{path}.{name}".lstrip(".") in without for name in tensors)
+                if tensors and not is_state:
                     self._tensors.append((tensors, _marks(tensors), _kinds(tensors)))
 
     def has_changed(self) -> bool:

@@ -42,6 +42,7 @@ def proved(
     first: Program,
     check: str,
     begin: Callable[[], None],
+    refuse: Callable[[Discovery, Program], None],
 ) -> tuple[Discovery, Program, OneCall, Certified]:
     """The later path with the proof that one graph is it and the first path.
 
@@ -53,6 +54,7 @@ def proved(
         first: The first path.
         check: As `cachefree.rewrite` has it.
         begin: Called when the proof begins.
+        refuse: Refuses more of a later path than every path has to keep.
 
     Raises:
         CacheFreeError: no later path does; the reasons are those of the likeliest.
@@ -62,6 +64,7 @@ def proved(
     for attempt in _attempts(discovery, asks):
         try:
             later = _later(model, table, names, attempt, first)
+            refuse(attempt, later)
             asks.append(_asks_for_tokens(later))
             begin()
             one = with_slots_joined(table, attempt, first, later)

@@ -11,16 +11,23 @@ from torch import nn
 
 from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
-from cachefree.discover import Carry, discover
+from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
+from cachefree.lifting.subject import (
+    buffers_of_state,
+    find_subject,
+    keeper_of,
+    refuse_idle,
+    refuse_unread,
+)
 from cachefree.origin import Origin
 from cachefree.preconditions import refuse_unusual_parameters
 from cachefree.progress import stages
 from cachefree.proof import proved
-from cachefree.reading import read
+from cachefree.reading import Program, read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
 from cachefree.surroundings import forget
@@ -38,6 +45,7 @@ def rewrite(
     *,
     cache: str | Sequence[str] | None = None,
     carry: Carry | None = None,
+    method: str | tuple[str, str] = "forward",
     check: str = "prove",
     progress: bool | None = None,
 ) -> Rewritten:
@@ -54,6 +62,8 @@ def rewrite(
         cache: Name or names of the arguments that carry the cache; None: found by itself.
         carry: ``(outputs, inputs) → later inputs``: how a call's outputs feed the next; None: found
             by itself.
+        method: The method that is called; two where the first call has one of its own:
+            ``("prefill", "step")``.
         check: ``"prove"`` refuses what cannot be proved; ``"test"`` accepts what random tests
             accept; ``"off"`` checks nothing.
         progress: Whether to show a progress bar; None: on a terminal or in a notebook.
@@ -80,20 +90,25 @@ def rewrite(
     forget()
     with stages(4, progress) as begin:
         begin("first path")
-        discovery = discover(model, example_inputs, cache=cache, carry=carry)
+        subject, discovery = find_subject(model, example_inputs, cache, carry, method)
         begin("later path")
         table = Table()
         names = _names(model)
         first = read(discovery.first_path, table, names)
+
+        def refuse(attempt: Discovery, later: Program) -> None:
+            refuse_unread(subject, later)
+            refuse_idle(subject, attempt, later)
+
         discovery, later, one, certified = proved(
-            model, table, names, discovery, first, check, lambda: begin("proof")
+            subject, table, names, discovery, first, check, lambda: begin("proof"), refuse
         )
         begin("graph")
-        parts = assembled(model, discovery, later, one, certified)
+        parts = assembled(subject, discovery, later, one, certified)
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None:
             parts.encoder.argument = states_argument(
-                model, table, names, discovery, first, one.encoder, parts.encoder.dropped
+                subject, table, names, discovery, first, one.encoder, parts.encoder.dropped
             )
         graph_module = emit(
             model,
@@ -115,7 +130,7 @@ def rewrite(
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
-            model,
+            subject,
             (discovery.first, discovery.later),
             discovery.hints | discovery.asked,
             certified.closings,
@@ -135,7 +150,13 @@ def rewrite(
 
     def again() -> Rewritten:
         return rewrite(
-            model, example_inputs, cache=cache, carry=carry, check=check, progress=progress
+            model,
+            example_inputs,
+            cache=cache,
+            carry=carry,
+            method=method,
+            check=check,
+            progress=progress,
         )
 
     return Rewritten(
@@ -143,9 +164,10 @@ def rewrite(
         interface,
         parts.calling,
         report,
-        Origin(model, again),
+        Origin(model, again, without=buffers_of_state(subject)),
         encoder,
         parts.encoder,
+        keeper_of(subject, later.captured),
     )
 
 

@@ -14,6 +14,7 @@ from cachefree.capture import TensorSpec
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import DomainError, Refusal
 from cachefree.graph import assemble, mirror
+from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
 from cachefree.report import Report
 from cachefree.spec import Interface
@@ -28,11 +29,16 @@ class Rewritten(nn.Module):
     the neutral cache. Parameters and buffers are the model's own objects under the model's own
     names.
 
+    Where the model keeps its cache elsewhere, so does this module: it is kept here between calls,
+    or in the dict or object that the caller passes. Giving it by keyword, under the name that the
+    interface has for it, makes a call ``(result, new cache)`` that keeps nothing.
+
     Attributes:
         graph_module: The ``torch.fx.GraphModule``: flat tensors in and out, no control flow, no
             ``None``.
         interface: Its inputs, outputs and cache slots.
         report: What was done and shown.
+        keeper: What keeps the cache between calls; None where it is an argument.
     """
 
     def __init__(
@@ -44,12 +50,14 @@ class Rewritten(nn.Module):
         origin: Origin | None = None,
         encoder: fx.GraphModule | None = None,
         encoder_call: EncoderCall | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_graph_module"] = graph_module
         self.interface = interface
         self.calling = calling
         self.report = report
+        self.keeper = keeper
         self.__dict__["_origin"] = origin
         self.__dict__["_encoder"] = encoder
         self.encoder_call = encoder_call
@@ -91,8 +99,34 @@ class Rewritten(nn.Module):
             DomainError: the call is outside the domain of the verdict.
         """
         self._refresh()
+        if self.keeper is None or self.keeper.is_pure(kwargs):
+            return self._pure(*args, **kwargs)
+        return self.keeper.call(self._pure, args, kwargs)
+
+    def _called_as(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self._refresh()
+        if self.keeper is None or self.keeper.is_pure(kwargs):
+            return self._pure(*args, **kwargs)
+        return self.keeper.call(self._pure, args, kwargs, is_first=self.keeper.is_first(method))
+
+    def _pure(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.flatten_call(*args, **kwargs)
         return self.unflatten_result(self.graph_module(*flat), flat)
+
+    def __getattr__(self, name: str) -> Any:
+        calling = self.__dict__.get("calling")
+        if calling is not None and name in calling.methods:
+            return functools.partial(self._called_as, name)
+        return super().__getattr__(name)
+
+    def reset(self) -> None:
+        """Makes the next call a first call, where the model keeps its cache on itself.
+
+        Raises:
+            DomainError: another thread is in a call.
+        """
+        if self.keeper is not None:
+            self.keeper.reset()
 
     def flatten_call(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         """The model's own call as the graph's flat inputs, the neutral cache put in where none is.
@@ -155,7 +189,10 @@ class Rewritten(nn.Module):
             )
             for place in calling.caches
         }
-        return next(iter(values.values())) if len(values) == 1 else values
+        only = next(iter(values.values())) if len(values) == 1 else values
+        if self.keeper is not None and self.keeper.plan.arguments:
+            return self.keeper.container_with(only)
+        return only
 
     def neutral_slots(self, sizes: Mapping[str, int]) -> list[torch.Tensor]:
         """The neutral cache as flat tensors, in the order of ``interface.cache``."""
@@ -208,11 +245,20 @@ class Rewritten(nn.Module):
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()
-            self.interface, self.calling, self.report, self.encoder_call = (
+            if self.keeper is not None and fresh.keeper is not None:
+                fresh.keeper.held = self.keeper.held
+            (
+                self.interface,
+                self.calling,
+                self.report,
+                self.encoder_call,
+                self.keeper,
+            ) = (
                 fresh.interface,
                 fresh.calling,
                 fresh.report,
                 fresh.encoder_call,
+                fresh.keeper,
             )
             self.__dict__["_origin"] = fresh.__dict__["_origin"]
             self.__dict__["_encoder"] = fresh.__dict__["_encoder"]

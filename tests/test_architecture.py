@@ -29,6 +29,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "candidates trials normal example_sizes domains calling sampling",
         "search",
         "discover",
+        "lifting",
         "align shapes preconditions",
         "regimes rules neutral",
         "encoder",

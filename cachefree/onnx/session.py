@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ class OnnxDecoder:
         self._session = session
         self._description = description
         self._like = like
+        keeper = getattr(like, "keeper", None)
+        self._keeper = None if keeper is None else keeper.another()
         self.interface: Interface = description.interface
         self.verdict = description.verdict
         self.session = session.session
@@ -129,9 +132,10 @@ class OnnxDecoder:
             DomainError: an input is missing, or has another structure, dtype or size than the graph
                 takes.
         """
+        if self._keeper is not None and not self._keeper.is_pure(kwargs):
+            return self._keeper.call(self._called_alike, args, kwargs)
         if self._like is not None:
-            flat = self._flat(args, kwargs)
-            return self._like.unflatten_result(self.run_flat(flat), flat)
+            return self._called_alike(*args, **kwargs)
         given = bind_arguments(self.interface, args, kwargs)
         sizes = read_sizes(self.interface, given)
         flat = [
@@ -148,6 +152,27 @@ class OnnxDecoder:
         encoder = self.encoder
         run = lambda *tensors: encoder.run_flat(tensors)  # noqa: E731
         return list(self._like.flatten_with(run, args, kwargs))
+
+    def _called_alike(self, *args: Any, **kwargs: Any) -> Any:
+        flat = self._flat(args, kwargs)
+        return self._like.unflatten_result(self.run_flat(flat), flat)
+
+    def __getattr__(self, name: str) -> Any:
+        calling = getattr(self.__dict__.get("_like"), "calling", None)
+        if calling is None or name not in calling.methods:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return functools.partial(self._called_as, name)
+
+    def _called_as(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._keeper is None or self._keeper.is_pure(kwargs):
+            return self._called_alike(*args, **kwargs)
+        is_first = self._keeper.is_first(method)
+        return self._keeper.call(self._called_alike, args, kwargs, is_first=is_first)
+
+    def reset(self) -> None:
+        """Makes the next call a first call, where the model keeps its cache on itself."""
+        if self._keeper is not None:
+            self._keeper.reset()
 
     def run_flat(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the graph on its flat inputs, in the order of ``interface.inputs``.

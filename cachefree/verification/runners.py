@@ -35,6 +35,7 @@ class OwnCall:
     def __init__(self, rewritten: Any) -> None:
         self.calling = rewritten.calling
         self.interface = rewritten.interface
+        self.is_lifted = rewritten.keeper is not None
         self.form = FORMS[0]
 
     def arguments(
@@ -75,7 +76,7 @@ class OwnCall:
             _put(named, (place.parameter, *place.steps), ())
         elif place.steps:
             _put(named, (place.parameter, *place.steps), None)
-        elif self._has_default(place.parameter):
+        elif not self.is_lifted and self._has_default(place.parameter):
             del named[place.parameter]
         else:
             named[place.parameter] = None

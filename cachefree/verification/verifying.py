@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from cachefree.errors import CacheFreeError, Refusal
+from cachefree.lifting.subject import called_alike
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
 from cachefree.verification.result import Verification, counterexample, summary
@@ -173,8 +174,10 @@ def _trial(
             raise type(error)(*error.refusals, without) from error
     exact = double_copy(model)
     return Trial(
-        Runner("original", model, own_call),
-        None if exact is None else Runner("float64", exact, own_call, _float64()),
+        Runner("original", called_alike(model, rewritten), own_call),
+        None
+        if exact is None
+        else Runner("float64", called_alike(exact, rewritten), own_call, _float64()),
         others,
         rewritten.graph_module,
         device_of(model),

@@ -1,0 +1,102 @@
+"""Sees what a call changes: which places, and which tensors it writes to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from cachefree.lifting.buffers import is_write
+from cachefree.lifting.contents import TENSORS, Place
+from cachefree.lifting.lifted import Lifted
+from cachefree.lifting.plan import Plan, Slot, describe
+from cachefree.structure import flatten
+
+__all__ = ["Probe"]
+
+
+class Probe(Lifted):
+    """Calls a model on fake tensors and sees which places change, and which tensors are written."""
+
+    def __init__(self, model: nn.Module, methods: Sequence[str], plan: Plan) -> None:
+        super().__init__(model, methods, plan)
+        self.__dict__["found"] = ()
+
+    def _watching(self, scene: Any) -> contextlib.AbstractContextManager[Any]:
+        stack = contextlib.ExitStack()
+        stack.enter_context(super()._watching(scene))
+        self.__dict__["writes"] = stack.enter_context(_Writes(dict(scene.contents.tensors())))
+        return stack
+
+    def _unforeseen(self, scene: Any) -> None:
+        entries_ = [
+            Slot(describe(place), place, "entry", _initial(scene.contents.before(place)))
+            for place in self._strange(scene)
+        ]
+        buffers = [
+            Slot(describe(place), place, "live" if all(rows) else "whole", TENSORS)
+            for place, rows in self.writes.written.items()
+            if not any(place.is_within(slot.place) for slot in (*self.plan.slots, *entries_))
+        ]
+        self.__dict__["found"] = (*entries_, *buffers)
+
+
+_VIEWS = frozenset(
+    (
+        "__getitem__",
+        "narrow",
+        "view",
+        "transpose",
+        "reshape",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+    )
+)
+
+
+class _Writes(TorchFunctionMode):
+    """Sees writes to tensors, also through views of them.
+
+    Args:
+        tensors: Place → the tensor there.
+
+    Attributes:
+        written: Place → for each write whether it was one of consecutive rows.
+    """
+
+    def __init__(self, tensors: dict[Place, torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {id(tensor): (tensor, place, True) for place, tensor in tensors.items()}
+        self.written: dict[Place, list[bool]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        known = self.known.get(id(args[0])) if args else None
+        result = func(*args, **(kwargs or {}))
+        if known is None:
+            return result
+        _, place, is_rows = known
+        if is_write(name):
+            simple = name == "copy_" or (name == "__setitem__" and _is_slices(args[1]))
+            self.written.setdefault(place, []).append(is_rows and simple)
+        elif name in _VIEWS and isinstance(result, torch.Tensor):
+            simple = name == "narrow" or (name == "__getitem__" and _is_slices(args[1]))
+            self.known.setdefault(id(result), (result, place, is_rows and simple))
+        return result
+
+
+def _is_slices(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, slice) or part is Ellipsis for part in parts)
+
+
+def _initial(value: Any) -> Any:
+    return TENSORS if flatten(value)[0] else value
