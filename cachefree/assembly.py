@@ -22,6 +22,7 @@ from cachefree.lifting.facade import Facade
 from cachefree.reading import Program
 from cachefree.recipes import Recipe
 from cachefree.recurrent import is_recurrent
+from cachefree.signatures import signature_of
 from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
 from cachefree.structure import flatten
 from cachefree.terms import Term, topological
@@ -72,7 +73,7 @@ class _Maker:
         self.later = later
         self.one = one
         self.certified = certified
-        self.signature = inspect.signature(model.forward)
+        self.signature = signature_of(model)
         self.arguments = self._arguments()
 
     def plain(self) -> Assembled:

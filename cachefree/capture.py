@@ -35,7 +35,16 @@ from cachefree.sizes import (
 from cachefree.spelling import sizes_in_text
 from cachefree.structure import Structure, flatten, leaf_paths
 
-__all__ = ["Call", "Captured", "SizeSpec", "TensorSpec", "capture", "explained", "run_on_fakes"]
+__all__ = [
+    "Call",
+    "Captured",
+    "SizeSpec",
+    "TensorSpec",
+    "capture",
+    "depends_on_values",
+    "explained",
+    "run_on_fakes",
+]
 
 log = logging.getLogger(__name__)
 LINE = "cachefree_line"
@@ -535,6 +544,17 @@ def _is_compiled(module: torch.nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def depends_on_values(error: Exception) -> bool:
+    """Whether a call on fake tensors failed because it asks for the values of a tensor."""
+    return type(error).__name__ in (
+        "GuardOnDataDependentSymNode",
+        "DataDependentOutputException",
+        "DynamicOutputShapeException",
+        "UserError",
+        "PendingUnbackedSymbolNotFound",
+    )
+
+
 def explained(error: Exception, what: str) -> CaptureError:
     """The error of a traced call, told with the user's own line."""
     where = None
@@ -544,12 +564,7 @@ def explained(error: Exception, what: str) -> CaptureError:
             where = line
             break
     name = type(error).__name__
-    if name in (
-        "GuardOnDataDependentSymNode",
-        "DataDependentOutputException",
-        "UserError",
-        "PendingUnbackedSymbolNotFound",
-    ):
+    if depends_on_values(error):
         return CaptureError(
             Refusal(
                 "The model's Python code depends on the values of a tensor.",

@@ -53,12 +53,14 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
             return False
         return True
 
+    given = call
     call = _without_ones(call, runs)
     groups: list[list[Dimension]] = []
     for size, dims in _by_size(call).items():
         if size >= 2:
             groups += _independent(dims, _fresh_size(call), runs)
-    return call, _independent_at_once(call, _with_followers(call, groups, runs), runs)
+    groups = _independent_at_once(call, _with_followers(call, groups, runs), runs)
+    return _with_constants_of(given, call, groups), groups
 
 
 def _with_followers(
@@ -119,6 +121,19 @@ def _independent_at_once(
     return groups
 
 
+def _with_constants_of(given: Call, call: Call, groups: list[list[Dimension]]) -> Call:
+    """The call with every size of 1 that was made larger and does not vary as it was given."""
+    varying = {dim for group in groups for dim in group}
+    ones = {
+        (place, axis): size
+        for place, leaf in enumerate(given.leaves)
+        if isinstance(leaf, TensorSpec)
+        for axis, size in enumerate(leaf.shape)
+        if size == 1 and (place, axis) not in varying
+    }
+    return resized(call, ones)
+
+
 def _by_size(call: Call) -> dict[int, list[Dimension]]:
     found: dict[int, list[Dimension]] = {}
     for place, leaf in enumerate(call.leaves):
@@ -136,9 +151,18 @@ def _fresh_size(call: Call) -> int:
 def _without_ones(call: Call, runs: Callable[[dict[Dimension, int]], bool]) -> Call:
     """Sizes 0 and 1 that may be larger are made so.
 
-    A broadcast would hide which dimensions belong together.
+    A broadcast would hide which dimensions belong together. A size of 1 beside larger ones on its
+    axis is a broadcast that is meant.
     """
-    small = [dim for size, dims in _by_size(call).items() if size < 2 for dim in dims]
+    sizes = _by_size(call)
+    large = {axis for size, dims in sizes.items() if size >= 2 for _, axis in dims}
+    small = [
+        dim
+        for size, dims in sizes.items()
+        if size < 2
+        for dim in dims
+        if size == 0 or dim[1] not in large
+    ]
     by_axis = [
         list(group)
         for _, group in itertools.groupby(sorted(small, key=lambda d: d[1]), key=lambda d: d[1])
@@ -161,7 +185,13 @@ def _independent(
         if all(dim in left for dim in group) and runs(dict.fromkeys(group, size)):
             found.append(list(group))
             left = [dim for dim in left if dim not in group]
-    return found
+    for several in found:  # an operator may take fewer rows of one input than there are of another
+        for dim in list(left):
+            joined = [*several, dim]
+            if dim[1] in {axis for _, axis in several} and runs(dict.fromkeys(joined, size)):
+                several.append(dim)
+                left.remove(dim)
+    return [sorted(several) for several in found]
 
 
 def _subsets(dims: Sequence[Dimension]) -> Iterable[tuple[Dimension, ...]]:

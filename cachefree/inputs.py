@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.capture import Call, TensorSpec, depends_on_values, explained, run_on_fakes
 from cachefree.errors import CaptureError, Refusal
+from cachefree.signatures import signature_of
 from cachefree.structure import flatten, leaf_paths
 
 __all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_device"]
@@ -142,15 +143,13 @@ def _runs(model: nn.Module, first: FirstCall) -> Exception | None:
 
 
 def _must_run(model: nn.Module, first: FirstCall) -> None:
-    from cachefree.capture import explained
-
     error = _runs(model, first)
     if error is not None:
         raise explained(error, "The model does not run with the example inputs.") from error
 
 
 def _probe(model: nn.Module) -> FirstCall:
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = list(signature_of(model).parameters.values())
     required = [
         parameter
         for parameter in parameters
@@ -161,6 +160,7 @@ def _probe(model: nn.Module) -> FirstCall:
     wanted = required or [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][:1]
     source = _source(model)
     choices = [list(_choices(model, parameter, source)) for parameter in wanted]
+    several = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     tried = 0
     last: Exception | None = None
     for values in itertools.islice(itertools.product(*choices), 200):
@@ -168,13 +168,25 @@ def _probe(model: nn.Module) -> FirstCall:
         named = dict(zip((parameter.name for parameter in wanted), values, strict=True))
         if all(value is None for value in named.values()):
             continue
+        by_position = [
+            named.pop(parameter.name)
+            for parameter in wanted
+            if parameter.kind is parameter.POSITIONAL_ONLY
+            or (several and parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        words = zip((parameter.name for parameter in wanted), values, strict=True)
         first = FirstCall(
-            (), named, tuple(f"{name}: {_words(value)}" for name, value in named.items()), False
+            tuple(by_position),
+            named,
+            tuple(f"{name}: {_words(value)}" for name, value in words),
+            False,
         )
         last = _runs(model, first)
         if last is None:
             log.info("example inputs assumed: %s", "; ".join(first.assumed))
             return first
+        if depends_on_values(last):
+            raise explained(last, "The model could not be traced.") from last
     names = ", ".join(parameter.name for parameter in wanted)
     message = str(last).splitlines()[0] if last and str(last) else ""
     raise CaptureError(
@@ -214,6 +226,9 @@ def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Ite
     if "mask" in name:
         for kind in (torch.int64, torch.bool, dtype):
             yield torch.empty((BATCH, QUERY), dtype=kind, device=device)
+        for kind in (dtype, torch.bool, torch.int64):
+            yield torch.empty((BATCH, 1, QUERY, QUERY), dtype=kind, device=device)
+            yield torch.empty((QUERY, QUERY), dtype=kind, device=device)
     kinds = _layer_inputs(model, dtype)[:12]
     if re.search(r"ids|tokens?|idx|input_ids", name):
         kinds.sort(key=lambda kind: kind[0] != torch.int64)

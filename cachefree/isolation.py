@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import functools
 import linecache
+import math
 import random
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from cachefree.surroundings import surroundings
+from cachefree.surroundings import Outside, surroundings
 
 __all__ = ["StateChange", "one_at_a_time", "sizes_in_builtins", "sizes_in_int", "untouched"]
 
@@ -87,6 +88,7 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
     modules = dict(model.named_modules())
     random_states = (random.getstate(), torch.random.get_rng_state())
     tracked = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
+    outside = Outside()
     try:
         with surroundings(model) as outside:
             yield trace
@@ -245,11 +247,30 @@ def _symbolic_len() -> Any:
 
     @functools.wraps(original)
     def length(value: Any, /) -> Any:
-        if getattr(_capturing, "active", False) and isinstance(value, torch.Tensor) and value.dim():
-            return value.shape[0]
+        if getattr(_capturing, "active", False):
+            if isinstance(value, torch.Tensor) and value.dim():
+                return value.shape[0]
+            if _is_plain_object(value) and hasattr(type(value), "__len__"):
+                size = type(value).__len__(value)
+                if isinstance(size, torch.SymInt):
+                    return size
         return original(value)
 
     return length
+
+
+def _symbolic_root() -> Any:
+    original = math.sqrt
+
+    @functools.wraps(original)
+    def root(value: Any, /) -> Any:
+        if getattr(_capturing, "active", False) and isinstance(
+            value, (torch.SymInt, torch.SymFloat)
+        ):
+            return torch.sym_sqrt(value)
+        return original(value)
+
+    return root
 
 
 def _plain_truths(original: Any) -> Any:
@@ -272,6 +293,7 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "min", _symbolic("min", torch.sym_min)),
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
+        (math, "sqrt", _symbolic_root()),
         # its argument parser takes no symbolic truth value: is_causal=length > 1
         (
             functional,

@@ -193,7 +193,7 @@ def is_generator(value: Any) -> bool:
     if isinstance(value, (type, torch.nn.Module, torch.Tensor)):
         return False
     return any(
-        hasattr(value, name) for name in ("getstate", "get_state", "bit_generator")
+        hasattr(type(value), name) for name in ("getstate", "get_state", "bit_generator")
     ) and not isinstance(value, types.ModuleType)
 
 

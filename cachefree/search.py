@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import re
@@ -18,6 +17,7 @@ from cachefree.dimensions import Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.inputs import FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of
+from cachefree.signatures import signature_of
 from cachefree.structure import flatten
 from cachefree.trials import Trials
 
@@ -75,7 +75,7 @@ class Search:
     ) -> None:
         self.model = model
         self.first = first
-        self.signature = inspect.signature(model.forward)
+        self.signature = signature_of(model)
         self.names = dict(enumerate(self.signature.parameters))
         self.wanted = (cache,) if isinstance(cache, str) else tuple(cache or ())
         self.carry = carry

@@ -18,7 +18,7 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure vocabulary progress origin fakes recurrent",
+        "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places",
         "reach spelling",
         "surroundings",
