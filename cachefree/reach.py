@@ -68,7 +68,7 @@ _APPENDS = ("append", "appendleft", "extend", "add")
 @functools.lru_cache(maxsize=16)
 def reached(classes: tuple[type, ...]) -> Reached:
     """What the methods of these classes reach, and what those functions reach in turn."""
-    walk = _Walk()
+    walk = _Walk({cls.__module__.partition(".")[0] for cls in classes} - {"torch"})
     for cls in classes:
         walk.add(cls)
     walk.run()
@@ -76,9 +76,13 @@ def reached(classes: tuple[type, ...]) -> Reached:
 
 
 class _Walk:
-    """The names that code reaches: of its functions, of those it calls, of their classes."""
+    """The names that code reaches: of its functions, of those it calls, of their classes.
 
-    def __init__(self) -> None:
+    What is installed is looked into only where it is of the packages that define the model.
+    """
+
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
         self.places: dict[tuple[int, str], Place] = {}
         self.classes: dict[type, None] = {}
         self.codes: list[types.CodeType] = []
@@ -101,7 +105,7 @@ class _Walk:
     def _class(self, cls: type) -> None:
         for base in cls.__mro__:
             home = sys.modules.get(base.__module__)
-            if home is None or not is_users(getattr(home, "__file__", None) or "<"):
+            if not self._is_ours(home):
                 continue
             self.classes[base] = None
             for name, value in vars(base).items():
@@ -121,15 +125,29 @@ class _Walk:
             self.add(value)
         elif type(value) in CONTAINERS or isinstance(value, PLAIN) or is_generator(value):
             self.places[id(namespace), name] = (namespace, name, text)
-        elif _is_users_object(value) and id(value) not in self.seen:
+        elif self._is_object(value) and id(value) not in self.seen:
             self.seen.add(id(value))
             self.add(type(value))
             for attribute, part in vars(value).items():
                 self._named(vars(value), attribute, f"{text}.{attribute}", part)
 
+    def _is_ours(self, home: types.ModuleType | None) -> bool:
+        file = getattr(home, "__file__", None) or "<"
+        is_installed = "site-packages" in file or "dist-packages" in file
+        return home is not None and (
+            home.__name__.partition(".")[0] in self.packages if is_installed else is_users(file)
+        )
+
+    def _is_object(self, value: Any) -> bool:
+        """Whether a value is an object of a class of the user's, with attributes."""
+        if isinstance(value, (type, torch.nn.Module, torch.Tensor, types.ModuleType)):
+            return False
+        home = sys.modules.get(type(value).__module__)
+        return self._is_ours(home) and hasattr(value, "__dict__")
+
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
-        if not is_users(code.co_filename):
+        if not self._is_ours(sys.modules.get(function.__module__)):
             return
         self.codes += _codes(code)
         defaults = {**(function.__kwdefaults__ or {})}
@@ -149,9 +167,7 @@ class _Walk:
             if name not in space:
                 continue
             value = space[name]
-            if isinstance(value, types.ModuleType) and is_users(
-                getattr(value, "__file__", None) or "<"
-            ):
+            if isinstance(value, types.ModuleType) and self._is_ours(value):
                 for other in _names_in(code):
                     if other in vars(value):
                         self._named(
@@ -159,14 +175,6 @@ class _Walk:
                         )
             else:
                 self._named(space, name, f"the global {name}", value)
-
-
-def _is_users_object(value: Any) -> bool:
-    """Whether a value is an object of a class of the user's, with attributes."""
-    if isinstance(value, (type, torch.nn.Module, torch.Tensor, types.ModuleType)):
-        return False
-    home = sys.modules.get(type(value).__module__)
-    return hasattr(value, "__dict__") and is_users(getattr(home, "__file__", None) or "<")
 
 
 def _is_filled(cell: Any) -> bool:

@@ -64,6 +64,8 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     finally:
         for cls, names in own:
             for name in set(vars(cls)) - names:
+                if name.startswith("__"):
+                    continue  # Python's own, such as what copying remembers
                 found.changes.append(f"{cls.__name__}.{name}")
                 delattr(cls, name)
         for place, value, contents in before:
