@@ -90,7 +90,7 @@ def _type_of(value: Any) -> type:
 
 @functools.lru_cache(maxsize=256)
 def _only_asks(file: str) -> bool:
-    """Whether a file calls ``type`` with one argument, and nothing else."""
+    """Whether a file calls ``type`` with one argument, and else annotates with it only."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except SyntaxError:
@@ -98,8 +98,16 @@ def _only_asks(file: str) -> bool:
     asked = {
         id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and _has_one(node)
     }
+    asked |= {id(part) for note in _annotations(tree) for part in ast.walk(note)}
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "type"]
     return bool(uses) and all(id(node) in asked for node in uses)
+
+
+def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        found = getattr(node, "returns", None) or getattr(node, "annotation", None)
+        if isinstance(found, ast.expr):
+            yield found
 
 
 def _has_one(call: ast.Call) -> bool:

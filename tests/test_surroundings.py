@@ -1,0 +1,201 @@
+"""State that a model's code keeps outside of the model, and what it hides from a capture."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import cachefree
+
+from .small import IDS, Small, rewritten_small, small
+
+COUNT = 0
+SEEN: list[int] = []
+MEMORY: dict[str, torch.Tensor] = {}
+RECORDED: list[torch.Tensor] = []
+GENERATOR = numpy.random.default_rng(3)
+ONE = 1
+
+
+class CountsInAGlobal(Small):
+    def forward(self, ids, past=None):
+        global COUNT
+        COUNT += 1
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if COUNT > 90 else logits), present
+
+
+class CountsInAList(Small):
+    def forward(self, ids, past=None):
+        SEEN.append(1)
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if len(SEEN) > 90 else logits), present
+
+
+class RemembersInADefault(Small):
+    def forward(self, ids, past=None, store={}):  # noqa: B006 - what is tested
+        store["calls"] = store.get("calls", 0) + 1
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if store["calls"] > 90 else logits), present
+
+
+class CountsOnItsClass(Small):
+    calls = 0
+
+    def forward(self, ids, past=None):
+        type(self).calls += 1
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if self.calls > 90 else logits), present
+
+
+class RemembersATensor(Small):
+    def forward(self, ids, past=None):
+        if "scale" not in MEMORY:
+            MEMORY["scale"] = torch.full((12,), 2.0)
+        logits, present = super().forward(ids, past)
+        return logits * MEMORY["scale"], present
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (CountsInAGlobal, "the global COUNT"),
+        (CountsInAList, "the global SEEN"),
+        (RemembersInADefault, "the default 'store'"),
+        (CountsOnItsClass, "CountsOnItsClass.calls"),
+        (RemembersATensor, "the global MEMORY"),
+    ],
+)
+def test_state_outside_of_the_model_is_refused_and_put_back(build: type, name: str) -> None:
+    with pytest.raises(cachefree.CaptureError, match="keeps state outside of itself") as caught:
+        rewritten_small(small(build))
+    assert name in str(caught.value)
+    assert (COUNT, SEEN, MEMORY, CountsOnItsClass.calls) == (0, [], {}, 0)
+
+
+class Records(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        RECORDED.append(logits)
+        return logits, present
+
+
+def test_what_is_only_recorded_is_no_state() -> None:
+    assert rewritten_small(small(Records)).report.verdict.is_proof
+    assert RECORDED == []
+
+
+class DrawsFromNumpy(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if GENERATOR.random() > 2 else logits), present
+
+
+class DrawsFromItsOwn(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = random.Random(3)
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if self.generator.random() > 2 else logits), present
+
+
+@pytest.mark.parametrize("build", [DrawsFromNumpy, DrawsFromItsOwn])
+def test_generators_outside_of_torch_are_heard_and_put_back(build: type) -> None:
+    model = small(build)
+    before = (str(GENERATOR.bit_generator.state), getattr(model, "generator", random).getstate())
+    with pytest.raises(cachefree.CaptureError, match="random numbers outside of torch"):
+        rewritten_small(model)
+    after = (str(GENERATOR.bit_generator.state), getattr(model, "generator", random).getstate())
+    assert after == before
+
+
+@functools.lru_cache
+def waves(rows: int) -> torch.Tensor:
+    return torch.arange(rows * 12).view(rows, 12).sin()
+
+
+class Memoised(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        start = present[0].shape[1] - ids.shape[1]
+        return logits + waves(present[0].shape[1])[start:], present
+
+
+def test_memoised_functions_remember_no_fake() -> None:
+    waves.cache_clear()
+    model = small(Memoised)
+    rewritten = rewritten_small(model)
+    assert waves.cache_info().currsize == 0
+    logits, past = model(IDS[:, :3])
+    torch.testing.assert_close(rewritten(IDS[:, :3])[0], logits)
+    torch.testing.assert_close(rewritten(IDS[:, 3:], past)[0], model(IDS[:, 3:], past)[0])
+
+
+def asking(question) -> type[nn.Module]:
+    class Asks(Small):
+        def forward(self, ids, past=None):
+            logits, present = super().forward(ids, past)
+            return (logits * 2 if question(ids, past) else logits), present
+
+    return Asks
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda ids, past: f"{ids.shape[1]}" == "2",
+        lambda ids, past: str(tuple(ids.shape)) == "(2, 2)",
+        lambda ids, past: repr(ids.shape[0]).startswith("1"),
+        lambda ids, past: ids.shape[1] is ONE,
+        lambda ids, past: past is not None and past[0].mT.is_contiguous(),
+        lambda ids, past: past is not None and past[0].storage_offset() > 0,
+    ],
+    ids=["f-string", "str", "repr", "is", "layout", "offset"],
+)
+def test_what_sizes_and_layouts_hide_is_refused_or_outside_the_domain(question) -> None:
+    model = small(asking(question))
+    try:
+        rewritten = rewritten_small(model)
+    except cachefree.CacheFreeError:
+        return
+    _, past = model(IDS[:, :1])
+    for query in (1, 2, 3):
+        ids = IDS[:, 1 : 1 + query]
+        try:
+            found = rewritten(ids, past)[0]
+        except cachefree.CacheFreeError:
+            continue
+        torch.testing.assert_close(found, model(ids, past)[0])
+
+
+class TellsItsSizes(Small):
+    def forward(self, ids, past=None):
+        if ids.shape[1] > 60:
+            raise ValueError(f"{ids.shape[1]} tokens are too many")
+        assert ids.dim() == 2, f"{ids.shape}"
+        return super().forward(ids, past)
+
+
+def test_a_size_in_a_message_freezes_nothing() -> None:
+    assert rewritten_small(small(TellsItsSizes)).report.verdict.is_proof
+
+
+class ChecksTypes(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        if type(ids) is not torch.Tensor or type(ids.shape[0]) is not int:
+            logits = logits * 2
+        return logits, present
+
+
+def test_a_fake_tensor_passes_for_a_tensor() -> None:
+    model = small(ChecksTypes)
+    rewritten = rewritten_small(model)
+    torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
