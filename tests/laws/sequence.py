@@ -184,4 +184,25 @@ MASKS: Family = {
                      {"b": 1, "n": 1}),
         ),
     ),
+    "mask-nothing": Tried(
+        (
+            Instance("a triangle of one row", ("b n",), lambda x: x + torch.triu(
+                torch.full((1, 1), -7.0), 1)),
+            Instance("the other side of a triangle", ("b n",), lambda x: x + torch.tril(
+                torch.full((1, 1), -float("inf")), -1)),
+            Instance("the mask first", ("b n",), lambda x: torch.where(
+                torch.arange(x.shape[1]) < 0, -float("inf"), 0.0) + x),
+        ),
+        (
+            Instance("a triangle of rows", ("n n",), lambda x: x + torch.triu(
+                torch.full((x.shape[0], x.shape[0]), -7.0), 1), {"n": 2}),
+            Instance("filled at the last", ("b n",), lambda x: x + torch.zeros(
+                x.shape[1]).masked_fill(torch.arange(x.shape[1]) > x.shape[1] - 2, 1.0),
+                {"b": 1, "n": 1}),
+            Instance("scaled", ("b n",), lambda x: torch.add(
+                torch.triu(torch.full((1, 1), -7.0), 1), x, alpha=2.0), {"b": 1, "n": 1}),
+            Instance("a wider mask", ("n",), lambda x: x + torch.triu(
+                torch.full((2, 1), 7.0), 1), {"n": 1}),
+        ),
+    ),
 }  # fmt: skip
