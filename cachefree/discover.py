@@ -28,7 +28,7 @@ from cachefree.search import DECODERS, Found, Search
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
-__all__ = ["Carry", "Discovery", "discover", "named_groups"]
+__all__ = ["Carry", "Discovery", "discover"]
 
 
 @dataclass
@@ -96,7 +96,7 @@ class _Mark:
 
 
 def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
-    symbols = named_groups(found)
+    symbols = _named_groups(found)
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
     first = resized(found.call, sizes)
     path, hints = capture_where_it_runs(model, first, hints_for(symbols))
@@ -153,8 +153,7 @@ def _absent(search: Search, found: Found) -> tuple[str, ...]:
     )
 
 
-def named_groups(found: Found) -> dict[str, list[Dimension]]:
-    """The dimensions that vary, by the names of their sizes."""
+def _named_groups(found: Found) -> dict[str, list[Dimension]]:
     named: dict[str, list[Dimension]] = {}
     # time-major models have the batch behind the tokens
     batch_axis = 1 if min(axis for _, axis in found.query) == 0 else 0

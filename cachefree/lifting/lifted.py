@@ -124,7 +124,8 @@ class Lifted(Facade):
                 buffer = torch.empty(buffer.shape, dtype=buffer.dtype, device=buffer.device)
                 scene.lives[slot.label] = Live(slot.label, buffer, given)
             else:
-                buffer = (buffer if given is None else given).clone()
+                start = torch.zeros(buffer.shape, dtype=buffer.dtype, device=buffer.device)
+                buffer = start if given is None else given.clone()
             self._put(scene, slot, buffer)
 
     def _put(self, scene: _Scene, slot: Slot, value: Any) -> None:

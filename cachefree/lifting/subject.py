@@ -14,7 +14,7 @@ from cachefree.errors import CacheFreeError, CacheNotFoundError, CaptureError, R
 from cachefree.lifting.contents import Contents
 from cachefree.lifting.facade import Facade
 from cachefree.lifting.finding import Lifting, find_lifting
-from cachefree.lifting.given import discover_given, is_given
+from cachefree.lifting.given import refuse_unknown_start
 from cachefree.lifting.keeping import Keeper
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import describe
@@ -116,8 +116,7 @@ def refuse_unread(subject: nn.Module, later: Program) -> None:
 def _discovered(lifting: Lifting) -> Discovery:
     state = lifting.model.plan.state
     try:
-        if is_given(lifting):
-            return discover_given(lifting)
+        refuse_unknown_start(lifting)
         return discover(
             lifting.model, lifting.first, carry=lambda outputs, inputs: {state: outputs[1]}
         )
