@@ -111,7 +111,37 @@ class LatentPredictor(nn.Module):
         return {"mean": mean, "log_scale": log_scale.clamp(-7, 2), "caches": tuple(new_caches)}
 
 
+class Generator(nn.Module):
+    """A wrapper that hands everything on, as those of adapters and trainers do."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *args, **kwargs):
+        return self.decoder(*args, **kwargs)
+
+
+class Calibrated(nn.Module):
+    """A temperature on the logits; all other arguments go through by keyword."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = Generator(decoder)
+        self.temperature = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, tokens, **kwargs):
+        logits, *rest = self.decoder(tokens, **kwargs)
+        return (logits / self.temperature, *rest)
+
+
 CASES = (
+    ModelCase(
+        "wrapper_that_hands_everything_on",
+        seeded(lambda: Calibrated(hooked_gpt())),
+        **calls(tokens(37), cache="past_kvs"),
+        patterns=("P1", "P2", "P3"),
+    ),
     ModelCase(
         "hooks_that_change_activations",
         seeded(hooked_gpt),
