@@ -212,6 +212,16 @@ class UnjoinedValues(Decoder):
         return self.proj[i]((q @ state).transpose(1, 2).flatten(2)), (k, state)
 
 
+class DoublesAPossibleView(Decoder):
+    """Doubles the transposed hidden states in place: of one token, these are the states."""
+
+    def embed(self, ids, offset, past):
+        x = super().embed(ids, offset, past)
+        turned = x.transpose(0, 1).contiguous()
+        turned.mul_(2)
+        return x + turned.transpose(0, 1)
+
+
 def _refused(name, build, *says):
     return RefusalCase(
         name,
@@ -224,6 +234,13 @@ def _refused(name, build, *says):
 
 
 REFUSALS = (
+    RefusalCase(
+        "write_to_a_copy_that_may_be_a_view",
+        seeded(DoublesAPossibleView),
+        error="CaptureError",
+        says=("a copy at some sizes and not at others", "turned.mul_(2)", "x.clone()"),
+        example_inputs=(torch.tensor([[3, 1, 4], [1, 5, 9]]),),
+    ),
     _refused("another_scale", AnotherScale, "math.sqrt(self.dim", "refused_branches.py"),
     _refused("another_epsilon", AnotherEpsilon, "F.rms_norm(x, (self.dim,)"),
     _refused("another_activation", AnotherActivation, "F.gelu(h"),
