@@ -252,7 +252,8 @@ def _accept_unproved(
 
 def _with_past(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
     """The sizes of a call with those of the one graph."""
-    known = {size_symbol(name): size for name, size in sizes.items()}
+    symbols = {size_symbol(name): size for name, size in sizes.items()}
+    known = {symbol: size for symbol, size in symbols.items() if symbol not in kind.zero}
     values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
     return {**sizes, **values}
 
