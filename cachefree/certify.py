@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -252,9 +252,33 @@ def _accept_unproved(
 
 def _with_past(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
     """The sizes of a call with those of the one graph."""
-    known = {size_symbol(name): size for name, size in sizes.items()}
+    symbols = {size_symbol(name): size for name, size in sizes.items()}
+    known = {symbol: size for symbol, size in symbols.items() if symbol not in kind.zero}
     values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
     return {**sizes, **values}
+
+
+_MOST_CORNERS = 8
+
+
+def _corners(surveys: tuple[Survey, ...], kind: Kind) -> Iterator[dict[str, int]]:
+    """Small sizes in every combination, and some beyond the numbers that questions name."""
+    symbols = [str(symbol) for symbol in kind.symbols]
+    for values in itertools.product((1, 3), repeat=min(len(symbols), 4)):
+        yield {**dict.fromkeys(symbols, 3), **dict(zip(symbols, values, strict=False))}
+    facts = [
+        question.fact
+        for found in surveys
+        for regime in found.served
+        for question in (
+            *regime.program.captured.questions,
+            *regime.program.captured.operator_questions,
+        )
+    ]
+    named = {int(n) for fact in facts for n in fact.atoms(sympy.Integer) if 2 < int(n) < 100}
+    beyond = itertools.product(sorted(named), symbols)
+    for number, name in itertools.islice(beyond, _MOST_CORNERS):
+        yield {**dict.fromkeys(symbols, 3), name: number + 1}
 
 
 def _refuse_broken(
@@ -266,9 +290,7 @@ def _refuse_broken(
     """Refuses a graph whose operators give other sizes, at a corner, than were written down."""
     signatures = Signatures(outputs)
     for found, kind in zip(surveys, kinds, strict=True):
-        symbols = [str(symbol) for symbol in kind.symbols]
-        for values in itertools.product((1, 3), repeat=min(len(symbols), 4)):
-            sizes = {**dict.fromkeys(symbols, 3), **dict(zip(symbols, values, strict=False))}
+        for sizes in _corners(surveys, kind):
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
             broken = signatures.broken(_with_past(kind, sizes))

@@ -12,7 +12,7 @@ import torch
 from cachefree.facts import Facts
 from cachefree.laws import EXACT_LAWS, LAWS, NO_ELEMENTS, Law, slice_extent
 from cachefree.sizes import substitute
-from cachefree.terms import Table, Term, replace_operands, topological
+from cachefree.terms import Table, Term, operands, replace_operands, topological
 
 __all__ = ["Normaliser", "Step"]
 
@@ -115,9 +115,40 @@ class Normaliser:
         new = self.table.make(
             term.op, args, self._shape(term), term.dtype, term.device, term.line, payload
         )
-        if new.op is torch.ops.aten.slice.Tensor and not self._is_as_noted(new):
+        if not self._has_its_size(new):
             self.misnoted.append(new)
         return self.settle(new)
+
+    def _has_its_size(self, term: Term) -> bool:
+        """Whether a result has the size here that was written down elsewhere.
+
+        Two sizes that are equal at the examples, and are asked for, are written as one.
+        """
+        if term.op is torch.ops.aten.slice.Tensor:
+            return self._is_as_noted(term)
+        if term.op is torch.ops.aten.cat.default:
+            return self._is_the_sum(term)
+        if (
+            not isinstance(term.op, torch._ops.OpOverload)
+            or torch.Tag.pointwise not in term.op.tags
+        ):
+            return True
+        if term.shape is None:
+            return True
+        return all(
+            size == 1 or self.facts.equal(size, due)
+            for operand in operands(term)
+            if operand.shape is not None
+            for size, due in zip(reversed(operand.shape), reversed(term.shape), strict=False)
+        )
+
+    def _is_the_sum(self, term: Term) -> bool:
+        """Whether a join is as long here as its parts; elsewhere two sizes may have been one."""
+        parts, dim = term.args
+        rank = len(term.sizes)
+        dim %= rank
+        lengths = [sympy.sympify(part.sizes[dim]) for part in parts if len(part.sizes) == rank]
+        return self.facts.equal(sum(lengths, sympy.Integer(0)), term.sizes[dim])
 
     def _is_as_noted(self, term: Term) -> bool:
         """Whether a slice has the length here that it was captured with elsewhere."""
