@@ -7,48 +7,36 @@ call on fake tensors.
 from __future__ import annotations
 
 import ast
-import contextlib
-import dis
 import functools
-import itertools
 import linecache
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from types import CodeType, FrameType
-from typing import Any
+from types import CodeType
 
-import torch
-
-from cachefree.capture import Call, run_on_fakes
 from cachefree.errors import SourceLine
+from cachefree.jumps import Jumps
 from cachefree.report import Branch
 from cachefree.rules import Closing
-from cachefree.sizes import is_users
 
 __all__ = ["removed_branches"]
 
-Jump = tuple[CodeType, int]
 JOIN = "neutral element of a join"
 STATE = "neutral element of a state"
 
 
 def removed_branches(
-    model: torch.nn.Module,
-    calls: tuple[Call, Call],
-    hints: dict[str, int],
+    first: Jumps,
+    later: Jumps,
     closings: Sequence[Closing],
     neutral: str,
 ) -> tuple[Branch, ...]:
     """The conditions of the user's code that the first call and later calls decide differently.
 
     Args:
-        model: The model.
-        calls: The first and a later call.
-        hints: Example sizes.
+        first: The ways that conditional jumps go in a first call.
+        later: The same of a later call.
         closings: The rules that were applied.
         neutral: The neutral element of the cache, in words.
     """
-    first, later = (_jumps(model, call, hints) for call in calls)
     found: dict[tuple[str, int, str], Branch] = {}
     for (code, offset), ways in first.items():
         others = later.get((code, offset))
@@ -109,55 +97,6 @@ def _extent(file: str, line: int) -> tuple[int, int]:
         ):
             return node.lineno, node.end_lineno or node.lineno
     return line, line
-
-
-def _jumps(model: torch.nn.Module, call: Call, hints: dict[str, int]) -> dict[Jump, set[bool]]:
-    """The ways that the conditional jumps of the user's code go in a call: taken or not."""
-    ways: dict[Jump, set[bool]] = {}
-    with _watching(ways):
-        run_on_fakes(model, call, hints)
-    return ways
-
-
-@contextlib.contextmanager
-def _watching(ways: dict[Jump, set[bool]]) -> Iterator[None]:
-    pending: dict[FrameType, int] = {}
-
-    def inside(frame: FrameType, event: str, _: Any) -> Any:
-        if event != "opcode":
-            return inside
-        jumps = _conditional_jumps(frame.f_code)
-        before = pending.pop(frame, None)
-        if before is not None:
-            ways.setdefault((frame.f_code, before), set()).add(frame.f_lasti != jumps[before])
-        if frame.f_lasti in jumps:
-            pending[frame] = frame.f_lasti
-        return inside
-
-    def enter(frame: FrameType, event: str, _: Any) -> Any:
-        if not is_users(frame.f_code.co_filename):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return inside
-
-    before = sys.gettrace()
-    sys.settrace(enter)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
-@functools.lru_cache(maxsize=4096)
-def _conditional_jumps(code: CodeType) -> dict[int, int]:
-    """Offset of each conditional jump → offset of the instruction after it."""
-    instructions = list(dis.get_instructions(code))
-    return {
-        instruction.offset: after.offset
-        for instruction, after in itertools.pairwise(instructions)
-        if instruction.opname.startswith(("POP_JUMP", "JUMP_IF"))
-    }
 
 
 def _source_of(code: CodeType, offset: int) -> tuple[int, str]:

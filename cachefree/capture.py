@@ -22,6 +22,7 @@ from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fakes import WeightsAsFakes, fakes_by_type
 from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
+from cachefree.jumps import Jumps, watched_jumps
 from cachefree.recurrent import captured_as
 from cachefree.sizes import (
     Question,
@@ -100,6 +101,7 @@ class Captured:
         attributes: ``get_attr`` target of the graph → the tensor itself.
         changes: What the call left in the model's attributes.
         sizes: The example size of each symbol.
+        jumps: The ways that conditional jumps of the user's code went, where they were watched.
     """
 
     graph: fx.Graph
@@ -111,6 +113,7 @@ class Captured:
     attributes: dict[str, torch.Tensor]
     changes: tuple[StateChange, ...]
     sizes: dict[str, int] = field(default_factory=dict)
+    jumps: Jumps = field(default_factory=dict)
 
 
 def is_tensor_or_size(value: Any) -> bool:
@@ -125,6 +128,8 @@ def capture(
     call: Call,
     hints: Mapping[str, int],
     asked: Mapping[str, int] | None = None,
+    *,
+    is_watched: bool = False,
 ) -> Captured:
     """Captures the path that a call takes through a model.
 
@@ -137,6 +142,7 @@ def capture(
         hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or
             1.
         asked: Sizes by which the questions of Python code are answered instead.
+        is_watched: Whether to write down which way conditional jumps go.
 
     Raises:
         CaptureError: the call does not run, or depends on the values of tensors.
@@ -186,8 +192,11 @@ def capture(
             )
         )
     plain = CallLog()
+    jumps: Jumps = {}
+    watched = watched_jumps(jumps) if is_watched else contextlib.nullcontext()
     try:
-        run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
+        with watched:
+            run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
     except Exception as error:
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
@@ -217,6 +226,7 @@ def capture(
         attributes=attributes,
         changes=tuple(trace.changes),
         sizes=dict(hints),
+        jumps=jumps,
     )
 
 

@@ -55,12 +55,26 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
 
     given = call
     call = _without_ones(call, runs)
+    several = {size: dims for size, dims in _by_size(call).items() if size >= 2}
+    alone = [[dim] for dims in several.values() for dim in dims]
+    if len(alone) <= _FEW and runs(_all_different(alone)):
+        return _with_constants_of(given, call, alone), alone
     groups: list[list[Dimension]] = []
-    for size, dims in _by_size(call).items():
-        if size >= 2:
-            groups += _independent(dims, _fresh_size(call), runs)
+    for dims in several.values():
+        groups += _independent(dims, _fresh_size(call), runs)
     groups = _independent_at_once(call, _with_followers(call, groups, runs), runs)
     return _with_constants_of(given, call, groups), groups
+
+
+_PRIMES = (5, 7, 11, 13, 17, 19, 23)
+_FEW = 3  # dimensions that are tried all at once before each is tried alone
+
+
+def _all_different(
+    groups: list[list[Dimension]], primes: Sequence[int] = _PRIMES
+) -> dict[Dimension, int]:
+    pairs = zip(groups, primes, strict=False)
+    return {dim: prime for group, prime in pairs for dim in group}
 
 
 def _with_followers(
@@ -86,9 +100,6 @@ def _with_followers(
     return kept
 
 
-_PRIMES = (5, 7, 11, 13, 17, 19, 23)
-
-
 def _independent_at_once(
     call: Call,
     groups: list[list[Dimension]],
@@ -100,11 +111,8 @@ def _independent_at_once(
     """
 
     def run_at_once(groups: list[list[Dimension]]) -> bool:
-        for primes in (_PRIMES, _PRIMES[: len(groups)][::-1]):
-            pairs = zip(groups, primes, strict=False)
-            if runs({dim: prime for group, prime in pairs for dim in group}):
-                return True
-        return False
+        orders = (_PRIMES, _PRIMES[: len(groups)][::-1])
+        return any(runs(_all_different(groups, primes)) for primes in orders)
 
     if not 1 < len(groups) <= len(_PRIMES) or run_at_once(groups):
         return groups

@@ -54,13 +54,13 @@ def capture_where_it_runs(
     """
     hints = dict(hints)
     try:
-        return capture(model, call, hints, asked), hints
+        return capture(model, call, hints, asked, is_watched=True), hints
     except CaptureError:
         if _runs(model, call, {**hints, **(asked or {})}):
             raise
         for smaller in itertools.islice(_smaller(hints, frozenset(settled)), _MOST_TRIED):
             if _runs(model, call, {**smaller, **(asked or {})}):
-                return capture(model, call, smaller, asked), smaller
+                return capture(model, call, smaller, asked, is_watched=True), smaller
         raise
 
 

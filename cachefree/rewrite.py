@@ -130,9 +130,8 @@ def rewrite(
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
-            subject,
-            (discovery.first, discovery.later),
-            discovery.hints | discovery.asked,
+            first.captured.jumps,
+            later.captured.jumps,
             certified.closings,
             interface.cache[0].neutral,
         ),

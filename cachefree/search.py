@@ -125,7 +125,7 @@ class Search:
             runs = self.trials.first_runs(call, query)
             if runs is None:
                 continue
-            part, *whole = runs
+            part = runs.part
             own = {id(leaf) for leaf in flatten(part)[0]}
             inputs = args if args else dict(kwargs)
             links = []
@@ -134,7 +134,7 @@ class Search:
                     is_name = isinstance(key, str)
                     place = Place(key if is_name else self.names[key], None if is_name else key)
                     links.append(Link(place, (Carried(carry, inputs, key),)))
-            accepted = links and self.trials.accepts(call, query, tuple(links), part, whole)
+            accepted = links and self.trials.accepts(call, query, tuple(links), runs)
             if accepted:
                 total, tokens = accepted
                 notes = (*self.first.assumed,)
@@ -178,18 +178,18 @@ class Search:
     ) -> Found | None:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
-        runs = {
-            tuple(query): results
-            for query in sorted(groups, key=lambda group: _unlikely_tokens(call, group))
-            if (results := self.trials.first_runs(call, query)) is not None
-        }
+        queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
         for is_named in (True, False):  # no other argument is tried where one by name will do
-            for query, (part, *whole) in runs.items():
-                for score, links in candidates(self.signature, args, kwargs, part, self.wanted):
+            for query in queries:
+                runs = self.trials.first_runs(call, query)
+                if runs is None:
+                    continue
+                offered = candidates(self.signature, args, kwargs, runs.part, self.wanted)
+                for score, links in offered:
                     is_likely = score >= _BY_NAME or bool(self.wanted or self.carry)
                     if is_likely is not is_named:
                         continue
-                    accepted_by = self.trials.accepts(call, list(query), links, part, whole)
+                    accepted_by = self.trials.accepts(call, query, links, runs)
                     if accepted_by is None:
                         continue
                     total, tokens = accepted_by
@@ -200,8 +200,7 @@ class Search:
                             for flag, value in flags.items()
                         ),
                     )
-                    group = next(group for group in groups if tuple(group) == query)
-                    found = Found(args, kwargs, call, groups, group, links, total, tokens, notes)
+                    found = Found(args, kwargs, call, groups, query, links, total, tokens, notes)
                     if is_named:
                         return found
                     accepted.append((score, found))

@@ -20,6 +20,34 @@ __all__ = ["Trials"]
 _LENGTHS = {"past": 5, "query": 3}
 
 
+class FirstRuns:
+    """First calls of a model with any number of tokens, each run when it is asked for.
+
+    Args:
+        trials: What runs them.
+        call: The call.
+        query: The dimensions that are the tokens.
+    """
+
+    def __init__(self, trials: Trials, call: Call, query: tuple[Dimension, ...]) -> None:
+        self._trials = trials
+        self._call = call
+        self._query = query
+        self._results: dict[int, Any] = {}
+
+    @property
+    def part(self) -> Any:
+        """The result over the past's tokens."""
+        return self.over(_LENGTHS["past"])
+
+    def over(self, tokens: int) -> Any:
+        """The result over some tokens; None where the call does not run."""
+        if tokens not in self._results:
+            call = resized(self._call, dict.fromkeys(self._query, tokens))
+            self._results[tokens] = self._trials.attempt(call)
+        return self._results[tokens]
+
+
 class Trials:
     """Tries whether later calls take what first calls return.
 
@@ -35,18 +63,20 @@ class Trials:
         self.model = model
         self.is_told = is_told
         self.failures: list[str] = []
+        self._first_runs: dict[Any, FirstRuns] = {}
 
-    def first_runs(self, call: Call, query: list[Dimension]) -> tuple[Any, ...] | None:
-        """The results of first calls over the past's tokens, and over all tokens.
+    def first_runs(self, call: Call, query: Sequence[Dimension]) -> FirstRuns | None:
+        """First calls with these dimensions as the tokens; None where none runs."""
+        key = (id(call), tuple(query))
+        if key not in self._first_runs:
+            self._first_runs[key] = FirstRuns(self, call, tuple(query))
+        runs = self._first_runs[key]
+        return runs if runs.part is not None else None
 
-        All tokens are counted twice: with several new ones, and with one.
-        """
+    def attempt(self, call: Call) -> Any:
+        """The result of a call; None where it does not run."""
         try:
-            past = _LENGTHS["past"]
-            return tuple(
-                self._result(resized(call, dict.fromkeys(query, past + new)))
-                for new in (0, _LENGTHS["query"], 1)
-            )
+            return self._result(call)
         except Exception as error:  # noqa: BLE001 - the model may raise anything
             self.failures.append(f"{type(error).__name__}: {_first_line(error)}")
             return None
@@ -60,17 +90,19 @@ class Trials:
         call: Call,
         query: list[Dimension],
         links: tuple[Link, ...],
-        part: Any,
-        whole: Sequence[Any],
+        runs: FirstRuns,
     ) -> tuple[frozenset[Dimension], int] | None:
         """The dimensions that are past + query, and how many tokens run.
 
         None where no later call takes the cache there.
         """
-        for tokens, expected in zip((_LENGTHS["query"], 1), whole, strict=True):
+        for tokens in (_LENGTHS["query"], 1):
+            expected = runs.over(_LENGTHS["past"] + tokens)
+            if expected is None:
+                continue
             for total in _total_choices(call, query):
                 new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
-                if self._runs_later(resized(call, new), links, part, expected):
+                if self._runs_later(resized(call, new), links, runs.part, expected):
                     return total, tokens
         return None
 

@@ -22,7 +22,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "sizes places",
         "reach spelling",
         "surroundings",
-        "isolation spec terms faithful",
+        "isolation spec terms faithful jumps",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
         "recipes",

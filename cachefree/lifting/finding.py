@@ -22,7 +22,7 @@ from cachefree.lifting.roots import roots_of
 from cachefree.lifting.watching import Probe
 from cachefree.structure import flatten
 
-__all__ = ["Lifting", "find_lifting"]
+__all__ = ["Lifting", "find_lifting", "first_call"]
 
 log = logging.getLogger(__name__)
 _COUNTS = re.compile(r"pos|start|offset|past|step|cur|len|idx|index|seen|^[ti]$", re.IGNORECASE)
@@ -46,6 +46,15 @@ class Lifting:
     counts: tuple[str, ...] = ()
 
 
+def first_call(model: nn.Module, example_inputs: Any, methods: Sequence[str]) -> FirstCall:
+    """The inputs of a first call, found by calls that leave nothing behind.
+
+    Raises:
+        CaptureError: the given inputs do not run, or none were found.
+    """
+    return find_first_call(_Shielded(model, methods), example_inputs)
+
+
 def find_lifting(
     model: nn.Module,
     example_inputs: Any,
@@ -61,9 +70,8 @@ def find_lifting(
         methods: Which methods are called.
         with_optional: Whether to try an empty dict for each argument that may be left out.
     """
-    facade = _Shielded(model, methods)
-    first = find_first_call(facade, example_inputs)
-    signature = facade.own_signature
+    first = first_call(model, example_inputs, methods)
+    signature = _Shielded(model, methods).own_signature
     named = dict(signature.bind(*first.args, **first.kwargs).arguments)
     if not with_optional:
         return _lifted(model, methods, signature, named, first)

@@ -13,7 +13,7 @@ from cachefree.discover import Carry, Discovery, discover
 from cachefree.errors import CacheFreeError, CacheNotFoundError, CaptureError, Refusal
 from cachefree.lifting.contents import Contents
 from cachefree.lifting.facade import Facade
-from cachefree.lifting.finding import Lifting, find_lifting
+from cachefree.lifting.finding import Lifting, find_lifting, first_call
 from cachefree.lifting.given import refuse_unknown_start
 from cachefree.lifting.keeping import Keeper
 from cachefree.lifting.lifted import Lifted
@@ -55,6 +55,8 @@ def find_subject(
     methods = _methods(model, method)
     own = model if methods == ("forward",) else Facade(model, methods)
     is_told = cache is not None or carry is not None
+    if not is_told:
+        example_inputs = first_call(model, example_inputs, methods)
     lifting = None if is_told else _first_found(model, example_inputs, methods)
     if lifting is None:
         try:
