@@ -6,9 +6,10 @@ one graph is the decoder and does not run the encoder again on later calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
 
 from cachefree.terms import Term, operands, topological
@@ -148,14 +149,23 @@ def _mixes_rows(term: Term, moved: set[Term]) -> bool:
     return (name in _PAIRS and len(inner) > 1) or (name in _SEQUENTIAL and bool(inner))
 
 
-def is_needed_whole(states: Term, outputs: Sequence[Term]) -> bool:
-    """Whether the states are read other than by the cut that leaves the rows out that are past."""
+def is_needed_whole(
+    states: Term, outputs: Sequence[Term], lengths: Collection[sympy.Symbol]
+) -> bool:
+    """Whether the states are read other than by the cut that leaves the rows out that are past.
+
+    Args:
+        states: The input that stands for them.
+        outputs: The one graph's outputs.
+        lengths: The numbers of rows that are past: where a cut begins.
+    """
     pending, seen = list(outputs), set(outputs)
     while pending:
         term = pending.pop()
         if term is states:
             return True
-        if term.op is aten.slice.Tensor and term.args[0] is states:
+        is_cut = term.op is aten.slice.Tensor and term.args[0] is states
+        if is_cut and term.args[2] in lengths and term.args[3] in term.args[0].sizes:
             continue
         for operand in operands(term):
             if operand not in seen:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from cachefree.align import compare
-from cachefree.capture import Call, TensorSpec, capture
+from cachefree.capture import Call, SizeSpec, TensorSpec, capture
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
 from cachefree.errors import CacheFreeError
@@ -33,59 +33,83 @@ def states_argument(
     table: Table,
     names: dict[int, str],
     discovery: Discovery,
-    first: Program,
+    paths: tuple[Program, Program],
     encoder: Encoder,
     dropped: Sequence[str],
 ) -> str:
     """The argument with which the model skips its encoder; empty where none is shown to do so.
 
     With the encoder's output given there, in a tuple or as it is, and without the arguments that
-    only the encoder reads, the model's path has to be the one that it takes with them.
+    only the encoder reads, both of the model's paths have to be those that it takes with them, and
+    to ask no other questions about sizes.
     """
+    calls = (discovery.first, discovery.later)
     for name in discovery.absent:
-        if not _NAMES.search(name):
-            continue
-        for call, path in _calls(model, discovery, encoder, dropped, name):
-            try:
-                program = read(capture(model, call, discovery.hints), table, names)
-            except CacheFreeError as error:
-                log.debug("the model does not take its encoder's output at %s: %s", name, error)
-                continue
-            if len(program.outputs) != len(first.outputs):
-                continue
-            sizes = symbols_of(size for leaf in call.tensors for size in leaf.shape)
-            facts = Facts(tuple(size >= 1 for size in sizes))
-            inputs = {path: encoder.output}
-            if compare(table, program.outputs, first.outputs, facts, {}, inputs).is_equal:
+        for is_tuple in (True, False) if _NAMES.search(name) else ():
+            if all(
+                _is_same(model, table, names, discovery, path, encoder, given)
+                for call, path in zip(calls, paths, strict=True)
+                if (given := _with(model, call, encoder, dropped, name, is_tuple=is_tuple))
+            ):
                 return name
     return ""
 
 
-def _calls(
+def _is_same(
     model: nn.Module,
+    table: Table,
+    names: dict[int, str],
     discovery: Discovery,
+    path: Program,
+    encoder: Encoder,
+    given: tuple[Call, str],
+) -> bool:
+    """Whether a call that is given the encoder's output takes a path of the model."""
+    call, where = given
+    try:
+        program = read(capture(model, call, discovery.hints, discovery.asked), table, names)
+    except CacheFreeError as error:
+        log.debug("the model does not take its encoder's output at %s: %s", where, error)
+        return False
+    known = {question.fact for question in path.captured.questions}
+    if len(program.outputs) != len(path.outputs) or any(
+        question.fact not in known for question in program.captured.questions
+    ):
+        return False
+    sizes = symbols_of(size for leaf in call.tensors for size in leaf.shape)
+    facts = Facts(tuple(size >= 1 for size in sizes))
+    inputs = {where: encoder.output}
+    return compare(table, program.outputs, path.outputs, facts, {}, inputs).is_equal
+
+
+def _with(
+    model: nn.Module,
+    call: Call,
     encoder: Encoder,
     dropped: Sequence[str],
     name: str,
-) -> Iterator[tuple[Call, str]]:
-    """First calls with the encoder's output at an argument, and its path there."""
-    args, kwargs = discovery.first.structure.rebuild(list(discovery.first.leaves))
-    bound = inspect.signature(model.forward).bind_partial(*args, **kwargs)
-    named = {key: value for key, value in bound.arguments.items() if key not in dropped}
-    extra = named.pop("kwargs", {})
+    *,
+    is_tuple: bool,
+) -> tuple[Call, str]:
+    """A call with the encoder's output at an argument, and its path there."""
+    args, kwargs = call.structure.rebuild(list(call.leaves))
+    signature = inspect.signature(model.forward)
+    named: dict[str, Any] = {}
+    for key, value in signature.bind_partial(*args, **kwargs).arguments.items():
+        if signature.parameters[key].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[key] = value
+    kept = {key: value for key, value in named.items() if key not in dropped}
     states = encoder.states
     assert states.dtype is not None
     spec = TensorSpec(name, states.sizes, states.dtype, states.device or torch.device("cpu"))
-    for value in ((spec,), spec):
-        leaves, structure = flatten(((), {**named, **extra, name: value}), _is_spec)
-        paths = leaf_paths(structure, "")
-        fixed = []
-        for leaf, path in zip(leaves, paths, strict=True):
-            own = leaf is spec
-            fixed.append(TensorSpec(path, leaf.shape, leaf.dtype, leaf.device) if own else leaf)
-        where = next(p for leaf, p in zip(leaves, paths, strict=True) if leaf is spec)
-        yield Call(structure, tuple(fixed)), where
+    leaves, structure = flatten(((), {**kept, name: (spec,) if is_tuple else spec}), _is_spec)
+    place = next(place for place, leaf in enumerate(leaves) if leaf is spec)
+    where = leaf_paths(structure, "")[place]
+    leaves[place] = TensorSpec(where, spec.shape, spec.dtype, spec.device)
+    return Call(structure, tuple(leaves)), where
 
 
 def _is_spec(value: Any) -> bool:
-    return not isinstance(value, (tuple, list, dict)) and hasattr(value, "path")
+    return isinstance(value, (TensorSpec, SizeSpec))

@@ -108,7 +108,13 @@ def rewrite(
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None:
             parts.encoder.argument = states_argument(
-                subject, table, names, discovery, first, one.encoder, parts.encoder.dropped
+                subject,
+                table,
+                names,
+                discovery,
+                (first, later),
+                one.encoder,
+                parts.encoder.dropped,
             )
         graph_module = emit(
             model,

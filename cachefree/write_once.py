@@ -95,7 +95,7 @@ def with_slots_joined(
     encoder = None
     if start:
         outputs = replaced(table, outputs, start)
-        encoder = _encoder(later, outputs, *next(iter(start.items())))
+        encoder = _encoder(later, outputs, *next(iter(start.items())), ties)
     shapes = {str(old.args[0]): new.sizes for old, new in past.items()}
     call = Call(
         discovery.later.structure,
@@ -132,7 +132,13 @@ def _encoders_end(
     return {end: table.input(STATES, end.sizes, end.dtype, end.device)}
 
 
-def _encoder(later: Program, outputs: tuple[Term, ...], end: Term, states: Term) -> Encoder:
+def _encoder(
+    later: Program,
+    outputs: tuple[Term, ...],
+    end: Term,
+    states: Term,
+    ties: Mapping[sympy.Symbol, Any],
+) -> Encoder:
     used = set(topological([end]))
     left = set(topological(outputs))
     inputs = tuple(term for term in later.inputs if term in used)
@@ -141,7 +147,7 @@ def _encoder(later: Program, outputs: tuple[Term, ...], end: Term, states: Term)
         end,
         states,
         tuple(term for term in inputs if term not in left),
-        is_needed_whole(states, outputs),
+        is_needed_whole(states, outputs, ties.keys()),
     )
 
 
