@@ -21,7 +21,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fakes import WeightsAsFakes, fakes_by_type
-from cachefree.isolation import StateChange, sizes_in_builtins, sizes_in_int, untouched
+from cachefree.isolation import (
+    StateChange,
+    sizes_in_builtins,
+    sizes_in_imported,
+    sizes_in_int,
+    untouched,
+)
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.recurrent import captured_as
 from cachefree.sizes import (
@@ -165,7 +171,13 @@ def capture(
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 
-    with untouched(model) as trace, _quiet(model), sizes_in_builtins(), sizes_in_int(model):
+    with (
+        untouched(model) as trace,
+        _quiet(model),
+        sizes_in_builtins(),
+        sizes_in_int(model),
+        sizes_in_imported(model),
+    ):
         try:
             with mode, WeightsAsFakes(mode):
                 inputs = [_fake(environment, spec) for spec in call.tensors]

@@ -25,7 +25,14 @@ import torch
 
 from cachefree.surroundings import Outside, surroundings
 
-__all__ = ["StateChange", "one_at_a_time", "sizes_in_builtins", "sizes_in_int", "untouched"]
+__all__ = [
+    "StateChange",
+    "one_at_a_time",
+    "sizes_in_builtins",
+    "sizes_in_imported",
+    "sizes_in_int",
+    "untouched",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -342,6 +349,32 @@ def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for home in changed:
             vars(home).pop("int", None)
+
+
+@contextlib.contextmanager
+def sizes_in_imported(model: torch.nn.Module) -> Iterator[None]:
+    """Lets ``from math import sqrt`` and its like stay symbolic in the packages of the model."""
+    wrappers = (math.sqrt, torch.nn.functional.scaled_dot_product_attention)
+    originals = {id(original): w for w in wrappers if (original := getattr(w, "__wrapped__", None))}
+    packages = {type(module).__module__.split(".")[0] for module in model.modules()}
+    homes = [
+        vars(home)
+        for name, home in list(sys.modules.items())
+        if home is not None and name.split(".")[0] in packages - {"torch", "builtins"}
+    ]
+    changed = [
+        (names, name, value)
+        for names in homes
+        for name, value in list(names.items())
+        if id(value) in originals
+    ]
+    try:
+        for names, name, value in changed:
+            names[name] = originals[id(value)]
+        yield
+    finally:
+        for names, name, value in changed:
+            names[name] = value
 
 
 @functools.lru_cache(maxsize=256)
