@@ -144,7 +144,13 @@ def _with_positions(model: nn.Module, first: FirstCall) -> FirstCall:
     if not isinstance(tokens, torch.Tensor):
         return first
     for names in (("attention_mask", "position_ids"), ("attention_mask",), ("position_ids",)):
-        added = [name for name in names if name in accepted and name not in first.kwargs]
+        added = [
+            name
+            for name in names
+            if name in accepted
+            # tokenizers give masks as integers, whatever the model offers
+            and getattr(first.kwargs.get(name), "dtype", torch.bool) is torch.bool
+        ]
         if not added:
             continue
         call = FirstCall(
