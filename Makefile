@@ -20,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint format bench sweep clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -61,6 +61,9 @@ format: $(READY) ## let ruff format and fix what it can
 bench: $(READY) ## every benchmark, one after the other; results in benchmarks/results/
 	@missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed+=" $$name"; done; \
 	[ -z "$$missed" ] || { echo "failed, or over its limit:$$missed" >&2; exit 1; }
+
+sweep: $(READY) ## every architecture of transformers, a process each; the table is docs/transformers.md
+	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
 clean: ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

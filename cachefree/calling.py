@@ -265,7 +265,7 @@ class Calling:
         given = [
             cache
             for cache in self.caches
-            if not _is_empty(_inside(named[cache.parameter], cache.steps))
+            if not self._is_neutral(cache, _inside(named[cache.parameter], cache.steps))
         ]
         if given and len(given) != len(self.caches):
             names = ", ".join(cache.path for cache in given)
@@ -276,6 +276,9 @@ class Calling:
             value = cache.structure.rebuild([NEUTRAL] * len(cache.leaves))
             named[cache.parameter] = _with(named[cache.parameter], cache.steps, value)
         return True
+
+    def _is_neutral(self, cache: CachePlace, value: Any) -> bool:
+        return _is_empty(value) or cache.structure.is_absent(value)
 
     def _put_neutral(self, leaves: list[Any], sizes: Sizes) -> None:
         device = next((x.device for x in leaves if isinstance(x, torch.Tensor)), None)

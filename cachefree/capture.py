@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fakes import WeightsAsFakes, fakes_by_type
+from cachefree.fixed import without_fixed
 from cachefree.isolation import (
     StateChange,
     sizes_in_builtins,
@@ -40,6 +41,7 @@ from cachefree.sizes import (
     user_line,
 )
 from cachefree.spelling import sizes_in_text
+from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = [
@@ -82,15 +84,22 @@ class Call:
     Attributes:
         structure: The structure of ``(args, kwargs)``.
         leaves: One spec a leaf of the structure.
+        fixed: Paths of tensors in the result that are constants of the code, from call to call.
     """
 
     structure: Structure
     leaves: tuple[TensorSpec | SizeSpec, ...]
+    fixed: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The tensors among the leaves, in order."""
         return tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorSpec))
+
+    @property
+    def sizes(self) -> tuple[SizeSpec, ...]:
+        """The Python numbers among the leaves, in order."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, SizeSpec))
 
 
 @dataclass
@@ -98,7 +107,8 @@ class Captured:
     """A captured path.
 
     Attributes:
-        graph: The FX graph: placeholders are the call's tensors, outputs the tensors of the result.
+        graph: The FX graph: placeholders are the call's tensors, then its sizes; outputs the
+            tensors of the result.
         call: How the model was called.
         outputs: The structure of the result.
         output_leaves: One spec a leaf of the result.
@@ -120,6 +130,11 @@ class Captured:
     changes: tuple[StateChange, ...]
     sizes: dict[str, int] = field(default_factory=dict)
     jumps: Jumps = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the result, in order."""
+        return tuple(leaf for leaf in self.output_leaves if isinstance(leaf, TensorSpec))
 
 
 def is_tensor_or_size(value: Any) -> bool:
@@ -157,15 +172,13 @@ def capture(
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
 
-    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        iterator = iter(tensors)
-        leaves = [
-            next(iterator) if isinstance(leaf, TensorSpec) else environment.size_of(leaf.expr)
-            for leaf in call.leaves
-        ]
+    def run(*given: Any) -> tuple[torch.Tensor, ...]:
+        tensors_given = given[: len(call.tensors)]
+        tensors, sizes = iter(tensors_given), iter(given[len(call.tensors) :])
+        leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
-        exact = _ExactSlices(environment, tensors)
-        with _provenance(model), sizes_in_text(environment), exact as slices:
+        exact = _ExactSlices(environment, tensors_given)
+        with _provenance(model), sizes_in_text(environment), StandIns(), exact as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -180,7 +193,9 @@ def capture(
     ):
         try:
             with mode, WeightsAsFakes(mode):
-                inputs = [_fake(environment, spec) for spec in call.tensors]
+                inputs: list[Any] = [_fake(environment, spec) for spec in call.tensors]
+                # a size that is no whole size of a tensor has no other place in the trace
+                inputs += [environment.size_of(leaf.expr) for leaf in call.sizes]
                 module = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*inputs)
         except CacheFreeError:
             raise
@@ -225,14 +240,15 @@ def capture(
     for node in module.graph.nodes:
         if node.op == "get_attr":  # its views are views of its fake twin
             node.meta["val"] = mode.from_tensor(attributes[str(node.target)], static_shapes=True)
-    return Captured(
+    leaves = tuple(
+        _spec_of(*pair)
+        for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
+    )
+    captured = Captured(
         graph=module.graph,
         call=call,
         outputs=result["structure"],
-        output_leaves=tuple(
-            _spec_of(*pair)
-            for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
-        ),
+        output_leaves=leaves,
         questions=tuple(environment.questions.values()),
         operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
@@ -240,6 +256,7 @@ def capture(
         sizes=dict(hints),
         jumps=jumps,
     )
+    return without_fixed(captured, call.fixed) if call.fixed else captured
 
 
 def _refuse_another_path_at_one(
@@ -313,7 +330,7 @@ def run_on_fakes(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
-        with log_calls or contextlib.nullcontext():
+        with StandIns(), log_calls or contextlib.nullcontext():
             value = model(*args, **kwargs)
         return flatten(value)
 

@@ -13,6 +13,7 @@ import torch
 
 from cachefree.align import Divergence
 from cachefree.capture import TensorSpec
+from cachefree.common_sizes import with_common_size
 from cachefree.discover import Discovery
 from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
@@ -33,6 +34,7 @@ from cachefree.write_once import OneCall
 __all__ = ["Certified", "certify"]
 
 log = logging.getLogger(__name__)
+_MOST_SIZES_TRIED = 4
 _MOST_CLOSINGS = 8
 
 
@@ -89,16 +91,18 @@ def certify(
     closings: list[Closing] = []
     surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery)
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
-        closing = _closed(table, outputs, surveys, past)
-        if closing is None:
+        improved = None
+        for closing in _closings(table, outputs, surveys, kinds, past):
+            again = _surveys(
+                model, table, names, closing.outputs, kinds, (first, later), discovery, surveys
+            )
+            if _is_better(again, surveys):
+                improved = closing, again
+                break
+        if improved is None:
             break
-        again = _surveys(
-            model, table, names, closing.outputs, kinds, (first, later), discovery, surveys
-        )
-        if not _is_better(again, surveys):
-            break
-        closings.append(closing)
-        outputs, surveys = closing.outputs, again
+        closings.append(improved[0])
+        outputs, surveys = improved[0].outputs, improved[1]
     tested = (
         _accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
         if check != "prove"
@@ -147,6 +151,20 @@ def _first_values(
         dict.fromkeys(past, 0),
         one.replaced,
     )
+
+
+def _closings(
+    table: Table,
+    outputs: tuple[Term, ...],
+    surveys: tuple[Survey, ...],
+    kinds: tuple[Kind, Kind],
+    past: tuple[sympy.Symbol, ...],
+) -> Iterator[Closing]:
+    """Edits to try: a rule's, then sizes in two cases."""
+    closing = _closed(table, outputs, surveys, past)
+    if closing is not None:
+        yield closing
+    yield from itertools.islice(with_common_size(table, outputs, surveys, kinds), _MOST_SIZES_TRIED)
 
 
 def _closed(

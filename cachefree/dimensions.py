@@ -6,7 +6,9 @@ Found by behaviour, on fake tensors: a dimension varies if the model runs when i
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -31,7 +33,7 @@ def resized(call: Call, sizes: dict[Dimension, Any]) -> Call:
         else leaf
         for place, leaf in enumerate(call.leaves)
     )
-    return Call(call.structure, leaves)
+    return replace(call, leaves=leaves)
 
 
 def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimension]]]:
@@ -66,6 +68,7 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
     return _with_constants_of(given, call, groups), groups
 
 
+_FOLLOWS = re.compile(r"mask|position", re.IGNORECASE)
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _FEW = 3  # dimensions that are tried all at once before each is tried alone
 
@@ -84,20 +87,34 @@ def _with_followers(
 ) -> list[list[Dimension]]:
     """The groups, with every dimension in that of its axis and size, where it may vary with it.
 
-    A mask that is read by index takes a batch of its own: it is the batch all the same.
+    A mask that is read by index takes a batch of its own: it is the batch all the same. So does a
+    mask or a position that is cut or padded to the tokens.
     """
     kept = [list(group) for group in groups]
-    for group in [group for group in kept if len(group) > 1]:
+
+    def follows(dim: Dimension) -> bool:
+        return _FOLLOWS.search(call.leaves[dim[0]].path) is not None
+
+    grouped = {dim for group in groups for dim in group}
+    dims = [dim for size, dims in _by_size(call).items() if size >= 2 for dim in dims]
+    # one that may be longer than the tokens, not shorter, is in no group yet
+    kept += [[dim] for dim in dims if dim not in grouped and follows(dim)]
+    kept.sort(key=lambda group: all(map(follows, group)))
+    for group in kept[:]:
+        if group not in kept or all(map(follows, group)):
+            continue
         kinds = {(axis, call.leaves[place].shape[axis]) for place, axis in group}  # type: ignore[union-attr]
         for other in list(kept):
             place, axis = other[0]
             is_alike = (axis, call.leaves[place].shape[axis]) in kinds  # type: ignore[union-attr]
-            if len(other) > 1 or not is_alike:
+            if other is group or len(other) > 1 or not is_alike:
+                continue
+            if len(group) == 1 and not follows(other[0]):
                 continue
             if runs(dict.fromkeys([*group, *other], _fresh_size(call))):
                 group += other
                 kept.remove(other)
-    return kept
+    return [group for group in kept if len(group) > 1 or group[0] in grouped]
 
 
 def _independent_at_once(

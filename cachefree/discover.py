@@ -7,8 +7,10 @@ call over all tokens returns.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +19,21 @@ from typing import Any
 import sympy
 from torch import nn
 
-from cachefree.capture import Call, Captured, SizeSpec, TensorSpec
+from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, run_on_fakes
 from cachefree.dimensions import Dimension, resized
-from cachefree.errors import CaptureError, Refusal
+from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
-from cachefree.inputs import find_first_call
+from cachefree.fixed import constants_of, without_fixed
+from cachefree.inputs import FirstCall, find_first_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import DECODERS, Found, Search
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
 __all__ = ["Carry", "Discovery", "discover"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +90,24 @@ def discover(
         CaptureError: the model does not run or cannot be traced.
     """
     first = find_first_call(model, example_inputs)
+    try:
+        return _discovered(model, first, cache, carry)
+    except (CacheNotFoundError, CaptureError):
+        if first.plainer is None:
+            raise
+        try:
+            return _discovered(model, first.plainer, cache, carry)
+        except (CacheNotFoundError, CaptureError) as error:
+            log.debug("nor without the inputs that were added: %s", error)
+        raise
+
+
+def _discovered(
+    model: nn.Module,
+    first: FirstCall,
+    cache: str | Sequence[str] | None,
+    carry: Carry | None,
+) -> Discovery:
     search = Search(model, first, cache, carry)
     return _symbolic(model, search, search.run())
 
@@ -100,6 +123,8 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
     first = resized(found.call, sizes)
     path, hints = capture_where_it_runs(model, first, hints_for(symbols))
+    path = _without_constants(model, search, found, path, hints)
+    first = path.call
     none = Facts(())
     ones = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
     fixed, growing = (
@@ -120,13 +145,9 @@ def _discovery(
     hints: dict[str, int],
     later_call: tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]],
 ) -> Discovery:
-    hints = dict(hints)
     later, cache_leaves, carried, more = later_call
+    hints = _with_past(hints, more)
     _refuse_counters(later)
-    for name, expr in more.items():
-        known = {size_symbol(other): size for other, size in hints.items()}
-        length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): PAST}))
-        hints[name] = unlike(max(2, length), hints)
     asked = {"query": 1} if found.tokens == 1 else {}
     return Discovery(
         first,
@@ -140,6 +161,56 @@ def _discovery(
         found.notes,
         _absent(search, found),
     )
+
+
+def _without_constants(
+    model: nn.Module, search: Search, found: Found, path: Captured, hints: dict[str, int]
+) -> Captured:
+    """The path without what the cache holds of the code's own constants."""
+    constants = {
+        name: value for name, value in constants_of(path).items() if _is_carried(found, path, name)
+    }
+    if not constants:
+        return path
+    copied = dataclasses.replace(path, graph=copy.deepcopy(path.graph))
+    fixed = without_fixed(copied, frozenset(constants))
+    later, *_, more = _later_call(search, found, fixed.call, fixed, Facts(()))
+    sizes = {**_with_past(hints, more), "query": 1}
+    return fixed if _hands_on(model, later, sizes, constants) else path
+
+
+def _is_carried(found: Found, path: Captured, name: str) -> bool:
+    """Whether a tensor of the result is a part of the cache."""
+    marks = [leaf.path for leaf in path.output_leaves]
+    result = path.outputs.rebuild([_Mark(leaf) for leaf in path.output_leaves])
+    assert name in marks
+    return any(
+        mark.spec.path == name
+        for link in found.links
+        for mark in flatten(select(result, link.selector), _is_mark)[0]
+    )
+
+
+def _hands_on(
+    model: nn.Module, later: Call, sizes: dict[str, int], constants: dict[str, Any]
+) -> bool:
+    """Whether a later call returns the constants that it is given, the tensors themselves."""
+    try:
+        leaves, structure = run_on_fakes(model, later, sizes)
+    except Exception:  # noqa: BLE001 - the model may raise anything
+        return False
+    returned = dict(zip(leaf_paths(structure), leaves, strict=True))
+    return all(returned.get(name) is value for name, value in constants.items())
+
+
+def _with_past(hints: dict[str, int], more: dict[str, Any]) -> dict[str, int]:
+    """The example sizes with those of the past."""
+    hints = dict(hints)
+    for name, expr in more.items():
+        known = {size_symbol(other): size for other, size in hints.items()}
+        length = int(sympy.sympify(expr).subs({**known, size_symbol("query"): PAST}))
+        hints[name] = unlike(max(2, length), hints)
+    return hints
 
 
 def _absent(search: Search, found: Found) -> tuple[str, ...]:
@@ -209,17 +280,23 @@ def _later_call(
     inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
     args, kwargs = first.structure.rebuild(inputs)
     lengths: dict[Any, Any] = {}
-    for link in found.links:
-        value = select(result, link.selector)
-        leaves, structure = flatten(value, _is_mark)
+    parts = [flatten(select(result, link.selector), _is_mark) for link in found.links]
+    is_counted = any(
+        isinstance(mark.spec, SizeSpec) and mark.spec.expr == query
+        for leaves, _ in parts
+        for mark in leaves
+    )
+    if is_counted:
+        lengths[query] = past
+    for link, (leaves, structure) in zip(found.links, parts, strict=True):
         paths = leaf_paths(structure, link.place.path)
         renamed = [
-            _Mark(_as_past(_settled(mark.spec, facts), path_, lengths), mark.output)
+            _Mark(_as_past(_settled(mark.spec, facts), path_, lengths, is_counted), mark.output)
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
     later_marks, structure = flatten((args, kwargs), _is_mark)
-    call = Call(structure, tuple(mark.spec for mark in later_marks))
+    call = Call(structure, tuple(mark.spec for mark in later_marks), first.fixed)
     tensor_marks = [mark for mark in later_marks if isinstance(mark.spec, TensorSpec)]
     cache_leaves = tuple(
         place for place, mark in enumerate(tensor_marks) if mark.output is not None
@@ -244,17 +321,20 @@ def _is_mark(value: Any) -> bool:
 
 
 def _as_past(
-    spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any]
+    spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any], is_counted: bool
 ) -> TensorSpec | SizeSpec:
     """A tensor of the result as the input of a later call.
 
-    What grew with the call's sizes gets a size of its own.
+    What grew with the call's sizes gets a size of its own; where the cache counts its tokens
+    besides, every size follows from the count.
     """
+
+    def past_size(size: Any) -> Any:
+        return substitute(size, lengths) if is_counted else _past_size(size, lengths)
+
     if isinstance(spec, SizeSpec):
-        return SizeSpec(path, _past_size(spec.expr, lengths))
-    return TensorSpec(
-        path, tuple(_past_size(size, lengths) for size in spec.shape), spec.dtype, spec.device
-    )
+        return SizeSpec(path, past_size(spec.expr))
+    return TensorSpec(path, tuple(map(past_size, spec.shape)), spec.dtype, spec.device)
 
 
 def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,14 @@ class FirstCall:
         kwargs: Keyword arguments.
         assumed: What was assumed to find them, in words.
         is_given: Whether the user gave them.
+        plainer: The same call without the inputs that were added to it, if any were.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     assumed: tuple[str, ...] = ()
     is_given: bool = True
+    plainer: FirstCall | None = None
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -103,6 +105,7 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
         call = _given(example_inputs)
         _must_run(model, call)
         return call
+    failures: list[str] = []
     for attribute in ("dummy_inputs", "example_input_array"):
         offered = getattr(model, attribute, None)
         if offered is not None and not callable(offered):
@@ -113,9 +116,15 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
                 (f"inputs taken from model.{attribute}",),
                 False,
             )
-            if _runs(model, call) is None:
-                return call
-    return _probe(model)
+            error = _runs(model, call)
+            if error is None:
+                return _with_positions(model, call)
+            failures.append(f"model.{attribute}: {type(error).__name__}: {_first_line(error)}")
+    return _probe(model, failures)
+
+
+def _first_line(error: Exception | None) -> str:
+    return str(error).splitlines()[0] if error and str(error) else ""
 
 
 def _on(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -123,6 +132,37 @@ def _on(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         name: torch.empty_like(value, device=device) if isinstance(value, torch.Tensor) else value
         for name, value in kwargs.items()
     }
+
+
+def _with_positions(model: nn.Module, first: FirstCall) -> FirstCall:
+    """The call with the masks and positions that the model takes for its tokens, where it runs.
+
+    Offered inputs leave them out; texts of several lengths in one batch need them on every call.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    tokens = first.kwargs.get("input_ids")
+    if not isinstance(tokens, torch.Tensor):
+        return first
+    for names in (("attention_mask", "position_ids"), ("attention_mask",), ("position_ids",)):
+        added = [
+            name
+            for name in names
+            if name in accepted
+            # tokenizers give masks as integers, whatever the model offers
+            and getattr(first.kwargs.get(name), "dtype", torch.bool) is torch.bool
+        ]
+        if not added:
+            continue
+        call = FirstCall(
+            first.args,
+            {**first.kwargs, **{name: torch.empty_like(tokens) for name in added}},
+            (*first.assumed, f"{' and '.join(added)} given for every token"),
+            False,
+            first,
+        )
+        if _runs(model, call) is None:
+            return call
+    return first
 
 
 def _given(example_inputs: Any) -> FirstCall:
@@ -148,7 +188,7 @@ def _must_run(model: nn.Module, first: FirstCall) -> None:
         raise explained(error, "The model does not run with the example inputs.") from error
 
 
-def _probe(model: nn.Module) -> FirstCall:
+def _probe(model: nn.Module, failures: Sequence[str] = ()) -> FirstCall:
     parameters = list(signature_of(model).parameters.values())
     required = [
         parameter
@@ -188,12 +228,12 @@ def _probe(model: nn.Module) -> FirstCall:
         if depends_on_values(last):
             raise explained(last, "The model could not be traced.") from last
     names = ", ".join(parameter.name for parameter in wanted)
-    message = str(last).splitlines()[0] if last and str(last) else ""
+    offered = "".join(f"; {failure}" for failure in failures)
     raise CaptureError(
         Refusal(
             f"No example inputs were found for {type(model).__name__}.forward({names}).",
             why=f"{tried} guesses from its signature and its first layers did not run; "
-            f"the last raised {type(last).__name__}: {message}",
+            f"the last raised {type(last).__name__}: {_first_line(last)}{offered}",
             remedy="Pass example_inputs: the inputs of a first call, as a tuple or as a dict.",
         )
     )

@@ -101,6 +101,8 @@ class _Reader:
         outputs: tuple[Term, ...] = ()
         for node in self.captured.graph.nodes:
             if node.op == "placeholder":
+                if not isinstance(node.meta.get("val"), torch.Tensor):
+                    continue  # a size, which is read from the values that it is part of
                 spec: TensorSpec = next(specs)
                 term = self.table.input(spec.path, spec.shape, spec.dtype, spec.device)
                 inputs.append(term)

@@ -308,7 +308,7 @@ def _captured_at(
         else SizeSpec(leaf.path, substitute(leaf.expr, pinned))
         for leaf in kind.call.leaves
     )
-    call = Call(kind.call.structure, leaves)
+    call = replace(kind.call, leaves=leaves)
     hints = {name: size for name, size in sizes.items() if size_symbol(name) not in pinned}
     try:
         run_on_fakes(model, call, hints)

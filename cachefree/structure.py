@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -90,6 +91,19 @@ class Structure:
             object.__setattr__(new, key, part)
         return new
 
+    def with_constants(self, values: Mapping[int, Any]) -> Structure:
+        """This structure with some of its leaves, by their places, made constants."""
+        return self._with_constants(values, itertools.count())
+
+    def _with_constants(self, values: Mapping[int, Any], places: Iterator[int]) -> Structure:
+        if self.kind == "leaf":
+            place = next(places)
+            return Structure("constant", value=values[place]) if place in values else self
+        children = tuple(child._with_constants(values, places) for child in self.children)
+        return Structure(
+            self.kind, cls=self.cls, keys=self.keys, children=children, value=self.value
+        )
+
     def take(self, value: Any, path: str = "") -> list[Leaf]:
         """The leaves of a value that is made like this structure; whatever stands at a leaf is one.
 
@@ -149,6 +163,35 @@ class Structure:
             raise MismatchError(f"{path} has no attribute {absent[0]!r}")
         return [getattr(value, key) for key in self.keys]
 
+    def is_absent(self, value: Any) -> bool:
+        """Whether a value holds nothing where this structure has leaves.
+
+        None, an empty container, an object whose tensors are yet to be made, a count of 0.
+        """
+        if self.kind == "constant" or value is None or not self.leaf_count:
+            return True
+        if self.kind == "leaf":
+            if isinstance(value, torch.Tensor):
+                return value.dim() == 1 and value.shape[0] == 0
+            return type(value) is int and value == 0
+        if isinstance(value, (tuple, list, Mapping)):
+            if not value:
+                return True
+            if self.kind == "object" or isinstance(value, Mapping) != (self.kind == "mapping"):
+                return False
+            if isinstance(value, Mapping):
+                parts = [(child, value.get(key)) for key, child in self._items()]
+                return set(value) <= set(self.keys) and all(c.is_absent(v) for c, v in parts)
+            return len(value) == len(self.children) and all(
+                child.is_absent(part) for child, part in zip(self.children, value, strict=True)
+            )
+        if self.kind != "object" or self.cls is None or not isinstance(value, self.cls):
+            return False
+        return all(child.is_absent(getattr(value, key, None)) for key, child in self._items())
+
+    def _items(self) -> list[tuple[Any, Structure]]:
+        return list(zip(self.keys, self.children, strict=True))
+
     def difference(self, other: Structure, path: str = "") -> str | None:
         """The first place where another structure differs, in words; None where both are alike."""
         sequences = ("tuple", "list")
@@ -189,6 +232,8 @@ def _words(value: Any) -> str:
 def _same_constant(one: Any, other: Any) -> bool:
     if one is other:
         return True
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
     try:
         return type(one) is type(other) and bool(one == other)
     except Exception:  # noqa: BLE001 - an equality that a user's class does not answer is none
@@ -246,7 +291,7 @@ def _flatten(
     if is_leaf(value):
         leaves.append(value)
         return Structure("leaf")
-    if isinstance(value, _ATOMS) or callable(value) or id(value) in above:
+    if isinstance(value, (*_ATOMS, torch.Tensor)) or callable(value) or id(value) in above:
         return Structure("constant", value=value)
     above = above | {id(value)}
 

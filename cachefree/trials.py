@@ -144,7 +144,6 @@ def _first_line(error: Exception) -> str:
 
 def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dimension]]:
     """Which input dimensions are past + query on a later call, likeliest first."""
-    yield frozenset()
     paths = {dim: call.leaves[dim[0]].path for dim in query}
     masks = frozenset(dim for dim in query if "mask" in paths[dim])
     first = min(query)
@@ -155,6 +154,7 @@ def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dim
         )
         if last_axes != masks:
             yield last_axes
+    yield frozenset()
     others = [dim for dim in query if dim != first]
     for count in (1, 2):
         for chosen in itertools.combinations(others, count):

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure signatures vocabulary progress origin fakes recurrent",
-        "sizes places",
+        "sizes places fixed stand_ins",
         "reach spelling",
         "surroundings",
         "isolation spec terms faithful jumps",
@@ -32,6 +32,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "lifting",
         "align shapes preconditions",
         "regimes rules neutral",
+        "common_sizes",
         "encoder",
         "encoder_call",
         "write_once",

@@ -83,6 +83,7 @@ class Elements:
         self.representatives: list[tuple[Term, Any]] = []
         self.symbols: set[Any] = set()
         self.is_real = False
+        self._answers: dict[tuple[int, int, int], tuple[Any, bool]] = {}
         self.assumptions: list[Any] = [self.size(fact) for fact in facts.known]
 
     def size(self, expr: Any) -> Any:
@@ -125,6 +126,17 @@ class Elements:
 
     def never(self, condition: Any) -> bool:
         """Whether a condition cannot hold."""
+        condition = self.z3.simplify(condition)
+        if self.z3.is_true(condition):
+            return False  # tensors without elements are known by a law of their own
+        if self.z3.is_false(condition):
+            return True
+        known = (condition.get_id(), len(self.assumptions), len(self.symbols))
+        if known not in self._answers:
+            self._answers[known] = condition, self._cannot_hold(condition)
+        return self._answers[known][1]
+
+    def _cannot_hold(self, condition: Any) -> bool:
         solver = self.z3.Solver()
         solver.set("timeout", _TIMEOUT_MS)
         solver.add(*self.assumptions, *(translate(symbol) >= 0 for symbol in self.symbols))

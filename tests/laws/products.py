@@ -45,6 +45,26 @@ ATTENTION: Family = {
                      F.scaled_dot_product_attention, {"p": 1, "n": 1}),
         ),
     ),
+    "packed-heads": Tried(
+        (
+            Instance("two heads a group, one mask",
+                     ("b 4 1 3:float64", "b 2 p 3:float64", "b 2 p 3:float64", "b 1 1 p:bool"),
+                     lambda q, k, v, m: F.scaled_dot_product_attention(
+                         q.reshape(q.shape[0], 2, 2, 3), k, v, m),
+                     {"b": 1, "p": 1}),
+            Instance("a mask for each head",
+                     ("b 4 1 3:float64", "b 2 p 3:float64", "b 2 p 3:float64", "b 4 1 p:bool"),
+                     lambda q, k, v, m: F.scaled_dot_product_attention(
+                         q.reshape(q.shape[0], 2, 2, 3), k, v,
+                         m.reshape(m.shape[0], 2, 2, m.shape[3])),
+                     {"b": 1, "p": 1}),
+        ),
+        (
+            Instance("several tokens",
+                     ("b 2 n 3:float64", "b 2 p 3:float64", "b 2 p 3:float64", "b 1 n p:bool"),
+                     F.scaled_dot_product_attention, {"b": 1, "p": 1, "n": 1}),
+        ),
+    ),
 }  # fmt: skip
 
 LINEAR: Family = {

@@ -1,0 +1,161 @@
+"""Tiny random models of transformers' architectures, from their configuration classes.
+
+Sizes are set by the names of a configuration's attributes; what an architecture needs besides is
+in `EXCEPTIONS`, as data.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+# By attribute name, wherever a configuration has it.
+TINY: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "n_embd": 32,
+    "d_model": 32,
+    "dim": 32,
+    "embed_dim": 32,
+    "word_embed_proj_dim": 32,
+    "embedding_size": 32,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "d_ff": 48,
+    "d_inner": 48,
+    "n_inner": 48,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_layers": 2,
+    "decoder_num_hidden_layers": 2,
+    "encoder_num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "d_kv": 8,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "rotary_dim": 4,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "n_ctx": 64,
+    "max_source_positions": 64,
+    "max_target_positions": 64,
+    "max_seq_len": 64,
+    "sliding_window": 6,
+    "attention_window": 6,
+    "window_size": 6,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_intermediate_size": 24,
+    "expert_ffn_hidden_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_mel_bins": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "is_decoder": True,
+    "use_cache": True,
+}
+
+# What an architecture needs besides: attributes by model type; None leaves the default.
+_ALL_HEADS = {"num_key_value_heads": 4}
+_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "axk1": _ALL_HEADS,
+    "axk2": _ALL_HEADS,
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "cpmant": {"dim_head": 8, "prompt_length": 4},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "deepseek_v2": _ALL_HEADS,
+    "deepseek_v3": _ALL_HEADS,
+    "deepseek_v32": _ALL_HEADS,
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note": _ALL_HEADS,
+    "dots3_note_text": _ALL_HEADS,
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "glm4_moe_lite": _ALL_HEADS,
+    "glm_moe_dsa": _ALL_HEADS,
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "kimi_linear": _HYBRID,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": _ALL_HEADS,
+    "minicpm3": _ALL_HEADS,
+    "qwen3_5_moe_text": _HYBRID,
+    "qwen3_5_text": _HYBRID,
+    "qwen3_next": _HYBRID,
+    "youtu": _ALL_HEADS,
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def tiny_config(cls: type[Any]) -> Any:
+    """A small configuration of a class, its own parts small too."""
+    names = set(inspect.signature(cls.__init__).parameters) | set(cls().to_dict())
+    given = {name: value for name, value in TINY.items() if name in names}
+    for name, part in (getattr(cls, "sub_configs", None) or {}).items():
+        if name in names and hasattr(part, "sub_configs"):
+            given[name] = tiny_config(part).to_dict()
+    for name, value in EXCEPTIONS.get(cls.model_type, {}).items():
+        if value is None:
+            given.pop(name, None)
+        else:
+            given[name] = value
+    return cls(**given)
+
+
+def architectures(kind: str) -> list[str]:
+    """The model types of a task, from transformers' own mapping.
+
+    Args:
+        kind: ``"causal"``, ``"seq2seq"`` or ``"speech"``.
+    """
+    from transformers.models.auto import modeling_auto
+
+    mapping = {
+        "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "speech": modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    }
+    return list(mapping[kind])
+
+
+def tiny_model(kind: str, name: str) -> Any:
+    """A small random model, in evaluation mode, its weights large enough to show a wrong cache."""
+    import torch
+    import transformers
+    from transformers.models.auto import configuration_auto
+
+    auto = {
+        "causal": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "speech": transformers.AutoModelForSpeechSeq2Seq,
+    }[kind]
+    torch.manual_seed(0)
+    model = auto.from_config(tiny_config(configuration_auto.CONFIG_MAPPING[name])).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.dim() > 1:
+                tensor.normal_(0, 0.2)
+    return model

@@ -1,0 +1,213 @@
+"""One architecture: rewritten, and compared with the model's own cache in eager mode and on ORT."""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.sweep.configs import tiny_model
+
+MEMORY_LIMIT = 14 << 30
+TOLERANCE = 1e-3
+PASTS, CHUNKS = (0, 1, 7), (5, 1, 3, 1)
+BATCH = 2
+
+
+class Caller:
+    """Calls a model, or what stands for it, on chunks of one text.
+
+    Args:
+        function: What is called.
+        parameters: The arguments that it takes besides tokens and cache.
+        kind: Of the architecture.
+        model: The model itself: its configuration says what the encoder takes.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], parameters: tuple[str, ...], kind: str, model: Any
+    ) -> None:
+        self.function = function
+        self.parameters = parameters
+        self.kind = kind
+        self.model = model
+        generator = torch.Generator().manual_seed(1)
+        self.ids = torch.randint(3, 59, (BATCH, 16), generator=generator)
+        self.source = encoder_inputs(kind, model, generator)
+
+    def run(self, chunks: tuple[int, ...]) -> list[Any]:
+        """The results of calls on chunks that follow one another, each with the cache so far."""
+        results, cache, done = [], None, 0
+        for size in chunks:
+            if size:
+                result = self.call(done, size, cache)
+                results.append(snapshot(result))
+                cache, done = result["past_key_values"], done + size
+        return results
+
+    def call(self, done: int, size: int, cache: Any) -> Any:
+        ids = self.ids[:, done : done + size]
+        if self.kind != "causal":
+            return self.function(
+                **self.source, decoder_input_ids=ids, past_key_values=cache, use_cache=True
+            )
+        given: dict[str, Any] = {}
+        if "attention_mask" in self.parameters:
+            given["attention_mask"] = torch.ones(BATCH, done + size, dtype=torch.long)
+        if "position_ids" in self.parameters:
+            given["position_ids"] = torch.arange(done, done + size).expand(BATCH, -1)
+        if "use_cache" in self.parameters:
+            given["use_cache"] = True
+        return self.function(input_ids=ids, past_key_values=cache, **given)
+
+
+def encoder_inputs(kind: str, model: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """What the encoder takes, if there is one."""
+    if kind == "causal":
+        return {}
+    if model.main_input_name == "input_features":
+        bins = getattr(model.config, "num_mel_bins", 16)
+        frames = 2 * getattr(model.config, "max_source_positions", 64)
+        features = torch.randn(BATCH, bins, frames, generator=generator)
+        if type(model).__name__.startswith("Speech2Text"):
+            features = features.transpose(1, 2)
+        return {"input_features": features}
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn(BATCH, 2000, generator=generator)}
+    ids = torch.randint(3, 59, (BATCH, 6), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a cache, whatever holds them, but for those that hold one number."""
+    if isinstance(value, torch.Tensor):
+        if value.dim():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors_of(part)
+    elif isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from tensors_of(value[name])
+    elif hasattr(value, "__dict__"):
+        yield from tensors_of(vars(value))
+
+
+def snapshot(result: Any) -> list[torch.Tensor]:
+    """Logits and cache, copied: a cache may be written to by the next call."""
+    return [t.detach().clone() for t in (result["logits"], *tensors_of(result["past_key_values"]))]
+
+
+def difference(one: list[Any], other: list[Any]) -> float:
+    """The largest difference, relative to the largest value; infinite where sizes differ."""
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        if len(a) != len(b):
+            return float("inf")
+        for x, y in zip(a, b, strict=True):
+            if x.shape != y.shape:
+                return float("inf")
+            if x.numel():
+                gap = (x.double() - y.double()).abs().max() / y.double().abs().max().clamp(min=1)
+                worst = max(worst, float(gap) if not gap.isnan() else float("inf"))
+    return worst
+
+
+def eager_gap(caller: Caller) -> float:
+    """How far the model's own calls in chunks are from one call over all tokens."""
+    total = sum(CHUNKS)
+    (whole,) = caller.run((total,))
+    logits = torch.cat([result[0] for result in caller.run(CHUNKS)], 1)
+    return difference([[logits]], [[whole[0]]])
+
+
+def compare(eager: Caller, other: Caller, row: dict[str, Any], prefix: str) -> None:
+    """Writes how far another caller is from the model's own calls."""
+    for past in PASTS:
+        row[f"{prefix}{past}"] = max(
+            difference(other.run((past, new)), eager.run((past, new))) for new in (1, 2)
+        )
+    row[f"{prefix}chunks"] = difference(other.run(CHUNKS), eager.run(CHUNKS))
+
+
+def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
+    """A growing row: yielded whenever there is more of it, so that a limit leaves what is known."""
+    import cachefree
+
+    row: dict[str, Any] = {"architecture": name, "kind": kind, "stage": "model"}
+    model = tiny_model(kind, name)
+    row["class"] = type(model).__name__
+    row["stage"] = "eager"
+    yield row
+    row["eager_gap"] = eager_gap(Caller(model, ("use_cache",), kind, model))
+    row["stage"] = "rewrite"
+    yield row
+    started = time.perf_counter()
+    try:
+        rewritten = cachefree.rewrite(copy.deepcopy(model), progress=False)
+    except cachefree.CacheFreeError as error:
+        row |= refusal(error)
+        yield row | {"seconds": round(time.perf_counter() - started, 1)}
+        return
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    row["verdict"] = rewritten.report.verdict.name
+    row["domain"] = "; ".join(map(str, rewritten.report.domain.regions))
+    row["inputs"] = list(rewritten.calling.parameters)
+    row["stage"] = "rewritten"
+    yield row
+    parameters = rewritten.calling.parameters
+    eager = Caller(model, (*parameters, "use_cache"), kind, model)
+    compare(eager, Caller(rewritten, parameters, kind, model), row, "torch_")
+    row["stage"] = "export"
+    yield row
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        cachefree.to_onnx(rewritten, path, progress=False)
+        row["stage"] = "onnxruntime"
+        yield row
+        session = cachefree.load_onnx(path, like=rewritten)
+        compare(eager, Caller(session, parameters, kind, model), row, "ort_")
+    row["stage"] = "done"
+    yield row
+
+
+def refusal(error: Any) -> dict[str, Any]:
+    """Why an architecture was refused, with the line."""
+    first = error.refusals[0]
+    where = f"{Path(first.where.file).name}:{first.where.line}" if first.where else ""
+    return {
+        "refused": type(error).__name__,
+        "reason": str(first.what),
+        "where": where,
+        "why": str(first.why)[:600],
+    }
+
+
+def main() -> None:
+    kind, name = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    row: dict[str, Any] = {"architecture": name, "kind": kind, "stage": "model"}
+    try:
+        for row in sweep(kind, name):
+            print("ROW " + json.dumps(row), flush=True)
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is the row's
+        text = " ".join(str(error).split())
+        row["error"] = f"{type(error).__name__}: {text[:300]}"
+        print("ROW " + json.dumps(row), flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Operators that torch cannot trace, or that no exporter knows, as ordinary ones.
+
+Each stand-in computes the same over the real numbers, for every input; what its rounding is
+differs from the operator's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["StandIns"]
+
+
+class StandIns(TorchFunctionMode):
+    """Calls ordinary operators in the place of those that cannot be traced."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        stand_in = _STAND_INS.get(getattr(func, "__name__", ""))
+        result = stand_in(*args, **(kwargs or {})) if stand_in else None
+        return func(*args, **(kwargs or {})) if result is None else result
+
+
+def _grouped_product(
+    rows: torch.Tensor, weights: torch.Tensor, offs: Any = None, **others: Any
+) -> torch.Tensor | None:
+    """Each row times the weight of its group: ``offs[g]`` is where group g of the rows ends.
+
+    torch traces ``grouped_mm`` in bfloat16 only, and runs it in every dtype.
+    """
+    if (
+        offs is None
+        or rows.dim() != 2
+        or weights.dim() != 3
+        or any(map(_is_given, others.values()))
+    ):
+        return None
+    place = torch.arange(rows.shape[0], device=rows.device)
+    ended = place.unsqueeze(1) >= offs.unsqueeze(0)
+    group = ended.sum(1).clamp(max=weights.shape[0] - 1)
+    products: torch.Tensor = torch.bmm(rows.unsqueeze(1), weights[group]).squeeze(1)
+    return products
+
+
+def _counts(values: torch.Tensor, bins: int = 100, **interval: Any) -> torch.Tensor | None:
+    """How many values lie in each of so many equal intervals; others are not counted."""
+    low, high = interval.pop("min", 0), interval.pop("max", 0)
+    if low == high or values.dim() != 1 or interval:
+        return None
+    place = ((values - low) / (high - low) * bins).floor().clamp(max=bins - 1)
+    is_inside = (values >= low) & (values <= high)
+    each = torch.arange(bins, device=values.device, dtype=values.dtype)
+    is_there = (place.unsqueeze(1) == each.unsqueeze(0)) & is_inside.unsqueeze(1)
+    counts: torch.Tensor = is_there.sum(0).to(values.dtype)
+    return counts
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
+_STAND_INS: dict[str, Callable[..., torch.Tensor | None]] = {
+    "_grouped_mm": _grouped_product,
+    "histc": _counts,
+}
