@@ -123,10 +123,13 @@ class Table:
     ) -> Term:
         """The term of an operator and its arguments."""
         args = tuple(args)
-        key = (op, _key(args))
+        sizes = None if shape is None else tuple(shape)
+        key: Any = (op, _key(args))
         term = self._terms.get(key)
+        if term is not None and term.shape != sizes:
+            key = (*key, sizes)  # one of the two was written down at sizes that are not these
+            term = self._terms.get(key)
         if term is None:
-            sizes = None if shape is None else tuple(shape)
             term = Term(op, args, sizes, dtype, device, line, payload, len(self._terms))
             self._terms[key] = term
         return term
