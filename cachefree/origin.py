@@ -41,7 +41,8 @@ class Origin:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 self._hooks.append((hooks, len(hooks)))
             for tensors in (module._parameters, module._buffers):
-                is_state = any(f"{path}.{name}".lstrip(".") in without for name in tensors)
+                names = [f"{path}.{name}".lstrip(".") for name, _ in tensors.items()]
+                is_state = any(name in without for name in names)
                 if tensors and not is_state:
                     self._tensors.append((tensors, _marks(tensors), _kinds(tensors)))
 

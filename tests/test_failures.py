@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import cachefree
 
@@ -159,11 +160,10 @@ def test_no_weight_is_computed_with() -> None:
 
     class Scaled(Small):
         def forward(self, ids, past=None):
-            READ.put(type(self.out.weight * 2))
+            READ.put(isinstance(self.out.weight * 2, FakeTensor))
             return super().forward(ids, past)
 
-    READ: queue.SimpleQueue[type] = queue.SimpleQueue()
+    READ: queue.SimpleQueue[bool] = queue.SimpleQueue()
     cachefree.rewrite(small(Scaled), (IDS[:2, :3],))
     seen = {READ.get() for _ in range(READ.qsize())}
-    assert seen
-    assert torch.Tensor not in seen
+    assert seen == {True}

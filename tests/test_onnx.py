@@ -348,7 +348,7 @@ def test_domain_in_the_file_is_enforced(rewritten: Any, tmp_path: Path) -> None:
     from cachefree.sizes import size_symbol
     from cachefree.spec import Condition, Domain, Region
 
-    small = Domain((Region("later calls", (Condition(sympy.Le(size_symbol("query"), 2)),)),))
+    small = Domain((Region("first call", (Condition(sympy.Le(size_symbol("query"), 2)),)),))
     object.__setattr__(runtime.interface, "domain", small)
     assert runtime(*inputs(1, 0, 2))["logits"].shape == (1, 2, V)
     refused(lambda: runtime(*inputs(1, 0, 3)), "query = 3", "is outside the domain", "query <= 2")

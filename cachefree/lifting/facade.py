@@ -98,8 +98,12 @@ class Forward:
         self.__wrapped__ = wrapped
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls ``run`` with the arguments by name."""
-        return self.run(dict(self.__signature__.bind(*args, **kwargs).arguments))
+        """Calls ``run`` with the arguments by name; the method itself says what does not fit."""
+        try:
+            named = self.__signature__.bind(*args, **kwargs).arguments
+        except TypeError:
+            return self.__wrapped__(*args, **kwargs)
+        return self.run(dict(named))
 
 
 def in_order(signature: inspect.Signature, named: Mapping[str, Any]) -> Any:

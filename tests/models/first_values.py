@@ -187,12 +187,14 @@ CASES = (
         seeded(ZeroMemories),
         **calls(tokens(28)),
         patterns=("P5", "P8", "P22"),
+        chunk_invariant=False,
     ),
     ModelCase(
         "memories_that_are_learned",
         seeded(LearnedMemories),
         **calls(tokens(26)),
         patterns=("P8", "P22"),
+        chunk_invariant=False,
     ),
     ModelCase(
         "empty_tensor_for_no_state",

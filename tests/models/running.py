@@ -175,7 +175,7 @@ CASES = (
     ),
     ModelCase(
         "retention_by_chunks",
-        seeded(Retention),
+        seeded(Retention, scale=0.4),
         **calls(tokens(24)),
         patterns=("P8",),
     ),
