@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 from pathlib import Path
@@ -82,9 +83,14 @@ class Case:
             return model(**others, **{self.tokens: tokens, self.cache: cache})
 
 
+@functools.cache
+def case_of(name: str) -> Case:
+    return Case(name)
+
+
 @pytest.fixture(scope="module", params=DECODERS)
 def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+    return case_of(request.param)
 
 
 def same(one: Any, other: Any) -> None:
@@ -134,7 +140,7 @@ def test_onnx_serves_first_and_later_calls(case: Case, tmp_path: Path) -> None:
 
 
 def test_later_calls_project_no_row() -> None:
-    case = Case("fused")
+    case = case_of("fused")
     others = case.others(2, 6)
     _, cache = case.call(case.rewritten, others, ids(2, 3), None)
     spoiled = {"memory": torch.full_like(others["memory"], torch.nan)}
@@ -145,7 +151,7 @@ def test_later_calls_project_no_row() -> None:
 
 @pytest.fixture(scope="module")
 def inside() -> Case:
-    return Case("encoder inside")
+    return case_of("encoder inside")
 
 
 class TestEncoderInside:
@@ -200,13 +206,13 @@ class TestEncoderInside:
 
 class TestBadInput:
     def test_states_of_another_length_than_the_cached_ones(self) -> None:
-        case = Case("fused")
+        case = case_of("fused")
         _, cache = case.call(case.rewritten, case.others(2, 6), ids(2, 3), None)
         with pytest.raises(cachefree.CacheFreeError, match="past_encoder = 6"):
             case.call(case.rewritten, case.others(2, 5), ids(2, 1), cache)
 
     def test_a_cross_cache_that_is_partly_filled(self) -> None:
-        case = Case("fused")
+        case = case_of("fused")
         others = case.others(2, 6)
         _, cache = case.call(case.rewritten, others, ids(2, 3), None)
         partly = {**cache, "memory": cache["memory"][:, :4]}
@@ -214,12 +220,12 @@ class TestBadInput:
             case.call(case.rewritten, others, ids(2, 1), partly)
 
     def test_a_missing_encoder_mask(self) -> None:
-        case = Case("four tensors a layer")
+        case = case_of("four tensors a layer")
         with pytest.raises(cachefree.CacheFreeError, match="'encoder_attention_mask' is missing"):
             case.rewritten(input_ids=ids(2, 3), encoder_hidden_states=states(2, 6))
 
     def test_a_cache_of_another_layer_count(self) -> None:
-        case = Case("four tensors a layer")
+        case = case_of("four tensors a layer")
         others = case.others(2, 6)
         _, cache = case.call(case.rewritten, others, ids(2, 3), None)
         with pytest.raises(cachefree.CacheFreeError, match="1 entries where 2 are expected"):

@@ -58,7 +58,7 @@ class Corrupted(nn.Module):
         super().__init__()
         self.__dict__["right"] = rewritten
         self.before, self.after = before, after
-        for name in ("calling", "interface", "graph_module", "report", "neutral_slots"):
+        for name in ("calling", "interface", "graph_module", "report", "neutral_slots", "keeper"):
             self.__dict__[name] = getattr(rewritten, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

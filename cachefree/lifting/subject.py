@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from cachefree.capture import Captured
 from cachefree.discover import Carry, Discovery, discover
 from cachefree.errors import CacheFreeError, CacheNotFoundError, CaptureError, Refusal
+from cachefree.inputs import FirstCall
 from cachefree.lifting.contents import Contents
 from cachefree.lifting.facade import Facade
 from cachefree.lifting.finding import Lifting, find_lifting, first_call
@@ -56,7 +58,7 @@ def find_subject(
     own = model if methods == ("forward",) else Facade(model, methods)
     is_told = cache is not None or carry is not None
     if not is_told:
-        example_inputs = first_call(model, example_inputs, methods)
+        example_inputs = _first_call(model, example_inputs, methods)
     lifting = None if is_told else _first_found(model, example_inputs, methods)
     if lifting is None:
         try:
@@ -82,10 +84,22 @@ def find_subject(
         return own, found
 
 
+def _first_call(model: nn.Module, example_inputs: Any, methods: tuple[str, ...]) -> FirstCall:
+    """The inputs of a first call; the refusal says where the model is not as it was before one."""
+    with _telling_of_held_tensors(model):
+        return first_call(model, example_inputs, methods)
+
+
 def _first_found(model: nn.Module, example_inputs: Any, methods: tuple[str, ...]) -> Lifting | None:
     """The lifting of the first call as it is given."""
-    try:
+    with _telling_of_held_tensors(model):
         return find_lifting(model, example_inputs, methods, with_optional=False)
+
+
+@contextlib.contextmanager
+def _telling_of_held_tensors(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
     except CaptureError as error:
         held = _held_tensors(model)
         if held:
