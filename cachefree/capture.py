@@ -118,6 +118,7 @@ class Captured:
         changes: What the call left in the model's attributes.
         sizes: The example size of each symbol.
         jumps: The ways that conditional jumps of the user's code went, where they were watched.
+        stand_ins: Operators of the model that others stand for, equal over the reals.
     """
 
     graph: fx.Graph
@@ -130,6 +131,7 @@ class Captured:
     changes: tuple[StateChange, ...]
     sizes: dict[str, int] = field(default_factory=dict)
     jumps: Jumps = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -171,6 +173,7 @@ def capture(
     environment = SizeEnvironment(hints, asked)
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
+    stand_ins = StandIns()
 
     def run(*given: Any) -> tuple[torch.Tensor, ...]:
         tensors_given = given[: len(call.tensors)]
@@ -178,7 +181,7 @@ def capture(
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
         exact = _ExactSlices(environment, tensors_given)
-        with _provenance(model), sizes_in_text(environment), StandIns(), exact as slices:
+        with _provenance(model), sizes_in_text(environment), stand_ins, exact as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -255,6 +258,7 @@ def capture(
         changes=tuple(trace.changes),
         sizes=dict(hints),
         jumps=jumps,
+        stand_ins=tuple(stand_ins.used),
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
 

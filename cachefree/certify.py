@@ -331,7 +331,10 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
         return Verdict.TESTED if check == "test" else Verdict.NOT_CHECKED
     if any(regime.comparison.checked for regime in served):
         return Verdict.CHECKED
-    return Verdict.PROVED_EXACT if all(law.kind == "exact" for law in laws) else Verdict.PROVED_REAL
+    is_exact = all(law.kind == "exact" for law in laws) and not any(
+        regime.program.captured.stand_ins for regime in served
+    )
+    return Verdict.PROVED_EXACT if is_exact else Verdict.PROVED_REAL
 
 
 def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Region, ...]:

@@ -17,6 +17,7 @@ from cachefree.errors import CaptureError, Refusal
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
 from cachefree.lifting.subject import (
+    assumed_of,
     buffers_of_state,
     find_subject,
     keeper_of,
@@ -148,7 +149,7 @@ def rewrite(
             f"{slot.past.path}: ({', '.join(map(str, slot.past.shape))}), {slot.neutral}"
             for slot in interface.cache
         ),
-        notes=discovery.notes,
+        notes=(*discovery.notes, *assumed_of(subject), *_stand_in_notes(first, later)),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         seconds=time.perf_counter() - started,
     )
@@ -174,6 +175,11 @@ def rewrite(
         parts.encoder,
         keeper_of(subject, later.captured),
     )
+
+
+def _stand_in_notes(*paths: Program) -> tuple[str, ...]:
+    names = dict.fromkeys(name for path in paths for name in path.captured.stand_ins)
+    return tuple(f"{name} as ordinary operators, equal over the real numbers" for name in names)
 
 
 def name_of(term: Term) -> str:

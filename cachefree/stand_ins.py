@@ -16,14 +16,26 @@ __all__ = ["StandIns"]
 
 
 class StandIns(TorchFunctionMode):
-    """Calls ordinary operators in the place of those that cannot be traced."""
+    """Calls ordinary operators in the place of those that cannot be traced.
+
+    Attributes:
+        used: The names of the operators that were replaced.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: dict[str, None] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        stand_in = _STAND_INS.get(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        stand_in = _STAND_INS.get(name)
         result = stand_in(*args, **(kwargs or {})) if stand_in else None
-        return func(*args, **(kwargs or {})) if result is None else result
+        if result is None:
+            return func(*args, **(kwargs or {}))
+        self.used[name] = None
+        return result
 
 
 def _grouped_product(

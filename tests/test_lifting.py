@@ -266,6 +266,44 @@ class UsedFixedDecoder(kept.FixedDecoder):
             layer.kv_cache.k_cache.fill_(1.0)
 
 
+class RowsInPlace(kept.RowsAttention):
+    """What was read of the buffer, or what was written to it, is changed in place afterwards."""
+
+    after = "read"
+
+    def forward(self, x, start_pos):
+        b, n, _ = x.shape
+        q, k = kept.heads(self.query(x)), self.key(x).view(b, n, kept.HEADS, -1)
+        self.cache_k[:b, start_pos : start_pos + n] = k
+        keys = self.cache_k[:b, : start_pos + n]
+        if self.after == "read":
+            keys.mul_(1.5)
+        else:
+            k.mul_(1.5)
+        y = kept.attend(q, keys.transpose(1, 2), keys.transpose(1, 2))
+        return self.out(y) + k.flatten(2)
+
+
+class RowsWrittenThenChanged(RowsInPlace):
+    after = "written"
+
+
+class ReadInPlaceDecoder(kept.RowsDecoder):
+    layer = RowsInPlace
+
+
+class WrittenInPlaceDecoder(kept.RowsDecoder):
+    layer = RowsWrittenThenChanged
+
+
+def test_a_value_that_is_changed_after_it_was_written_is_not_changed_in_the_buffer() -> None:
+    model = seeded(WrittenInPlaceDecoder)()
+    own, rewritten = copy.deepcopy(model), cachefree.rewrite(model, (IDS, 0))
+    assert any("rows written to it" in note for note in rewritten.report.notes)
+    for start, tokens in ((0, IDS), (IDS.shape[1], TOKEN), (IDS.shape[1] + 1, TOKEN)):
+        torch.testing.assert_close(rewritten(tokens, start), own(tokens, start))
+
+
 def used() -> torch.nn.Module:
     model = seeded(kept.KeepingDecoder)()
     with torch.no_grad():
@@ -280,6 +318,7 @@ REFUSED = (
     ("late", seeded(LateDecoder), None, ("last",)),
     ("indexed", seeded(IndexedDecoder), (IDS, 0), ("start_pos", "counts")),
     ("used_buffers", seeded(UsedFixedDecoder), (IDS, torch.arange(4)), ("zeros", "Reset")),
+    ("changed", seeded(ReadInPlaceDecoder), (IDS, 0), ("layers.0.cache_k", "start_pos")),
     ("used", used, None, ("earlier call", "layers.0.cache_k", "Reset")),
     ("no_such_method", seeded(kept.SteppingDecoder), None, ("steps",)),
 )

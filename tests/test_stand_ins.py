@@ -21,10 +21,11 @@ def test_each_row_is_multiplied_by_the_weight_of_its_group(
     ends = torch.stack([(ids <= group).sum() for group in range(groups)]).to(torch.int32)
     x = torch.randn(rows, 4, generator=generator)
     weights = torch.randn(groups, 4, 8, generator=generator)
-    with StandIns():
+    with StandIns() as used:
         found = F.grouped_mm(x, weights, offs=ends)
     expected = torch.stack([*(x[row] @ weights[ids[row]] for row in range(rows)), torch.zeros(8)])
     torch.testing.assert_close(found, expected[:-1])
+    assert list(used.used) == ["_grouped_mm"]
 
 
 @pytest.mark.parametrize("bins", [2, 3, 7, 8, 60, 128])

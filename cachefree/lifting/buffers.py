@@ -33,11 +33,14 @@ class Live:
         name: Where the model holds it, in words.
         buffer: The buffer; its values are never read.
         content: The written part, from index 0 on every axis; None before the first write.
+        read: What was read of it: in the model it sees what is written over it, and the buffer
+            sees what is written to it.
     """
 
     name: str
     buffer: torch.Tensor
     content: torch.Tensor | None = None
+    read: list[torch.Tensor] = field(default_factory=list, repr=False)
 
 
 @dataclass
@@ -133,6 +136,8 @@ class Buffers(TorchFunctionMode):
                 result = func(*args, **kwargs)
                 if result is view.tensor:
                     return result
+        if is_write(name):
+            self._refuse_write_to_what_was_read(args[0])
         for part in _tensors((*args, *kwargs.values())):
             if self._view(part) is not None:
                 raise self._refusal(
@@ -155,6 +160,7 @@ class Buffers(TorchFunctionMode):
             _equal(stop, size) for (_, stop), size in zip(view.box, content.shape, strict=True)
         ):
             result = content
+            view.live.read.append(content)
             for axis, (start, stop) in enumerate(view.box):
                 if not _equal(start, 0):
                     result = result.narrow(axis, start, stop - start)
@@ -176,7 +182,9 @@ class Buffers(TorchFunctionMode):
                 _equal(stop, size) for (_, stop), size in zip(box, live.content.shape, strict=True)
             ):
                 raise self._refusal(live.buffer, "is written from its beginning again")
-            live.content = part
+            if live.read:
+                raise self._refusal(live.buffer, "is written over after it was read")
+            live.content = part.clone()  # what is done to the value afterwards is not done here
             return
         axes = [axis for axis, (start, _) in enumerate(box) if not _equal(start, 0)]
         content = live.content
@@ -192,6 +200,12 @@ class Buffers(TorchFunctionMode):
         ):
             raise self._refusal(live.buffer, "is not written where its last rows end")
         live.content = torch.cat([content, part], axes[0])
+
+    def _refuse_write_to_what_was_read(self, value: Any) -> None:
+        for live in self.lives.values():
+            for part in live.read:
+                if isinstance(value, torch.Tensor) and torch._C._is_alias_of(value, part):
+                    raise self._refusal(live.buffer, "is changed in place where it was read")
 
     def _refusal(self, value: Any, what: str) -> CaptureError:
         view = self._view(value)

@@ -25,6 +25,7 @@ from cachefree.reading import Program
 from cachefree.terms import topological
 
 __all__ = [
+    "assumed_of",
     "buffers_of_state",
     "called_alike",
     "find_subject",
@@ -105,6 +106,17 @@ def _telling_of_held_tensors(model: nn.Module) -> Iterator[None]:
         if held:
             raise CaptureError(_stale(held), *error.refusals) from error
         raise
+
+
+def assumed_of(subject: nn.Module) -> tuple[str, ...]:
+    """How state was read that the model keeps, in words, where that is not proved by laws."""
+    if not isinstance(subject, Lifted):
+        return ()
+    return tuple(
+        f"the buffer {slot.label} is the rows written to it so far"
+        for slot in subject.plan.slots
+        if slot.kind == "live"
+    )
 
 
 def refuse_unread(subject: nn.Module, later: Program) -> None:
