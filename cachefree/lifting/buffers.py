@@ -204,7 +204,9 @@ class Buffers(TorchFunctionMode):
     def _refuse_write_to_what_was_read(self, value: Any) -> None:
         for live in self.lives.values():
             for part in live.read:
-                if isinstance(value, torch.Tensor) and torch._C._is_alias_of(value, part):
+                if isinstance(value, torch.Tensor) and torch._C._is_alias_of(  # type: ignore[attr-defined]
+                    value, part
+                ):
                     raise self._refusal(live.buffer, "is changed in place where it was read")
 
     def _refusal(self, value: Any, what: str) -> CaptureError:
