@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-import threading
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,33 +13,28 @@ import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
+from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.exact_slices import ExactSlices
+from cachefree.explaining import explained, silenced
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fakes import WeightsAsFakes, fakes_by_type
 from cachefree.fixed import without_fixed
-from cachefree.isolation import (
-    StateChange,
-    sizes_in_builtins,
-    sizes_in_imported,
-    sizes_in_int,
-    untouched,
-)
+from cachefree.isolation import StateChange, untouched
 from cachefree.jumps import Jumps, watched_jumps
-from cachefree.recurrent import captured_as
+from cachefree.provenance import provenance
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
     compiled,
     expression,
-    is_users,
     size_symbol,
-    user_line,
 )
 from cachefree.spelling import sizes_in_text
 from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten, leaf_paths
+from cachefree.symbolic_python import sizes_in_builtins, sizes_in_imported, sizes_in_int
 
 __all__ = [
     "Call",
@@ -50,13 +42,10 @@ __all__ = [
     "SizeSpec",
     "TensorSpec",
     "capture",
-    "depends_on_values",
-    "explained",
     "run_on_fakes",
 ]
 
 log = logging.getLogger(__name__)
-LINE = "cachefree_line"
 
 
 @dataclass(frozen=True)
@@ -180,8 +169,8 @@ def capture(
         tensors, sizes = iter(tensors_given), iter(given[len(call.tensors) :])
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
-        exact = _ExactSlices(environment, tensors_given)
-        with _provenance(model), sizes_in_text(environment), stand_ins, exact as slices:
+        exact = ExactSlices(environment, tensors_given)
+        with provenance(model), sizes_in_text(environment), stand_ins, exact as slices:
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -359,179 +348,6 @@ def _spec_of(leaf: Any, path: str) -> TensorSpec | SizeSpec:
     return SizeSpec(path, expression(leaf))
 
 
-class _ExactSlices(CallLog):
-    """Gives every slice of a symbolic dimension bounds that are right at every size.
-
-    ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch
-    decides for the example sizes whether ``n`` reaches 4, and the size of the result is right on
-    one side only.
-
-    Where a path is captured as for one token, ``ids[:, -1:]`` of an argument is the argument: a cut
-    to the new token cuts nothing there.
-
-    Args:
-        arguments: The tensors that the model is called with.
-    """
-
-    def __init__(
-        self, environment: SizeEnvironment, arguments: Iterable[torch.Tensor] = ()
-    ) -> None:
-        super().__init__()
-        self.environment = environment
-        self.arguments = {id(tensor) for tensor in arguments}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.note(func, args, kwargs or {})
-        if func is torch.Tensor.is_contiguous and is_users(sys._getframe(1).f_code.co_filename):
-            self.environment.is_asked_by_users = True
-            try:
-                return func(*args, **(kwargs or {}))
-            finally:
-                self.environment.is_asked_by_users = False
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
-            is_argument = id(args[0]) in self.arguments
-            args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
-        elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
-            args = (args[0], _exact_index(args[0], args[1]), *args[2:])
-        elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
-            options = dict(kwargs or {})
-            options.pop("requires_grad", None)
-            options.setdefault("dtype", torch.int64)
-            size: Any = args[0]
-            return torch.full((), size, **options)
-        elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
-            return _descending(args[0], args[1], args[2], kwargs or {})
-        return (captured_as(func, args) or func)(*args, **(kwargs or {}))
-
-
-def _has_size(values: Any) -> bool:
-    return any(isinstance(value, torch.SymInt) for value in values)
-
-
-def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
-    """``arange(start, end, -1)`` as ``start - arange(start - end)``.
-
-    The length of that is no rounded quotient.
-    """
-    dtype = options.get("dtype") or (
-        torch.get_default_dtype() if isinstance(step, float) else torch.int64
-    )
-    count = torch.arange(start - end, **{**options, "dtype": dtype})
-    descending: torch.Tensor = start - count
-    return descending
-
-
-def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False) -> Any:
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if not any(isinstance(part, slice) for part in parts):
-        return index
-    consumed = sum(
-        1
-        for part in parts
-        if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool)
-    )
-    if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
-        return index  # advanced indexing: dimensions do not follow one another simply
-    dim = 0
-    for place, part in enumerate(parts):
-        if part is Ellipsis:
-            dim += tensor.dim() - consumed
-            continue
-        if part is None:
-            continue
-        if isinstance(part, slice):
-            size = tensor.shape[dim]
-            is_whole = is_argument and _is_whole_as_asked(part, size)
-            parts[place] = slice(None) if is_whole else _exact_slice(part, size)
-        dim += 1
-    return tuple(parts) if isinstance(index, tuple) else parts[0]
-
-
-def _is_whole_as_asked(part: slice, size: Any) -> bool:
-    """Whether ``-n:`` cuts nothing at the size by which Python's questions are answered."""
-    if not isinstance(size, torch.SymInt) or part.step not in (None, 1) or part.stop is not None:
-        return False
-    if not isinstance(part.start, int) or part.start >= 0:
-        return False
-    environment = size.node.shape_env
-    asked = environment.asked if isinstance(environment, SizeEnvironment) else {}
-    value = sympy.sympify(expression(size))
-    if not asked or not value.free_symbols <= asked.keys():
-        return False
-    return value.xreplace(asked) <= -part.start and bool(size <= -part.start)
-
-
-def _exact_slice(part: slice, size: Any) -> slice:
-    if not isinstance(size, torch.SymInt) or part.step not in (None, 1):
-        return part
-    return slice(_exact_bound(part.start, size), _exact_bound(part.stop, size), part.step)
-
-
-def _exact_bound(bound: Any, size: Any) -> Any:
-    """``bound`` clamped to ``[0, size]`` as slicing does; None where slicing leaves it out."""
-    if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
-        return bound
-    value = sympy.sympify(expression(bound))
-    if isinstance(bound, int):
-        if bound >= 0:
-            return torch.sym_min(bound, size)
-        return torch.sym_max(size + bound, 0)
-    if value.is_nonnegative:
-        total = expression(size)
-        return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)
-    if value.is_nonpositive:
-        # -n: is the whole for n = 0, as in Python
-        return bound
-    if isinstance(bound, torch.SymInt) and bound.node.shape_env.asked:
-        # Python's sign is that of the sizes asked for, the operator would take the examples'
-        start = torch.sym_max(size + bound, 0) if bound < 0 else bound
-        return torch.sym_min(start, size)
-    return bound
-
-
-@contextlib.contextmanager
-def _provenance(model: torch.nn.Module) -> Iterator[None]:
-    """Writes the user's line and the module's name into each node that is traced inside."""
-    proxy_mode = get_proxy_mode()
-    assert proxy_mode is not None
-    tracer = proxy_mode.tracer
-    names = {id(module): name for name, module in model.named_modules()}
-    stack: list[str] = []
-    thread = threading.get_ident()
-    create_node = tracer.create_node
-
-    def create_node_with_line(*args: Any, **kwargs: Any) -> fx.Node:
-        node = create_node(*args, **kwargs)
-        line = user_line(sys._getframe(1))
-        if line is not None:
-            node.meta[LINE] = SourceLine(
-                line.file, line.line, line.function, stack[-1] if stack else ""
-            )
-        return node
-
-    def enter(module: torch.nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            stack.append(names.get(id(module), stack[-1] if stack else ""))
-
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread and stack:
-            stack.pop()
-
-    hooks = [
-        torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    tracer.create_node = create_node_with_line  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del tracer.create_node
-        for hook in hooks:
-            hook.remove()
-
-
 @contextlib.contextmanager
 def _quiet(model: torch.nn.Module) -> Iterator[None]:
     """Eager, ordinary torch: compiled submodules run as Python.
@@ -551,80 +367,5 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-_CHATTERING = (
-    "torch._subclasses.fake_tensor",
-    "torch.fx.experimental.symbolic_shapes",
-    "torch.fx.experimental.recording",
-)
-
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Drops what torch logs in this thread about operators that do not run on fake tensors."""
-    silence = _Silence(threading.get_ident())
-    loggers = [logging.getLogger(name) for name in _CHATTERING]
-    for logger in loggers:
-        logger.addFilter(silence)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(silence)
-
-
-class _Silence(logging.Filter):
-    """Drops the records of one thread: an attempt that fails is no news to the user."""
-
-    def __init__(self, thread: int) -> None:
-        super().__init__()
-        self.thread = thread
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread != self.thread
-
-
 def _is_compiled(module: torch.nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def depends_on_values(error: Exception) -> bool:
-    """Whether a call on fake tensors failed because it asks for the values of a tensor."""
-    return type(error).__name__ in (
-        "GuardOnDataDependentSymNode",
-        "DataDependentOutputException",
-        "DynamicOutputShapeException",
-        "UserError",
-        "PendingUnbackedSymbolNotFound",
-    )
-
-
-def explained(error: Exception, what: str) -> CaptureError:
-    """The error of a traced call, told with the user's own line."""
-    where = None
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        line = SourceLine(frame.filename, frame.lineno or 0, frame.name)
-        if is_users(frame.filename):
-            where = line
-            break
-    name = type(error).__name__
-    if depends_on_values(error):
-        return CaptureError(
-            Refusal(
-                "The model's Python code depends on the values of a tensor.",
-                why="One graph has no Python: a branch, a size or a number that is read from a "
-                "tensor cannot be in it.",
-                remedy="Compute it with tensor operators (torch.where, masks), or pass it as an "
-                "argument.",
-                where=where,
-            )
-        )
-    message = str(error).strip().split("\n")[0]
-    return CaptureError(
-        Refusal(
-            what,
-            why=f"{name}: {message}",
-            remedy="Check that the model runs with these inputs, and that it uses torch operators "
-            "only.",
-            where=where,
-        )
-    )

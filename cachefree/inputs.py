@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, depends_on_values, explained, run_on_fakes
+from cachefree.capture import Call, TensorSpec, run_on_fakes
 from cachefree.errors import CaptureError, Refusal
+from cachefree.explaining import depends_on_values, explained
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten, leaf_paths
 

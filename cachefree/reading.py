@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from cachefree.capture import LINE, Captured, TensorSpec
+from cachefree.capture import Captured, TensorSpec
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.provenance import LINE
 from cachefree.recurrent import is_recurrent, original
 from cachefree.sizes import expression
 from cachefree.terms import Table, Term, operands

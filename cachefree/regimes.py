@@ -313,7 +313,7 @@ def _captured_at(
     try:
         run_on_fakes(model, call, hints)
     except Exception as error:
-        from cachefree.capture import explained
+        from cachefree.explaining import explained
 
         raise explained(error, "The model itself does not run at these sizes.") from error
     return read(capture(model, call, hints), table, names)

@@ -16,7 +16,7 @@ import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cachefree.capture import silenced
+from cachefree.explaining import silenced
 from cachefree.laws.evaluation import apply
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, replace_operands, topological

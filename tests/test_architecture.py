@@ -20,9 +20,10 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places fixed stand_ins",
-        "reach spelling",
+        "reach spelling provenance explaining",
         "surroundings",
         "isolation spec terms faithful jumps",
+        "exact_slices symbolic_python",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
         "recipes",

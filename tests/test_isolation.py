@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cachefree.errors import CaptureError
-from cachefree.isolation import sizes_in_builtins, untouched
+from cachefree.isolation import untouched
+from cachefree.symbolic_python import sizes_in_builtins
 
 from .assertions import Unchanged, same
 from .small import IDS, Small, rewritten_small, small

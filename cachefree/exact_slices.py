@@ -1,0 +1,148 @@
+"""Slices of symbolic dimensions, with bounds that are right at every size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from cachefree.faithful import CallLog
+from cachefree.recurrent import captured_as
+from cachefree.sizes import SizeEnvironment, expression, is_users
+
+__all__ = ["ExactSlices"]
+
+
+class ExactSlices(CallLog):
+    """Gives every slice of a symbolic dimension bounds that are right at every size.
+
+    ``x[:, -4:]`` of a dimension of size ``n`` begins at ``max(n - 4, 0)``. Traced as it is, torch
+    decides for the example sizes whether ``n`` reaches 4, and the size of the result is right on
+    one side only.
+
+    Where a path is captured as for one token, ``ids[:, -1:]`` of an argument is the argument: a cut
+    to the new token cuts nothing there.
+
+    Args:
+        arguments: The tensors that the model is called with.
+    """
+
+    def __init__(
+        self, environment: SizeEnvironment, arguments: Iterable[torch.Tensor] = ()
+    ) -> None:
+        super().__init__()
+        self.environment = environment
+        self.arguments = {id(tensor) for tensor in arguments}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.note(func, args, kwargs or {})
+        if func is torch.Tensor.is_contiguous and is_users(sys._getframe(1).f_code.co_filename):
+            self.environment.is_asked_by_users = True
+            try:
+                return func(*args, **(kwargs or {}))
+            finally:
+                self.environment.is_asked_by_users = False
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
+            is_argument = id(args[0]) in self.arguments
+            args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
+        elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
+            args = (args[0], _exact_index(args[0], args[1]), *args[2:])
+        elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
+            options = dict(kwargs or {})
+            options.pop("requires_grad", None)
+            options.setdefault("dtype", torch.int64)
+            size: Any = args[0]
+            return torch.full((), size, **options)
+        elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
+            return _descending(args[0], args[1], args[2], kwargs or {})
+        return (captured_as(func, args) or func)(*args, **(kwargs or {}))
+
+
+def _has_size(values: Any) -> bool:
+    return any(isinstance(value, torch.SymInt) for value in values)
+
+
+def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
+    """``arange(start, end, -1)`` as ``start - arange(start - end)``.
+
+    The length of that is no rounded quotient.
+    """
+    dtype = options.get("dtype") or (
+        torch.get_default_dtype() if isinstance(step, float) else torch.int64
+    )
+    count = torch.arange(start - end, **{**options, "dtype": dtype})
+    descending: torch.Tensor = start - count
+    return descending
+
+
+def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False) -> Any:
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if not any(isinstance(part, slice) for part in parts):
+        return index
+    consumed = sum(
+        1
+        for part in parts
+        if isinstance(part, (int, slice, torch.SymInt)) and not isinstance(part, bool)
+    )
+    if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
+        return index  # advanced indexing: dimensions do not follow one another simply
+    dim = 0
+    for place, part in enumerate(parts):
+        if part is Ellipsis:
+            dim += tensor.dim() - consumed
+            continue
+        if part is None:
+            continue
+        if isinstance(part, slice):
+            size = tensor.shape[dim]
+            is_whole = is_argument and _is_whole_as_asked(part, size)
+            parts[place] = slice(None) if is_whole else _exact_slice(part, size)
+        dim += 1
+    return tuple(parts) if isinstance(index, tuple) else parts[0]
+
+
+def _is_whole_as_asked(part: slice, size: Any) -> bool:
+    """Whether ``-n:`` cuts nothing at the size by which Python's questions are answered."""
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1) or part.stop is not None:
+        return False
+    if not isinstance(part.start, int) or part.start >= 0:
+        return False
+    environment = size.node.shape_env
+    asked = environment.asked if isinstance(environment, SizeEnvironment) else {}
+    value = sympy.sympify(expression(size))
+    if not asked or not value.free_symbols <= asked.keys():
+        return False
+    return value.xreplace(asked) <= -part.start and bool(size <= -part.start)
+
+
+def _exact_slice(part: slice, size: Any) -> slice:
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1):
+        return part
+    return slice(_exact_bound(part.start, size), _exact_bound(part.stop, size), part.step)
+
+
+def _exact_bound(bound: Any, size: Any) -> Any:
+    """``bound`` clamped to ``[0, size]`` as slicing does; None where slicing leaves it out."""
+    if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
+        return bound
+    value = sympy.sympify(expression(bound))
+    if isinstance(bound, int):
+        if bound >= 0:
+            return torch.sym_min(bound, size)
+        return torch.sym_max(size + bound, 0)
+    if value.is_nonnegative:
+        total = expression(size)
+        return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)
+    if value.is_nonpositive:
+        # -n: is the whole for n = 0, as in Python
+        return bound
+    if isinstance(bound, torch.SymInt) and bound.node.shape_env.asked:
+        # Python's sign is that of the sizes asked for, the operator would take the examples'
+        start = torch.sym_max(size + bound, 0) if bound < 0 else bound
+        return torch.sym_min(start, size)
+    return bound
