@@ -40,6 +40,10 @@ __all__ = [
 TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+# torch computes sizes with them, in the middle of the user's calls
+_ALGEBRA = tuple(
+    os.path.dirname(sys.modules[name].__file__ or "") + os.sep for name in ("sympy", "mpmath")
+)
 
 
 def size_symbol(name: str) -> sympy.Symbol:
@@ -230,9 +234,8 @@ def is_users(file: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_standard(file: str) -> bool:
-    return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith(
-        "<"
-    )
+    is_in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+    return is_in_library or file.startswith(("<", *_ALGEBRA))
 
 
 def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:

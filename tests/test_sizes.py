@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cachefree.capture import Call, Captured, TensorSpec, capture
-from cachefree.sizes import expression, size_symbol, substitute
+from cachefree.sizes import expression, is_users, size_symbol, substitute
 from cachefree.structure import flatten
 
 N, P = size_symbol("n"), size_symbol("p")
@@ -212,3 +212,8 @@ def test_expressions_and_substitution() -> None:
     assert substitute(7, {N: 2}) == 7
     assert size_symbol("n") == size_symbol("n")
     assert size_symbol("n").is_nonnegative
+
+
+def test_what_torch_computes_sizes_with_is_not_the_users_code() -> None:
+    assert not any(is_users(module.__file__) for module in (torch, sympy, inspect))
+    assert is_users(__file__)
