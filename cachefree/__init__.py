@@ -16,7 +16,7 @@ from cachefree.errors import (
 )
 
 if TYPE_CHECKING:
-    from cachefree.onnx import load_onnx, to_onnx
+    from cachefree.onnx import Weights, load_onnx, to_onnx
     from cachefree.report import Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
@@ -32,6 +32,7 @@ __all__ = [
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
+    "Weights",
     "load_onnx",
     "rewrite",
     "to_onnx",
@@ -41,6 +42,7 @@ __all__ = [
 _HOMES = {
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
+    "Weights": "cachefree.onnx",
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",

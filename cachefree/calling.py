@@ -179,6 +179,8 @@ class Calling:
         sizes: Mapping[str, int],
         device: torch.device,
         dtype: torch.dtype | None = None,
+        *,
+        attribute: Callable[[str], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The neutral element of a cache tensor."""
         kind = dtype if dtype is not None and spec.dtype.is_floating_point else spec.dtype
@@ -186,7 +188,8 @@ class Calling:
         if recipe is None:
             shape = [self.value(size, sizes) for size in spec.shape]
             return torch.zeros(shape, dtype=kind, device=device)
-        found = recipe.value(lambda size: self.value(size, sizes), self.attribute, device)
+        own = attribute or self.attribute
+        found = recipe.value(lambda size: self.value(size, sizes), own, device)
         return found.to(kind)
 
     def value(self, expr: Any, sizes: Mapping[str, int]) -> Any:

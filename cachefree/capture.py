@@ -19,7 +19,7 @@ from cachefree.errors import CacheFreeError, CaptureError, Refusal
 from cachefree.exact_slices import ExactSlices
 from cachefree.explaining import explained, silenced
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
-from cachefree.fakes import WeightsAsFakes, fakes_by_type
+from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_type
 from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, untouched
 from cachefree.jumps import Jumps, watched_jumps
@@ -163,6 +163,7 @@ def capture(
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
     stand_ins = StandIns()
+    weights = WeightsAsFakes(mode, device_of(model))
 
     def run(*given: Any) -> tuple[torch.Tensor, ...]:
         tensors_given = given[: len(call.tensors)]
@@ -184,7 +185,7 @@ def capture(
         sizes_in_imported(model),
     ):
         try:
-            with mode, WeightsAsFakes(mode):
+            with mode, weights:
                 inputs: list[Any] = [_fake(environment, spec) for spec in call.tensors]
                 # a size that is no whole size of a tensor has no other place in the trace
                 inputs += [environment.size_of(leaf.expr) for leaf in call.sizes]
@@ -231,7 +232,7 @@ def capture(
     }
     for node in module.graph.nodes:
         if node.op == "get_attr":  # its views are views of its fake twin
-            node.meta["val"] = mode.from_tensor(attributes[str(node.target)], static_shapes=True)
+            node.meta["val"] = weights.twin(attributes[str(node.target)])
     leaves = tuple(
         _spec_of(*pair)
         for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
@@ -314,7 +315,8 @@ def run_on_fakes(
         return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model), _quiet(model), mode, WeightsAsFakes(mode), torch.no_grad():
+    device = device_of(model)
+    with untouched(model), _quiet(model), mode, WeightsAsFakes(mode, device), torch.no_grad():
         empty = _scattered if is_scattered else torch.empty
         leaves = [
             empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
@@ -363,6 +365,8 @@ def _quiet(model: torch.nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
         stack.enter_context(silenced())
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            stack.enter_context(OnOneDevice(device_of(model)))
         stack.enter_context(fakes_by_type(model))
         yield
 

@@ -1,4 +1,9 @@
-"""Fake tensors: what is computed of weights alone is not computed either, and ``type`` is blind."""
+"""Fake tensors: what is computed of weights alone is not computed either, and ``type`` is blind.
+
+Weights without values, on the meta device or fake already, count as weights on the device of the
+others, the CPU where there are none: a table of positions that is real, or ``torch.arange(n)``,
+goes with them as it will once they are loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,11 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["WeightsAsFakes", "fakes_by_type"]
+__all__ = ["OnOneDevice", "WeightsAsFakes", "device_of", "fakes_by_type", "has_no_values"]
 
 
 class WeightsAsFakes(TorchDispatchMode):
@@ -26,11 +32,14 @@ class WeightsAsFakes(TorchDispatchMode):
 
     Args:
         mode: The mode below.
+        device: Where weights without values are taken to be.
     """
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.mode = mode
+        self.device = device
+        self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -39,15 +48,73 @@ class WeightsAsFakes(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         leaves, structure = tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        is_real = tensors and not any(self._is_fake(tensor) for tensor in tensors)
+        if is_real or any(self._has_no_values(tensor) for tensor in tensors):
             leaves = [
-                self._twin(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+                self.twin(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
             ]
             args, kwargs = tree_unflatten(leaves, structure)
         return func(*args, **(kwargs or {}))
 
-    def _twin(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.mode.from_tensor(tensor, static_shapes=True)
+    def _is_fake(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, FakeTensor) and tensor.fake_mode is self.mode
+
+    def _has_no_values(self, tensor: torch.Tensor) -> bool:
+        return has_no_values(tensor) and not self._is_fake(tensor)
+
+    def twin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake tensor that stands for a tensor of the model."""
+        if self._is_fake(tensor):
+            return tensor
+        if not has_no_values(tensor):
+            return self.mode.from_tensor(tensor, static_shapes=True)
+        if id(tensor) not in self.twins:
+            with self.mode:
+                twin = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device
+                )
+            self.twins[id(tensor)] = (tensor, twin.requires_grad_(tensor.requires_grad))
+        return self.twins[id(tensor)][1]
+
+
+class OnOneDevice(TorchFunctionMode):
+    """Reads the meta device in a call of torch as the one of `WeightsAsFakes`.
+
+    Args:
+        device: Where weights without values are taken to be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if any(map(_is_meta, args)):
+            args = tuple(self.device if _is_meta(arg) else arg for arg in args)
+        where = kwargs.get("device")
+        if where is not None and torch.device(where).type == "meta":
+            kwargs = {**kwargs, "device": self.device}
+        return func(*args, **kwargs)
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, torch.device) and value.type == "meta"
+
+
+def has_no_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on the meta device, or fake."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer that is on one; else the CPU."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != "meta":  # a fake tensor says where it stands for one
+            return tensor.device
+    return torch.device("cpu")
 
 
 _LIFTS = (  # a tensor of numbers in the code: torch keeps the numbers beside its fake twin

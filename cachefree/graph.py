@@ -58,6 +58,7 @@ def assemble(
             root.add_module(name, container)
         else:
             root._parameters, root._buffers = container._parameters, container._buffers
+            root._non_persistent_buffers_set = container._non_persistent_buffers_set
     if constants:
         holder = torch.nn.Module()
         for name, tensor in constants.items():
@@ -70,6 +71,7 @@ def assemble(
     for name, child in root._modules.items():
         module.add_module(name, child)
     module._parameters, module._buffers = root._parameters, root._buffers
+    module._non_persistent_buffers_set = root._non_persistent_buffers_set
     module.training = False
     _make_traceable(module)
     return module

@@ -16,6 +16,7 @@ from torch import nn
 from cachefree.capture import Call, TensorSpec, run_on_fakes
 from cachefree.errors import CaptureError, Refusal
 from cachefree.explaining import depends_on_values, explained
+from cachefree.fakes import device_of
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten, leaf_paths
 
@@ -51,10 +52,8 @@ class FirstCall:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU where it has none."""
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    """The device that a model is captured on: that of its weights, the CPU where they have none."""
+    return device_of(model)
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
@@ -65,17 +64,26 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def call_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[int, str]) -> Call:
+def call_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[int, str]
+) -> Call:
     """A call taken apart; sizes are those of the tensors.
 
     Args:
+        model: What is called; tensors on the meta device are taken to be where it is.
         args: Positional arguments.
         kwargs: Keyword arguments.
         names: Position → parameter name, for readable paths.
     """
     leaves, structure = flatten((args, dict(kwargs)))
+    home = model_device(model)
     specs = tuple(
-        TensorSpec(_readable(path, names), tuple(leaf.shape), leaf.dtype, leaf.device)
+        TensorSpec(
+            _readable(path, names),
+            tuple(leaf.shape),
+            leaf.dtype,
+            home if leaf.is_meta else leaf.device,
+        )
         for leaf, path in zip(leaves, leaf_paths(structure), strict=True)
     )
     return Call(structure, specs)
@@ -177,7 +185,7 @@ def _given(example_inputs: Any) -> FirstCall:
 def _runs(model: nn.Module, first: FirstCall) -> Exception | None:
     """None where the call runs on fake tensors, else what it raised."""
     try:
-        run_on_fakes(model, call_of(first.args, first.kwargs, {}), {})
+        run_on_fakes(model, call_of(model, first.args, first.kwargs, {}), {})
     except Exception as error:  # noqa: BLE001 - the model may raise anything
         return error
     return None

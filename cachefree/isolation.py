@@ -30,11 +30,16 @@ _ABSENT = object()
 
 
 def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Lets one thread into ``function``: torch traces, warns and draws for the whole process."""
+    """Lets one thread into ``function``: torch traces, warns and draws for the whole process.
+
+    Inside, tensors have values, in a block of ``torch.device("meta")`` too.
+    """
 
     @functools.wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with _one_thread:
+        with _one_thread, contextlib.ExitStack() as stack:
+            if torch.get_default_device().type == "meta":
+                stack.enter_context(torch.device("cpu"))
             return function(*args, **kwargs)
 
     return alone

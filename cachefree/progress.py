@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["stages"]
+__all__ = ["amount", "stages"]
 
 _DELAY_SECONDS = 2.0
 
@@ -46,6 +46,30 @@ def stages(total: int, shown: bool | None) -> Iterator[Callable[[str], None]]:
             bar.set_description(name)
 
         yield begin
+
+
+@contextlib.contextmanager
+def amount(total: int, name: str, shown: bool | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar over a number of bytes; shown as `stages` is.
+
+    Yields:
+        A function that is called with the bytes that were done since it was called before.
+    """
+    if shown is False or (shown is None and not _is_watched()):
+        yield lambda count: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        yield lambda count: None
+        return
+    delay = 0 if shown else _DELAY_SECONDS
+    with tqdm(total=total, desc=name, delay=delay, leave=False, unit="B", unit_scale=True) as bar:
+
+        def done(count: int) -> None:
+            bar.update(count)
+
+        yield done
 
 
 def _is_watched() -> bool:

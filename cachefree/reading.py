@@ -109,7 +109,7 @@ class _Reader:
                 inputs.append(term)
                 self.values[node] = self._leaf(term, node)
             elif node.op == "get_attr":
-                self.values[node] = self._leaf(self._attribute(str(node.target)), node)
+                self.values[node] = self._leaf(self._attribute(node), node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -126,10 +126,12 @@ class _Reader:
             self.tracked.add(term)
         return _Value(base, (), base.term, base.version, _storage(node.meta.get("val")))
 
-    def _attribute(self, target: str) -> Term:
-        tensor = self.captured.attributes[target]
+    def _attribute(self, node: fx.Node) -> Term:
+        tensor = self.captured.attributes[str(node.target)]
         name = self.names.get(id(tensor))
-        return self.table.attribute(name, tensor) if name else self.table.constant(tensor)
+        if name is None:
+            return self.table.constant(tensor)
+        return self.table.attribute(name, tensor, node.meta["val"].device)
 
     def _read(self, value: _Value, *, is_viewed: bool = False) -> Term:
         if not is_viewed:

@@ -68,6 +68,11 @@ class Recipe:
             places[below] = _Operand(len(steps) - 1)
         return cls(tuple(steps))
 
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the parameters and buffers that it reads."""
+        return tuple(str(step.args[0]) for step in self.steps if step.op == "attribute")
+
     def value(
         self,
         size: Callable[[Any], Any],

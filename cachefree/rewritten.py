@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -70,6 +70,7 @@ class Rewritten(nn.Module):
         self.__dict__["_modules"].clear()
         self.__dict__["_parameters"] = graph_module._parameters
         self.__dict__["_buffers"] = graph_module._buffers
+        self._non_persistent_buffers_set = graph_module._non_persistent_buffers_set
         for name, child in graph_module.named_children():
             self.add_module(name, child)
 
@@ -194,12 +195,24 @@ class Rewritten(nn.Module):
             return self.keeper.container_with(only)
         return only
 
-    def neutral_slots(self, sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        """The neutral cache as flat tensors, in the order of ``interface.cache``."""
+    def neutral_slots(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        device: torch.device | None = None,
+        attribute: Callable[[str], torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """The neutral cache as flat tensors, in the order of ``interface.cache``.
+
+        Args:
+            sizes: The size of each symbol.
+            device: Where; by default where the parameters are.
+            attribute: Gives a parameter or buffer by its name; by default the model's own.
+        """
         known = {**dict.fromkeys(self.interface.symbols, 0), **sizes}
         known.update(dict.fromkeys(self.interface.past_symbols, 0))
         return [
-            self.calling.neutral(spec, known, self._device())
+            self.calling.neutral(spec, known, device or self._device(), attribute=attribute)
             for place in self.calling.caches
             for spec in place.leaves
             if isinstance(spec, TensorSpec)
@@ -276,7 +289,7 @@ class Rewritten(nn.Module):
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         holder = nn.Module()
-        for name in ("_modules", "_parameters", "_buffers"):
+        for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             holder.__dict__[name] = self.__dict__[name]
         self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
         self.__dict__["_encoder"] = encoder and assemble(

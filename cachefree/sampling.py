@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cachefree.fakes import has_no_values
 from cachefree.graph import emit
 from cachefree.recipes import Recipe
 from cachefree.sizes import size_symbol
@@ -40,7 +41,7 @@ def agree_on_samples(
         neutral: The values of inputs that only the one graph has, by path.
     """
     if any(
-        term.op == "attribute" and term.device is not None and term.device.type == "meta"
+        term.op == "attribute" and has_no_values(term.payload)
         for term in topological([*one, *other])
     ):
         return False

@@ -106,7 +106,7 @@ class Search:
             return self._carried(self.carry)
         for flags in self._flag_choices():
             args, kwargs = self.first.args, {**self.first.kwargs, **flags}
-            call = call_of(args, kwargs, self.names)
+            call = call_of(self.model, args, kwargs, self.names)
             try:
                 call, groups = find_dimensions(self.model, call)
             except Exception as error:  # noqa: BLE001 - the model may raise anything
@@ -120,7 +120,7 @@ class Search:
     def _carried(self, carry: Carry) -> Found:
         """The places that ``carry`` feeds."""
         args, kwargs = self.first.args, self.first.kwargs
-        call, groups = find_dimensions(self.model, call_of(args, kwargs, self.names))
+        call, groups = find_dimensions(self.model, call_of(self.model, args, kwargs, self.names))
         for query in sorted(groups, key=lambda group: _unlikely_tokens(call, group)):
             runs = self.trials.first_runs(call, query)
             if runs is None:

@@ -155,10 +155,10 @@ class Table:
         shape = tuple(shape)
         return self.make("input", (path, shape, dtype), shape, dtype, device)
 
-    def attribute(self, name: str, tensor: torch.Tensor) -> Term:
-        """A parameter or buffer of the model."""
+    def attribute(self, name: str, tensor: torch.Tensor, device: torch.device) -> Term:
+        """A parameter or buffer of the model, and the device that it counts as being on."""
         shape = tuple(tensor.shape)
-        return self.make("attribute", (name,), shape, tensor.dtype, tensor.device, payload=tensor)
+        return self.make("attribute", (name,), shape, tensor.dtype, device, payload=tensor)
 
     def constant(self, tensor: torch.Tensor) -> Term:
         """A tensor that the code made from numbers, compared by its bits."""

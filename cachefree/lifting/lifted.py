@@ -97,7 +97,7 @@ class Lifted(Facade):
             inspect.signature(self.forward),
             in_order(inspect.signature(self.forward), {**visible, self.plan.state: state}),
         )
-        return call_of(bound.args, bound.kwargs, {})
+        return call_of(self, bound.args, bound.kwargs, {})
 
     def after(self, named: Mapping[str, Any], state: Any) -> Any:
         """The state after a call on fake tensors."""

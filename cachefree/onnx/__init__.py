@@ -4,6 +4,7 @@ One file that serves the first call and every later one, and ONNX Runtime called
 """
 
 from cachefree.onnx.session import OnnxDecoder, load_onnx
+from cachefree.onnx.weights import Weights
 from cachefree.onnx.writing import to_onnx
 
-__all__ = ["OnnxDecoder", "load_onnx", "to_onnx"]
+__all__ = ["OnnxDecoder", "Weights", "load_onnx", "to_onnx"]

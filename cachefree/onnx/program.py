@@ -32,6 +32,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
+from cachefree.fakes import has_no_values
 from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
@@ -73,19 +74,23 @@ def _has_ties(interface: Interface) -> bool:
     return len(interface.past_symbols) > 1
 
 
-def exported_program(module: fx.GraphModule, interface: Interface) -> ExportedProgram:
+def exported_program(
+    module: fx.GraphModule, interface: Interface, *, has_values: bool = True
+) -> ExportedProgram:
     """Writes the graph as an exported program.
 
     Args:
         module: The graph of the interface; parameters and buffers are shared, and tied ones come in
             once.
         interface: Its inputs, whose sizes become the program's symbols.
+        has_values: Whether parameters and buffers must have values; if not, those without are on
+            the meta device in the program.
 
     Raises:
         CaptureError: a parameter or buffer has no storage, or the graph runs at no sizes of its
             domain.
     """
-    device = _device(module)
+    device = _device(module) if has_values else torch.device("cpu")
     reason: Exception | None = None
     for sizes in example_sizes(interface):
         try:
@@ -163,13 +168,21 @@ class _ProgramWriter:
             node, tensor, name = used[place], tensors[place], str(used[place].target)
             if id(tensor) not in seen:
                 kind = InputKind.PARAMETER if is_parameter[place] else InputKind.BUFFER
-                self.state[name] = tensor
-                fake = self.mode.from_tensor(tensor, static_shapes=True)
+                fake = self._fake(tensor)
+                self.state[name] = fake if has_no_values(tensor) else tensor
                 prefix = "p" if is_parameter[place] else "b"
                 seen[id(tensor)] = self._placeholder(
                     f"{prefix}_{name.replace('.', '_')}", fake, kind, name
                 )
             self.nodes[node] = seen[id(tensor)]
+
+    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        if has_no_values(tensor):
+            with self.mode:
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            return torch.nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+        return self.mode.from_tensor(tensor, static_shapes=True)
 
     def _write_call(self, node: fx.Node) -> Any:
         def written(argument: Any) -> Any:

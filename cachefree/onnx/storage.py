@@ -99,7 +99,9 @@ def replace_files(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise _unwritable(path, IsADirectoryError("it is a directory"))
         yield directory / path.name
-        _move([data_file(path), path], directory)
+        targets = [data_file(path), path]
+        beside = [path.with_name(name) for name in sorted(os.listdir(directory))]
+        _move([*(file for file in beside if file not in targets), *targets], directory)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:

@@ -18,8 +18,10 @@ from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.metadata import describe, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
+from cachefree.onnx.placing import outside_optimizer, place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.storage import data_file, replace_files
+from cachefree.onnx.weights import Matched, matched_weights
 from cachefree.vocabulary import vocabulary_sizes
 
 if TYPE_CHECKING:
@@ -32,7 +34,11 @@ MODEL_FILE = "model.onnx"
 DECODER_FILE = "decoder_model_merged.onnx"
 ENCODER_FILE = "encoder_model.onnx"
 _CONTROL_FLOW = ("If", "Loop", "Scan")
-_CHATTY = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer")
+_CHATTY = (
+    "torch.onnx._internal.exporter._registration",
+    "onnxscript.optimizer",
+    "onnx_ir.passes.common.initializer_deduplication",
+)
 _PREFERRED_OPSET = 23  # the first with Attention
 
 
@@ -42,6 +48,8 @@ def to_onnx(
     *,
     names: Style = "optimum",
     opset: int | None = None,
+    weights: Any = None,
+    resume: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes the one graph as an ONNX file that serves the first call and every later one.
@@ -61,30 +69,41 @@ def to_onnx(
         names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"``
             (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
+        weights: Where the weights are, of a model without values (on ``meta``) or in place of its
+            own: a safetensors file, an index of shards, a torch checkpoint, a folder with one of
+            these, a ``state_dict``, a list of these, or a `Weights`. The ONNX file points into
+            safetensors files where their layout fits, through hard links where they are in another
+            folder; what does not fit is written, one tensor at a time.
+        resume: With ``weights``: keep what was written when writing is interrupted, and go on from
+            there.
         progress: Called with a few words before each step.
 
     Returns:
         The path of the one graph.
 
     Raises:
-        CacheFreeError: the weights are on the meta device, the exporter cannot write an operator,
-            or the path cannot be written.
+        CacheFreeError: the weights are on the meta device and ``weights`` is not given, or some are
+            missing there, of another shape or dtype, or not the model's (all are listed, and
+            nothing is written); the exporter cannot write an operator; or the path cannot be
+            written.
     """
     say = progress or (lambda step: None)
     whole = rewritten.encoder_call
+    matched = None if weights is None else matched_weights(weights, rewritten)
     target = _target(Path(path), has_encoder=whole is not None)
     interface: Interface = rewritten.interface
     rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
-    one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten), vocabulary)
+    one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten, matched), vocabulary)
     verdict = _verdict(rewritten)
     version = opset or default_opset()
+    source = None if matched is None else _Source(matched, target.parent, resume)
     with contextlib.ExitStack() as files:
         if whole is not None:
             encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
-            _write(encoder, beside, verdict, version, say)
-        _write(one, files.enter_context(replace_files(target)), verdict, version, say)
+            _write(encoder, beside, verdict, version, say, source)
+        _write(one, files.enter_context(replace_files(target)), verdict, version, say, source)
     return target
 
 
@@ -104,19 +123,39 @@ class _Graph:
     vocabulary: dict[str, int]
 
 
-def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[str], None]) -> None:
+@dataclass
+class _Source:
+    """Weights that are not in the model, the folder to write to, and whether to go on there."""
+
+    matched: Matched
+    home: Path
+    is_resumed: bool
+
+
+def _write(
+    graph: _Graph,
+    path: Path,
+    verdict: str,
+    opset: int,
+    say: Callable[[str], None],
+    source: _Source | None,
+) -> None:
     chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
     say("writing the graph")
-    program = exported_program(graph.module, graph.interface)
+    program = exported_program(graph.module, graph.interface, has_values=source is None)
     say("exporting to ONNX")
-    model = _export(program, opset)
+    model = _export(program, opset, None if source is None else source.matched)
     _name(model, graph.interface, chosen)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
     )
     _check_no_control_flow(model)
     say("saving the weights")
-    _save(model, path)
+    if source is None:
+        _save(model, path)
+    else:
+        place(model, source.matched, path, source.home, is_resumed=source.is_resumed)
+        _save_graph(model, path)
 
 
 def default_opset() -> int:
@@ -125,7 +164,7 @@ def default_opset() -> int:
     return min(_PREFERRED_OPSET, newest)
 
 
-def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
+def _export(program: torch.export.ExportedProgram, opset: int, matched: Matched | None) -> Any:
     """The ``onnx_ir.Model`` of a program."""
     try:
         with _quiet_exporter():
@@ -135,7 +174,12 @@ def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
                 opset_version=opset,
                 verbose=False,
                 custom_translation_table=network_translations(),
+                optimize=matched is None,
             )
+            assert onnx_program is not None
+            if matched is not None:
+                with outside_optimizer(onnx_program.model, matched):
+                    onnx_program.optimize()
     except ImportError as error:
         raise CacheFreeError(
             Refusal(f"{error.name} is not installed.", remedy="pip install onnx onnxscript")
@@ -150,7 +194,6 @@ def _export(program: torch.export.ExportedProgram, opset: int) -> Any:
                 ),
             )
         ) from error
-    assert onnx_program is not None
     if onnx_program.model.opset_imports.get("") != opset:
         raise CacheFreeError(
             Refusal(
@@ -198,8 +241,8 @@ def _name(model: Any, interface: Interface, names: Names) -> None:
     for value in _values(model.graph):
         if id(value) not in ours and value.name in taken:
             value.name = f"{value.name}_value"
-    for place, (value, _, _) in enumerate(values):
-        value.name = f"cachefree_{place}"  # no two values have one name while they are renamed
+    for number, (value, _, _) in enumerate(values):
+        value.name = f"cachefree_{number}"  # no two values have one name while they are renamed
     for value, spec, name in values:
         value.name = name
         value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
@@ -211,13 +254,19 @@ def _values(graph: Any) -> Iterator[Any]:
         yield from node.outputs
 
 
-def _neutral(rewritten: Any) -> list[Any]:
+def _neutral(rewritten: Any, matched: Matched | None) -> list[Any]:
     interface: Interface = rewritten.interface
     sizes = dict.fromkeys(interface.symbols, 2) | dict.fromkeys(interface.past_symbols, 0)
-    one = rewritten.neutral_slots({**sizes, "batch": 1})
+
+    def value(name: str) -> torch.Tensor:
+        own: torch.Tensor = rewritten.calling.attribute(name)
+        return own if matched is None else matched.value(name, own)
+
+    where = {} if matched is None else {"device": torch.device("cpu"), "attribute": value}
+    one = rewritten.neutral_slots({**sizes, "batch": 1}, **where)
     return neutral_elements(
         one,
-        rewritten.neutral_slots({**sizes, "batch": 2}),
+        rewritten.neutral_slots({**sizes, "batch": 2}, **where),
         [slot.past.path for slot in interface.cache],
     )
 
@@ -254,3 +303,9 @@ def _save(model: Any, path: Path) -> None:
     import onnx_ir
 
     onnx_ir.save(model, path, external_data=data_file(path).name, size_threshold_bytes=256)
+
+
+def _save_graph(model: Any, path: Path) -> None:
+    import onnx_ir
+
+    onnx_ir.save(model, path)
