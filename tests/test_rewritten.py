@@ -171,6 +171,14 @@ def test_a_submodule_that_is_replaced_is_seen() -> None:
     assert "out.down.weight" in rewritten.state_dict()
 
 
+def test_what_is_not_saved_with_the_model_is_not_saved_with_the_rewritten_one() -> None:
+    model = small()
+    model.register_buffer("seen", torch.ones(3), persistent=False)
+    rewritten = rewritten_small(model)
+    for module in (rewritten, rewritten.graph_module, copy.deepcopy(rewritten)):
+        assert sorted(module.state_dict()) == sorted(model.state_dict())
+
+
 def test_a_hook_that_is_added_is_seen() -> None:
     model = small()
     rewritten = rewritten_small(model)

@@ -18,6 +18,7 @@ import cachefree
 from cachefree import CacheFreeError, Weights
 from cachefree.onnx import placing
 from cachefree.onnx.checkpoints import stored_weights
+from cachefree.onnx.storage import replace_files
 from cachefree.onnx.weights import matched_weights
 
 V, H, D = 29, 2, 16
@@ -299,3 +300,16 @@ def test_an_interrupted_export_goes_on_where_it_was(
     assert first not in written
     assert sorted(os.listdir(target.parent)) == ["m.onnx", "m.onnx.data"]
     assert_equal(target, model)
+
+
+def test_a_file_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    with replace_files(target) as first:
+        first.write_text("first")
+        with pytest.raises(CacheFreeError, match="is being written by another"):
+            replace_files(target).__enter__()
+    assert target.read_text() == "first"
+    with replace_files(target) as second:
+        second.write_text("second")
+    assert target.read_text() == "second"
+    assert os.listdir(tmp_path) == ["m.onnx"]

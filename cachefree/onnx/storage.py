@@ -89,8 +89,17 @@ def replace_files(path: Path) -> Iterator[Path]:
     fails. If the block raises, nothing has changed.
 
     Raises:
-        CacheFreeError: the directory cannot be written to.
+        CacheFreeError: the directory cannot be written to, or another process writes this file.
     """
+    with contextlib.ExitStack() as alone:
+        try:
+            alone.enter_context(_alone(path))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield from _replaced(path)
+
+
+def _replaced(path: Path) -> Iterator[Path]:
     try:
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
@@ -106,6 +115,44 @@ def replace_files(path: Path) -> Iterator[Path]:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing a file; a process that dies gives it free."""
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        yield
+        return
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        lock = os.open(name, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise CacheFreeError(
+                Refusal(
+                    f"{path} is being written by another process or thread.",
+                    remedy="Wait for it, or choose another path.",
+                )
+            ) from error
+        if _is_same(lock, name):
+            break
+        os.close(lock)  # whoever had it before has just removed it
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _is_same(lock: int, name: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), name.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _move(targets: list[Path], directory: Path) -> None:
