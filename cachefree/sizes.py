@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
+_SYMPY = os.path.dirname(sympy.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
@@ -225,7 +226,7 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or _is_standard(file))
+    return not (file.startswith((TORCH, _SYMPY, "<")) or _is_of_this_package(file) or _is_standard(file))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -160,6 +160,7 @@ def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dim
         for chosen in itertools.combinations(others, count):
             if frozenset(chosen) != masks:
                 yield frozenset(chosen)
+    yield frozenset(query)  # the model is given all tokens, and cuts off those that are past
 
 
 def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
