@@ -175,6 +175,7 @@ def _traced(
 ) -> _Traced:
     """Runs the tracer once."""
     environment = SizeEnvironment(hints, asked)
+    environment.totals = _totals(call, asked or {})
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
     stand_ins = StandIns()
@@ -294,7 +295,11 @@ def capture(
         questions=tuple(environment.questions.values()),
         operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
-        changes=tuple(trace.changes),
+        changes=tuple(
+            change
+            for change in trace.changes
+            if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
+        ),
         sizes=dict(hints),
         jumps=jumps,
         stand_ins=tuple(traced.stand_ins.used),
@@ -383,6 +388,17 @@ def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
     whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
     whole = whole.permute(*reversed(range(len(sizes))))
     return whole[tuple(slice(1, None) for _ in sizes)]
+
+
+def _totals(call: Call, asked: Mapping[str, int]) -> dict[Any, Any]:
+    """Sizes of the arguments, other than masks, that hold all tokens; and how many are past."""
+    found = {}
+    for spec in call.tensors if asked else ():
+        for size in spec.shape if "mask" not in spec.path else ():
+            rest = [size - size_symbol(name) for name in asked if isinstance(size, sympy.Add)]
+            if any(len(expr.free_symbols) and expr.is_nonnegative for expr in rest):
+                found[size] = next(expr for expr in rest if expr.is_nonnegative)
+    return found
 
 
 def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:

@@ -9,7 +9,8 @@ as the same graph, and adds nothing more.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ Additions = dict[int, tuple[dict[Any, Any], dict[Any, Any]]]
 """By the dict's identity: the dict, and the entries that it gained."""
 
 _DEPTH = 4
+log = logging.getLogger(__name__)
 
 
 def added(value: Any, contents: Any) -> dict[Any, Any] | None:
@@ -74,6 +76,7 @@ class Memos:
     is_open: bool = False
     names: list[str] = field(default_factory=list)
     _additions: Additions = field(default_factory=dict)
+    _idle: dict[tuple[int, Any], tuple[Any, Any, Any]] = field(default_factory=dict)
     _again: list[Callable[[], bool]] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -94,6 +97,7 @@ class Memos:
         self.is_open = is_open
         self.names.clear()
         self._additions.clear()
+        self._idle.clear()
         self._again.clear()
 
     def note(self, additions: Additions, names: list[str], again: Callable[[], bool]) -> None:
@@ -109,23 +113,64 @@ class Memos:
         self.names += names
         self._again.append(again)
 
+    def set_idle(self, settings: Iterable[tuple[Any, Any, Any]]) -> None:
+        """Takes places of the model for such that no call reads.
+
+        Args:
+            settings: Each place's container and key, and what raises when it is read.
+        """
+        if self.is_open:
+            self._idle |= {(id(part[0]), part[1]): part for part in settings}
+
+    def is_idle(self, container: Any, key: Any) -> bool:
+        """Whether a place is taken for one that no call reads."""
+        return (id(container), key) in self._idle
+
     def _confirm(self) -> None:
-        if self._additions:
+        if self._additions or self._idle:
             with self._in_place():
-                is_same = all(again() for again in self._again)
+                is_same = all(map(_is_same, self._again))
             if not is_same:
-                raise outside_state(self.names)
+                read = [str(key) for _, key in self._idle]
+                raise outside_state(self.names) if self.names else _kept_state(read)
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         for container, entries in self._additions.values():
             container.update(entries)
+        idle = [(vars(container), key, value) for container, key, value in self._idle.values()]
+        before = [held.get(key, self) for held, key, _ in idle]
+        for held, key, value in idle:
+            held[key] = value
         try:
             yield
         finally:
+            for (held, key, _), value in zip(idle, before, strict=True):
+                if value is self:
+                    del held[key]
+                else:
+                    held[key] = value
             for container, entries in self._additions.values():
                 for key in entries:
                     container.pop(key, None)
+
+
+def _is_same(again: Callable[[], bool]) -> bool:
+    try:
+        return again()
+    except Exception as error:  # noqa: BLE001 - what cannot be read was read
+        log.debug("captured again: %s", error)
+        return False
+
+
+def _kept_state(names: list[str]) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            f"The model keeps state on itself: forward sets {', '.join(sorted(set(names))[:3])}.",
+            why="What a call leaves on the module changes the next call, at some sizes only.",
+            remedy="Pass it in and return it, as an argument of forward; or do not read it.",
+        )
+    )
 
 
 MEMOS = Memos()

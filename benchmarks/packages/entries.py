@@ -63,9 +63,7 @@ def _crossed(model: Any, whole: torch.Tensor) -> Say:
     held: dict[str, Any] = {}
 
     def say(start: int, stop: int) -> Any:
-        logits, cache = model(
-            whole[:, :stop], context=context, return_intermediates=True, **held
-        )
+        logits, cache = model(whole[:, :stop], context=context, return_intermediates=True, **held)
         held["cache"] = cache
         return logits[:, -1:]
 
@@ -80,7 +78,7 @@ X_TRANSFORMERS = (
         lambda x: {"x": x, "return_mems": True},
     ),
     Entry(
-        "x-transformers", "TransformerWrapper, cache of all tokens", "P14, P16 cut of the last token",
+        "x-transformers", "TransformerWrapper, cache of all tokens", "P14, P16",
         lambda: _x_transformer(rotary_pos_emb=True), _all_tokens,
         lambda x: {"x": x, "return_intermediates": True}, lengths=ONE_TOKEN,
     ),
@@ -205,9 +203,7 @@ def _lm_with_offset(model: Any, whole: torch.Tensor) -> Say:
     held: dict[str, Any] = {}
 
     def say(start: int, stop: int) -> Any:
-        out, held["states"], held["offset"] = model(
-            whole[:, start:stop].transpose(1, 2), **held
-        )
+        out, held["states"], held["offset"] = model(whole[:, start:stop].transpose(1, 2), **held)
         return out
 
     return say
@@ -316,9 +312,7 @@ def _min_all(model: Any, whole: torch.Tensor) -> Say:
     held: dict[str, Any] = {}
 
     def say(start: int, stop: int) -> Any:
-        logits, held["prev_hiddens"] = model(
-            whole[:, :stop], return_prev_hiddens=True, **held
-        )
+        logits, held["prev_hiddens"] = model(whole[:, :stop], return_prev_hiddens=True, **held)
         return logits[:, -1:]
 
     return say
@@ -372,11 +366,11 @@ AUDIOCRAFT = (
         lambda x: (x,), {}, frames(),
     ),
     Entry(
-        "audiocraft", "StreamingTransformer, past_context", "P7, P5", 
+        "audiocraft", "StreamingTransformer, past_context", "P7, P5",
         lambda: _audiocraft(past_context=6), _kept, lambda x: (x,), {}, frames(),
     ),
     Entry(
-        "audiocraft", "StreamingTransformer, rotary", "P7, a count by item()", 
+        "audiocraft", "StreamingTransformer, rotary", "P7, a count by item()",
         lambda: _audiocraft(positional_embedding="rope"), _kept, lambda x: (x,), {}, frames(),
     ),
 )  # fmt: skip
@@ -405,7 +399,10 @@ def _at_masked_positions(model: Any, whole: torch.Tensor) -> Say:
 
 TORCHTUNE = (
     Entry(
-        "torchtune", "TransformerDecoder", "P7, P12, count in a buffer", _torchtune,
+        "torchtune",
+        "TransformerDecoder",
+        "P7, P12, count in a buffer",
+        _torchtune,
         _at_masked_positions,
         lambda x: {
             "tokens": x,

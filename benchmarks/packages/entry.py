@@ -58,9 +58,7 @@ def frames(width: int = WIDTH) -> Callable[[int], torch.Tensor]:
     """Feature frames, shape (B, S, width)."""
 
     def draw(batch: int) -> torch.Tensor:
-        return torch.randn(
-            batch, LONGEST, width, generator=torch.Generator().manual_seed(batch)
-        )
+        return torch.randn(batch, LONGEST, width, generator=torch.Generator().manual_seed(batch))
 
     return draw
 

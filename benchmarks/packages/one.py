@@ -71,7 +71,9 @@ def tried(entry: Entry, model: nn.Module, row: dict[str, Any]) -> None:
         return
     row["seconds"] = time.perf_counter() - started
     row["verdict"] = rewritten.report.verdict.name
-    row["domain"] = [str(part) for part in str(rewritten.report.domain).splitlines()]
+    row["domain"] = [
+        str(part) for part in str(rewritten.report.domain).splitlines() if "not given" not in part
+    ]
     print(rewritten.report)
     row["torch"] = compared(entry, model, rewritten)
     try:
