@@ -151,6 +151,7 @@ class _Reader:
                 node,
                 "The model's code switches automatic casts on (torch.autocast).",
                 "the casts are made after the path is traced, and would be missing in the graph",
+                "Convert the module itself, with .to(dtype), and leave autocast to the caller.",
             )
 
     def _call(self, node: fx.Node) -> None:

@@ -103,7 +103,7 @@ def _is_unread(
     lifted = Lifted(model, methods, plan)
     rest = {slot.label: values[slot.label] for slot in plan.slots}
     settings = _settings(model, slots)
-    for state in (None, rest) if plan.slots else (None,):
+    for state in (None, rest):
         before = _calls(lifted, named, state)
         held = [(container, key, (entries(container) or {}).get(key, ABSENT))
                 for container, key, _ in settings]  # fmt: skip
