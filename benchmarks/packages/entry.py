@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -79,12 +82,46 @@ def passed(name: str, *, at: int = 1, **always: Any) -> Begin:
     return begin
 
 
-def stand_in(name: str, **attributes: Any) -> None:
-    """A module of a name that cannot be installed here, for a package that only imports it."""
-    module = types.ModuleType(name)
-    module.__path__ = []  # type: ignore[attr-defined]
-    vars(module).update(attributes)
-    sys.modules.setdefault(name, module)
-    parent, _, last = name.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], last, sys.modules[name])
+class _Nothing(type):
+    """A class that stands for whatever is imported; it decorates, and has every attribute."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) else super().__call__()
+
+
+class _StandIn(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return "2.9.0"
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing(name, (), {})
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules below some names, empty ones."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.partition(".")[0] not in self.names:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing is in it."""
+
+
+def stand_in_for(*names: str) -> None:
+    """Lets packages import what they do not need here and what is not installed."""
+    missing = tuple(name for name in names if importlib.util.find_spec(name) is None)
+    sys.meta_path.append(_Finder(missing))
