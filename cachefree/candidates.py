@@ -51,9 +51,30 @@ def candidates(
             score = 3.0 if CACHE_NAMES.search(place.path) else 0.0
             closeness = _closeness(place, selector, result)
             ranked.append((score + closeness, (Link(place, selector),)))
+    ranked += _throughout(places, parts, result)
     yield from sorted(ranked, key=lambda pair: -pair[0])
     if not wanted:
         yield from _joint([place for place in places if CACHE_NAMES.search(place.path)], parts)
+
+
+def _throughout(
+    places: list[Place], parts: list[Selector], result: Any
+) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    """All empty entries of one argument at once, fed by the same entries of a part of the result.
+
+    ``[(None, zeros), (None, zeros)]`` takes ``[(state, window), (state, window)]``.
+    """
+    for name in dict.fromkeys(place.parameter for place in places):
+        inside = [place for place in places if place.parameter == name and place.steps]
+        for selector in parts if len(inside) > 1 else ():
+            try:
+                for place in inside:
+                    select(result, (*selector, *place.steps))
+            except (TypeError, KeyError, IndexError, AttributeError):
+                continue
+            links = tuple(Link(place, (*selector, *place.steps)) for place in inside)
+            score = 3.5 if CACHE_NAMES.search(name) else 0.5
+            yield score - 0.02 * len(selector), links
 
 
 def _joint(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float, tuple[Link, ...]]]:

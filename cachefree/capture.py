@@ -21,8 +21,9 @@ from cachefree.explaining import explained, silenced
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_type
 from cachefree.fixed import without_fixed
-from cachefree.isolation import StateChange, untouched
+from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
+from cachefree.memos import MEMOS, outside_state
 from cachefree.provenance import provenance
 from cachefree.sizes import (
     Question,
@@ -135,31 +136,46 @@ def is_tensor_or_size(value: Any) -> bool:
     ) and not isinstance(value, torch.nn.Parameter)
 
 
-def capture(
+@dataclass
+class _Traced:
+    """One run of the tracer."""
+
+    environment: SizeEnvironment
+    weights: WeightsAsFakes
+    module: fx.GraphModule
+    result: dict[str, Any]
+    trace: Trace
+    stand_ins: StandIns
+    text: str
+
+    def is_same(self, other: _Traced) -> bool:
+        """Whether another run gave the same graph and left nothing more behind."""
+        if other.trace.outside or len(self.trace.changes) != len(other.trace.changes):
+            return False
+        return self.text == other.text and all(
+            _is_same_attribute(self.module, other.module, str(node.target))
+            for node in other.module.graph.nodes
+            if node.op == "get_attr"
+        )
+
+
+def _is_same_attribute(one: fx.GraphModule, other: fx.GraphModule, name: str) -> bool:
+    first, second = getattr(one, name), getattr(other, name)
+    if first is second:
+        return True
+    is_plain = all(type(part) is torch.Tensor and not part.is_meta for part in (first, second))
+    return is_plain and first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _traced(
     model: torch.nn.Module,
     call: Call,
     hints: Mapping[str, int],
-    asked: Mapping[str, int] | None = None,
-    *,
-    is_watched: bool = False,
-) -> Captured:
-    """Captures the path that a call takes through a model.
-
-    No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its
-    buffers and the random states are afterwards as they were.
-
-    Args:
-        model: Any module.
-        call: How to call it. Sizes are expressions in the symbols that ``hints`` names.
-        hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or
-            1.
-        asked: Sizes by which the questions of Python code are answered instead.
-        is_watched: Whether to write down which way conditional jumps go.
-
-    Raises:
-        CaptureError: the call does not run, or depends on the values of tensors.
-    """
+    asked: Mapping[str, int] | None,
+) -> _Traced:
+    """Runs the tracer once."""
     environment = SizeEnvironment(hints, asked)
+    environment.totals = _totals(call, asked or {})
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
     stand_ins = StandIns()
@@ -194,6 +210,40 @@ def capture(
             raise
         except Exception as error:
             raise explained(error, "The model could not be traced.") from error
+    return _Traced(environment, weights, module, result, trace, stand_ins, str(module.graph))
+
+
+def capture(
+    model: torch.nn.Module,
+    call: Call,
+    hints: Mapping[str, int],
+    asked: Mapping[str, int] | None = None,
+    *,
+    is_watched: bool = False,
+) -> Captured:
+    """Captures the path that a call takes through a model.
+
+    No weight is read and no operator computes: sizes are symbols, tensors are fake. The model, its
+    buffers and the random states are afterwards as they were.
+
+    Args:
+        model: Any module.
+        call: How to call it. Sizes are expressions in the symbols that ``hints`` names.
+        hints: The example size of each symbol; at least 2 each, so that nothing is frozen as 0 or
+            1.
+        asked: Sizes by which the questions of Python code are answered instead.
+        is_watched: Whether to write down which way conditional jumps go.
+
+    Raises:
+        CaptureError: the call does not run, or depends on the values of tensors.
+    """
+    traced = _traced(model, call, hints, asked)
+    environment, module, result, trace = (
+        traced.environment,
+        traced.module,
+        traced.result,
+        traced.trace,
+    )
     if trace.drew_random:
         raise CaptureError(
             Refusal(
@@ -202,14 +252,13 @@ def capture(
                 remedy="Call model.eval(), or pass the numbers as an argument.",
             )
         )
-    if trace.outside:
-        raise CaptureError(
-            Refusal(
-                "The model keeps state outside of itself: forward changes "
-                f"{', '.join(sorted(set(trace.outside)))}.",
-                why="What a call leaves there changes the next call; a graph has no memory.",
-                remedy="Pass it in and return it, as an argument of forward.",
-            )
+    if trace.outside and (trace.additions is None or not MEMOS.is_open):
+        raise outside_state(trace.outside)
+    if MEMOS.is_open:
+        MEMOS.note(
+            trace.additions or {},
+            trace.outside,
+            lambda: traced.is_same(_traced(model, call, hints, asked)),
         )
     plain = CallLog()
     jumps: Jumps = {}
@@ -232,7 +281,7 @@ def capture(
     }
     for node in module.graph.nodes:
         if node.op == "get_attr":  # its views are views of its fake twin
-            node.meta["val"] = weights.twin(attributes[str(node.target)])
+            node.meta["val"] = traced.weights.twin(attributes[str(node.target)])
     leaves = tuple(
         _spec_of(*pair)
         for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
@@ -245,10 +294,14 @@ def capture(
         questions=tuple(environment.questions.values()),
         operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
-        changes=tuple(trace.changes),
+        changes=tuple(
+            change
+            for change in trace.changes
+            if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
+        ),
         sizes=dict(hints),
         jumps=jumps,
-        stand_ins=tuple(stand_ins.used),
+        stand_ins=tuple(traced.stand_ins.used),
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
 
@@ -335,6 +388,17 @@ def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
     whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
     whole = whole.permute(*reversed(range(len(sizes))))
     return whole[tuple(slice(1, None) for _ in sizes)]
+
+
+def _totals(call: Call, asked: Mapping[str, int]) -> dict[Any, Any]:
+    """Sizes of the arguments, other than masks, that hold all tokens; and how many are past."""
+    found = {}
+    for spec in call.tensors if asked else ():
+        for size in spec.shape if "mask" not in spec.path else ():
+            rest = [size - size_symbol(name) for name in asked if isinstance(size, sympy.Add)]
+            if any(len(expr.free_symbols) and expr.is_nonnegative for expr in rest):
+                found[size] = next(expr for expr in rest if expr.is_nonnegative)
+    return found
 
 
 def _fake(environment: SizeEnvironment, spec: TensorSpec) -> torch.Tensor:

@@ -428,6 +428,13 @@ def _refusal(
         f"The {kind.name} and {against} compute different things.",
         why=detail,
         remedy="Make the two paths compute the same where the cache is empty; or accept random "
-        'tests with check="test".',
+        'tests with check="test".'
+        + (_STEP_ONLY if any("Eq(query, 1)" in str(c) for c in regime.region.conditions) else ""),
         where=where,
     )
+
+
+_STEP_ONLY = (
+    " Where the first call computes all tokens at once and later calls step a state, rewrite the "
+    "stepping method alone (method=), and give it the first tokens one by one."
+)

@@ -24,7 +24,7 @@ class ExactSlices(CallLog):
     one side only.
 
     Where a path is captured as for one token, ``ids[:, -1:]`` of an argument is the argument: a cut
-    to the new token cuts nothing there.
+    to the new token cuts nothing there. Of all tokens, it begins where the past ends.
 
     Args:
         arguments: The tensors that the model is called with.
@@ -101,7 +101,11 @@ def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False)
         if isinstance(part, slice):
             size = tensor.shape[dim]
             is_whole = is_argument and _is_whole_as_asked(part, size)
-            parts[place] = slice(None) if is_whole else _exact_slice(part, size)
+            start = _start_of_new_tokens(part, size)
+            if is_whole or start is not None:
+                parts[place] = slice(start, None)
+            else:
+                parts[place] = _exact_slice(part, size)
         dim += 1
     return tuple(parts) if isinstance(index, tuple) else parts[0]
 
@@ -118,6 +122,22 @@ def _is_whole_as_asked(part: slice, size: Any) -> bool:
     if not asked or not value.free_symbols <= asked.keys():
         return False
     return value.xreplace(asked) <= -part.start and bool(size <= -part.start)
+
+
+def _start_of_new_tokens(part: slice, size: Any) -> Any:
+    """Where ``-1:`` of all tokens begins, as for one new token; None where it is another cut.
+
+    At that size it is where the past ends.
+    """
+    if not isinstance(size, torch.SymInt) or part.step not in (None, 1) or part.stop is not None:
+        return None
+    environment = size.node.shape_env
+    if part.start != -1 or not isinstance(environment, SizeEnvironment):
+        return None
+    past = environment.totals.get(expression(size))
+    if past is None or not size - environment.size_of(past) <= 1:
+        return None
+    return environment.size_of(past)
 
 
 def _exact_slice(part: slice, size: Any) -> slice:

@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from cachefree.memos import Additions
 from cachefree.surroundings import Outside, surroundings
 
 __all__ = ["StateChange", "is_plain_object", "one_at_a_time", "untouched"]
@@ -73,6 +74,7 @@ class Trace:
 
     changes: list[StateChange] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    additions: Additions | None = None
     drew_random: bool = False
 
 
@@ -93,7 +95,7 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
         with surroundings(model) as outside:
             yield trace
     finally:
-        trace.outside = outside.changes
+        trace.outside, trace.additions = outside.changes, outside.additions
         for tensor, requires_grad in tracked:
             if tensor.requires_grad != requires_grad:  # it was written to, as autograd sees it
                 tensor.detach_().requires_grad_(requires_grad)

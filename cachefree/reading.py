@@ -43,6 +43,7 @@ class Program:
     written: dict[Term, Term]
 
 
+_AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
 _Views = tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...]
 
 
@@ -144,11 +145,25 @@ class _Reader:
             value.term, value.version = term, value.base.version
         return value.term
 
+    def _autocast(self, node: fx.Node) -> None:
+        """Leaves out a region without automatic casts; one with them is refused."""
+        enter = node.args[0] if isinstance(node.args[0], fx.Node) else node
+        if bool(enter.args[2]):
+            self._refuse(
+                node,
+                "The model's code switches automatic casts on (torch.autocast).",
+                "the casts are made after the path is traced, and would be missing in the graph",
+                "Convert the module itself, with .to(dtype), and leave autocast to the caller.",
+            )
+
     def _call(self, node: fx.Node) -> None:
         target: Any = original(node.target)
         example = node.meta.get("val")
         if target is torch._C._set_grad_enabled:
             self.is_grad_enabled = bool(node.args[0])
+            return
+        if target in _AUTOCAST:
+            self._autocast(node)
             return
         if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
             if _reads_values(node):

@@ -24,6 +24,7 @@ from cachefree.lifting.subject import (
     refuse_idle,
     refuse_unread,
 )
+from cachefree.memos import MEMOS
 from cachefree.origin import Origin
 from cachefree.preconditions import refuse_unusual_parameters
 from cachefree.progress import stages
@@ -89,7 +90,7 @@ def rewrite(
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     refuse_unusual_parameters(model)
     forget()
-    with stages(4, progress) as begin:
+    with stages(4, progress) as begin, MEMOS.confirmed():
         begin("first path")
         subject, discovery = find_subject(model, example_inputs, cache, carry, method)
         begin("later path")

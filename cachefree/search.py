@@ -24,8 +24,9 @@ from cachefree.trials import Trials
 __all__ = ["DECODERS", "Found", "Search"]
 
 log = logging.getLogger(__name__)
-_BY_NAME = 3.0  # the score from which on a place is a cache's by its name
+_BY_NAME = 2.0  # the score from which on a place is a cache's by its name
 DECODERS = re.compile(r"dec|tgt|target|trg")
+_SURE = re.compile(r"past|cache|(^|_)kvs?(_|$)|^mems?$", re.IGNORECASE)
 _FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
 
 
@@ -180,6 +181,8 @@ class Search:
         accepted: list[tuple[float, Found]] = []
         queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
         for is_named in (True, False):  # no other argument is tried where one by name will do
+            if not is_named and self._has_sure_name(args, kwargs):
+                break
             for query in queries:
                 runs = self.trials.first_runs(call, query)
                 if runs is None:
@@ -207,6 +210,19 @@ class Search:
                 if accepted:
                     break
         return _likeliest(accepted) if accepted else None
+
+    def _has_sure_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether an argument that may take the cache is surely named so.
+
+        Where it takes none, no other argument does.
+        """
+        return any(
+            _SURE.search(name)
+            and name not in kwargs
+            and place >= len(args)
+            and parameter.default is None
+            for place, (name, parameter) in enumerate(self.signature.parameters.items())
+        )
 
     def _not_found(self) -> CacheFreeError:
         if self.wanted:

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
+_SYMPY = os.path.dirname(sympy.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 # torch computes sizes with them, in the middle of the user's calls
@@ -89,6 +90,10 @@ class SizeEnvironment(ShapeEnv):
         asked: Sizes by which the questions of Python code are answered where they are others: a
             path that the model takes for one token only is captured with several, so that its sizes
             stay symbols.
+
+    Attributes:
+        totals: Sizes of arguments that hold all tokens, each with the number of past ones: a cut to
+            the last token begins there.
     """
 
     def __init__(self, hints: Mapping[str, int], asked: Mapping[str, int] | None = None) -> None:
@@ -98,6 +103,7 @@ class SizeEnvironment(ShapeEnv):
         }
         self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
         self.operator_questions: dict[sympy.Basic, Question] = {}
+        self.totals: dict[sympy.Basic, sympy.Basic] = {}
         self.is_asked_by_users = False  # an operator answers what the user's code asks it
         self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
         self.sizes: dict[str, Any] = {
@@ -229,7 +235,9 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or _is_standard(file))
+    return not (
+        file.startswith((TORCH, _SYMPY, "<")) or _is_of_this_package(file) or _is_standard(file)
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cachefree.memos import Additions, added
 from cachefree.reach import (
     ABSENT,
     CONTAINERS,
@@ -39,9 +40,11 @@ class Outside:
     Attributes:
         changes: The names that hold something else, or other contents.
         drew_random: Whether a generator of random numbers has moved on.
+        additions: What dicts gained; None where a change was more than that.
     """
 
     changes: list[str] = field(default_factory=list)
+    additions: Additions | None = field(default_factory=dict)
     drew_random: bool = False
 
 
@@ -67,10 +70,16 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
                 if name.startswith("__"):
                     continue  # Python's own, such as what copying remembers
                 found.changes.append(f"{cls.__name__}.{name}")
+                found.additions = None
                 delattr(cls, name)
         for place, value, contents in before:
+            gained = added(get(place), contents) if get(place) is value else None
             if _put_back(place, value, contents) and not found_there.is_only_written(place):
                 found.changes.append(place[2])
+                if gained is None or found.additions is None:
+                    found.additions = None
+                else:
+                    found.additions[id(value)] = (value, gained)
         for generator, state in states:
             if pickle.dumps(_state(generator)) != state:
                 found.drew_random = True

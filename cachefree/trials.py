@@ -11,6 +11,7 @@ from torch import nn
 
 from cachefree.capture import Call, TensorSpec, run_on_fakes
 from cachefree.dimensions import Dimension, resized
+from cachefree.faithful import CallLog
 from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, select
 from cachefree.structure import Structure, flatten, leaf_paths
@@ -103,10 +104,36 @@ class Trials:
             for total in _total_choices(call, query):
                 new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
                 if self._runs_later(resized(call, new), links, runs.part, expected):
+                    if tokens == 1 and not total and self._wants_all(call, query, links, runs):
+                        return frozenset(query), tokens
                     return total, tokens
         return None
 
-    def _runs_later(self, call: Call, links: tuple[Link, ...], part: Any, whole: Any) -> bool:
+    def _wants_all(
+        self, call: Call, query: list[Dimension], links: tuple[Link, ...], runs: FirstRuns
+    ) -> bool:
+        """Whether a later call takes all tokens, and reads more of them than the last one.
+
+        It does where other numbers occur in its code than if it is given the last one only, such as
+        positions.
+        """
+        numbers = []
+        for length in (1, _LENGTHS["past"] + 1):
+            calls = CallLog()
+            new = resized(call, dict.fromkeys(query, length))
+            if not self._runs_later(new, links, runs.part, runs.over(_LENGTHS["past"] + 1), calls):
+                return False
+            numbers.append([_numbers(call.args) for call in calls.calls])
+        return numbers[0] != numbers[1]
+
+    def _runs_later(
+        self,
+        call: Call,
+        links: tuple[Link, ...],
+        part: Any,
+        whole: Any,
+        log_calls: CallLog | None = None,
+    ) -> bool:
         """Whether a later call runs and returns what one first call over all tokens does.
 
         It is given the first call's results.
@@ -117,7 +144,9 @@ class Trials:
                 later_args, later_kwargs = link.place.put(
                     later_args, later_kwargs, select(part, link.selector)
                 )
-            later_leaves, later_structure = _run_values(self.model, later_args, later_kwargs)
+            later_leaves, later_structure = _run_values(
+                self.model, later_args, later_kwargs, log_calls
+            )
             result = later_structure.rebuild(later_leaves)
             if not all(
                 _same_sizes(select(result, link.selector), select(whole, link.selector))
@@ -160,6 +189,7 @@ def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dim
         for chosen in itertools.combinations(others, count):
             if frozenset(chosen) != masks:
                 yield frozenset(chosen)
+    yield frozenset(query)  # the model is given all tokens, and cuts off those that are past
 
 
 def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
@@ -177,7 +207,16 @@ def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
     return args, kwargs
 
 
-def _run_values(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Any], Structure]:
+def _numbers(value: Any) -> Any:
+    """The numbers among the arguments of a call, those of slices too; no sizes of tensors."""
+    if isinstance(value, tuple):
+        return () if value[:1] == ("tensor",) else tuple(map(_numbers, value))
+    return value if isinstance(value, int) else None
+
+
+def _run_values(
+    model: nn.Module, args: Any, kwargs: Any, log_calls: CallLog | None = None
+) -> tuple[list[Any], Structure]:
     leaves, structure = flatten((args, kwargs))
     specs = tuple(
         TensorSpec(
@@ -185,7 +224,7 @@ def _run_values(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Any], St
         )
         for leaf in leaves
     )
-    return run_on_fakes(model, Call(structure, specs), {})
+    return run_on_fakes(model, Call(structure, specs), {}, log_calls)
 
 
 def _same_sizes(one: Any, other: Any) -> bool:

@@ -20,7 +20,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places fixed stand_ins",
-        "reach spelling provenance explaining",
+        "reach spelling provenance explaining memos",
         "surroundings",
         "isolation spec terms faithful jumps",
         "exact_slices symbolic_python",

@@ -16,6 +16,7 @@ from cachefree.dimensions import find_dimensions, resized
 from cachefree.inputs import FirstCall, find_first_call
 from cachefree.lifting.contents import TENSORS, Contents, entries
 from cachefree.lifting.facade import Facade
+from cachefree.lifting.idle import without_idle
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Argument, Plan, Position, Slot
 from cachefree.lifting.roots import roots_of
@@ -155,7 +156,10 @@ def _lifted(
     values = Lifted.after(Lifted(model, methods, plan), named, None)
     if not flatten(values)[0]:
         return None
-    plan = replace(plan, arguments=_filled(plan))
+    plan = without_idle(model, methods, replace(plan, arguments=_filled(plan)), named, values)
+    if not plan.slots:
+        return None
+    values = {slot.label: values[slot.label] for slot in plan.slots}
     plan = replace(plan, positions=_positions(model, methods, plan, named))
     for _ in range(_MOST_ROUNDS):
         probe = Probe(model, methods, plan)

@@ -162,6 +162,7 @@ class Lifted(Facade):
             place
             for place in scene.contents.changes()
             if not any(place.is_within(slot.place) for slot in self.plan.slots)
+            and not any(place.is_within(other) for other in self.plan.idle)
         ]
 
 

@@ -86,12 +86,14 @@ class Plan:
         arguments: The arguments that the call fills.
         positions: The arguments that count.
         state: The name of the argument that the state becomes.
+        idle: What calls change and no call reads.
     """
 
     slots: tuple[Slot, ...] = ()
     arguments: tuple[Argument, ...] = ()
     positions: tuple[Position, ...] = ()
     state: str = "state"
+    idle: tuple[Place, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self  # places name the modules of the model itself, as the keys of a dict do

@@ -1,0 +1,176 @@
+"""What code remembers outside of the model for its own convenience, and whether it matters.
+
+A registry that is filled when a function first sees a type is state outside of the model, and yet
+no call can tell whether it is filled. So entries that captures add to dicts, and that hold neither
+tensors nor sizes, are accepted if every path is captured again with all of them in place, comes out
+as the same graph, and adds nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cachefree.errors import CaptureError, Refusal
+
+__all__ = ["MEMOS", "Additions", "Memos", "added", "outside_state"]
+
+Additions = dict[int, tuple[dict[Any, Any], dict[Any, Any]]]
+"""By the dict's identity: the dict, and the entries that it gained."""
+
+_DEPTH = 4
+log = logging.getLogger(__name__)
+
+
+def added(value: Any, contents: Any) -> dict[Any, Any] | None:
+    """The entries that a dict gained; None where anything else happened to it."""
+    if type(value) is not dict or any(
+        value.get(key, contents) is not part for key, part in contents.items()
+    ):
+        return None
+    gained = {key: part for key, part in value.items() if key not in contents}
+    is_plain = all(_is_plain(key) and _is_plain(part) for key, part in gained.items())
+    return gained if is_plain else None
+
+
+def _is_plain(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether nothing that a call computes is in a value."""
+    if isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return False
+    if depth == 0 or isinstance(value, (type, torch.nn.Module)):
+        return not isinstance(value, torch.nn.Module)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_plain(part, depth - 1) for part in value)
+    if isinstance(value, Mapping):
+        return all(_is_plain(part, depth - 1) for pair in value.items() for part in pair)
+    held = getattr(value, "__dict__", {})
+    return all(_is_plain(part, depth - 1) for part in held.values())
+
+
+def outside_state(names: list[str]) -> CaptureError:
+    """The refusal of state that a model keeps outside of itself."""
+    return CaptureError(
+        Refusal(
+            "The model keeps state outside of itself: forward changes "
+            f"{', '.join(sorted(set(names)))}.",
+            why="What a call leaves there changes the next call; a graph has no memory.",
+            remedy="Pass it in and return it, as an argument of forward.",
+        )
+    )
+
+
+@dataclass
+class Memos:
+    """The additions of all captures of one rewrite, and how to capture each path again.
+
+    Attributes:
+        is_open: Whether additions are accepted now, to be confirmed in the end.
+        names: What was added to, in words.
+    """
+
+    is_open: bool = False
+    names: list[str] = field(default_factory=list)
+    _additions: Additions = field(default_factory=dict)
+    _idle: dict[tuple[int, Any], tuple[Any, Any, Any]] = field(default_factory=dict)
+    _again: list[Callable[[], bool]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def confirmed(self) -> Iterator[None]:
+        """Accepts additions in the block, and confirms in the end that they do not matter.
+
+        Raises:
+            CaptureError: they do.
+        """
+        self._clear(is_open=True)
+        try:
+            yield
+            self._confirm()
+        finally:
+            self._clear(is_open=False)
+
+    def _clear(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+        self.names.clear()
+        self._additions.clear()
+        self._idle.clear()
+        self._again.clear()
+
+    def note(self, additions: Additions, names: list[str], again: Callable[[], bool]) -> None:
+        """Writes one capture down.
+
+        Args:
+            additions: What it added.
+            names: To what, in words.
+            again: Captures the path again; whether the same came out and nothing was added.
+        """
+        for key, (container, entries) in additions.items():
+            self._additions.setdefault(key, (container, {}))[1].update(entries)
+        self.names += names
+        self._again.append(again)
+
+    def set_idle(self, settings: Iterable[tuple[Any, Any, Any]]) -> None:
+        """Takes places of the model for such that no call reads.
+
+        Args:
+            settings: Each place's container and key, and what raises when it is read.
+        """
+        if self.is_open:
+            self._idle |= {(id(part[0]), part[1]): part for part in settings}
+
+    def is_idle(self, container: Any, key: Any) -> bool:
+        """Whether a place is taken for one that no call reads."""
+        return (id(container), key) in self._idle
+
+    def _confirm(self) -> None:
+        if self._additions or self._idle:
+            with self._in_place():
+                is_same = all(map(_is_same, self._again))
+            if not is_same:
+                read = [str(key) for _, key in self._idle]
+                raise outside_state(self.names) if self.names else _kept_state(read)
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        for container, entries in self._additions.values():
+            container.update(entries)
+        idle = [(vars(container), key, value) for container, key, value in self._idle.values()]
+        before = [held.get(key, self) for held, key, _ in idle]
+        for held, key, value in idle:
+            held[key] = value
+        try:
+            yield
+        finally:
+            for (held, key, _), value in zip(idle, before, strict=True):
+                if value is self:
+                    del held[key]
+                else:
+                    held[key] = value
+            for container, entries in self._additions.values():
+                for key in entries:
+                    container.pop(key, None)
+
+
+def _is_same(again: Callable[[], bool]) -> bool:
+    try:
+        return again()
+    except Exception as error:  # noqa: BLE001 - what cannot be read was read
+        log.debug("captured again: %s", error)
+        return False
+
+
+def _kept_state(names: list[str]) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            f"The model keeps state on itself: forward sets {', '.join(sorted(set(names))[:3])}.",
+            why="What a call leaves on the module changes the next call, at some sizes only.",
+            remedy="Pass it in and return it, as an argument of forward; or do not read it.",
+        )
+    )
+
+
+MEMOS = Memos()
