@@ -61,8 +61,8 @@ def test_one_graph_equals_the_models_own_calls(name: str) -> None:
     assert taken <= set(rewritten.calling.parameters)
     parameters = rewritten.calling.parameters
     with torch.no_grad():
-        own = Caller(model, parameters, "causal", model)
-        one = Caller(rewritten, parameters, "causal", model)
+        own = Caller(model, parameters)
+        one = Caller(rewritten, parameters)
         for chunks in (CHUNKS, (1, 1), (7, 2), (12, 1)):
             assert difference(one.run(chunks), own.run(chunks)) < TOLERANCE
 
