@@ -70,8 +70,8 @@ class Rewritten(nn.Module):
         self.__dict__["_modules"].clear()
         self.__dict__["_parameters"] = graph_module._parameters
         self.__dict__["_buffers"] = graph_module._buffers
-        for name, child in graph_module.named_children():
-            self.add_module(name, child)
+        # not add_module: it refuses names that this class has, such as encoder
+        self.__dict__["_modules"].update(graph_module.named_children())
 
     @property
     def graph_module(self) -> fx.GraphModule:

@@ -215,7 +215,7 @@ class TestVerifyWithEncoderInside:
         pytest.importorskip("hypothesis")
         other = copy.deepcopy(inside.model)
         with torch.no_grad():
-            other.front.bias += 1
+            other.encoder.bias += 1
         with pytest.raises(cachefree.EquivalenceError, match="eager"):
             cachefree.verify(other, inside.rewritten, backends=("eager",), max_examples=1, seed=1)
 
