@@ -71,8 +71,8 @@ def to_onnx(
             or the path cannot be written.
     """
     say = progress or (lambda step: None)
-    whole = rewritten.encoder_call
-    target = _target(Path(path), has_encoder=whole is not None)
+    beside_it: Interface | None = rewritten.encoder_interface
+    target = _target(Path(path), has_encoder=beside_it is not None)
     interface: Interface = rewritten.interface
     rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
@@ -80,8 +80,8 @@ def to_onnx(
     verdict = _verdict(rewritten)
     version = opset or default_opset()
     with contextlib.ExitStack() as files:
-        if whole is not None:
-            encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
+        if beside_it is not None:
+            encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say)
         _write(one, files.enter_context(replace_files(target)), verdict, version, say)

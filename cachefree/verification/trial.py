@@ -256,7 +256,7 @@ def _vocabulary(rewritten: Any, interface: Interface) -> tuple[int | None, ...]:
     """The rows of the smallest table that each input is looked up in, by decoder or encoder."""
     graphs = [(rewritten.interface, rewritten.graph_module)]
     if rewritten.encoder_call is not None:
-        graphs.append((rewritten.encoder_call.encoder_interface, rewritten.encoder))
+        graphs.append((rewritten.encoder_interface, rewritten.encoder))
     rows: dict[str, int] = {}
     for own, module in graphs:
         for spec, size in zip(own.inputs, vocabulary_sizes(module), strict=True):
