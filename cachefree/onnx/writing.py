@@ -19,6 +19,7 @@ from cachefree.onnx.metadata import describe, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.program import exported_program
+from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.storage import data_file, replace_files
 from cachefree.vocabulary import vocabulary_sizes
 
@@ -110,6 +111,7 @@ def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[s
     program = exported_program(graph.module, graph.interface)
     say("exporting to ONNX")
     model = _export(program, opset)
+    repeat_angles(model)
     _name(model, graph.interface, chosen)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
