@@ -217,6 +217,11 @@ class Search:
             what = f"No argument of {type(self.model).__name__}.forward carries a cache."
         attempts = list(dict.fromkeys(self.trials.failures))[-3:]
         tried = "".join(f"\n         tried {attempt}" for attempt in attempts)
+        tried += "".join(
+            f"\n         the result holds an object of class {name}, in which no tensor is "
+            "found: a cache's class has to keep its tensors in attributes, tuples, lists or dicts"
+            for name in self.trials.opaque
+        )
         return CacheNotFoundError(
             Refusal(
                 what,
