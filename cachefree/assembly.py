@@ -178,7 +178,7 @@ def _with_states(
     signature: inspect.Signature, dropped: Sequence[str], name: str
 ) -> inspect.Signature:
     """A signature without some arguments and with one more, by keyword."""
-    kept = [p for p in signature.parameters.values() if p.name not in dropped]
+    kept = [p for p in signature.parameters.values() if p.name not in (*dropped, name)]
     states = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
     end = kept and kept[-1].kind is inspect.Parameter.VAR_KEYWORD
     return signature.replace(parameters=[*kept[:-1], states, kept[-1]] if end else [*kept, states])

@@ -136,7 +136,7 @@ class Calling:
         try:
             leaves = self.structure.take(named, "")
         except MismatchError as error:
-            raise DomainError(_mismatch(str(error))) from None
+            raise DomainError(_mismatch_of(error)) from None
         sizes = self._sizes(leaves, is_first)
         if is_first:
             self._put_neutral(leaves, sizes)
@@ -208,6 +208,7 @@ class Calling:
         given = dict(self._bound(args, kwargs))
         for name, value in given.items():
             if name not in self.parameters and not self._is_default(name, value):
+                self._refuse_other_caches(given)  # what a cache's class is may be the reason
                 raise DomainError(
                     Refusal(
                         f"The argument {name!r} was given, but the graph was captured without it.",
@@ -220,6 +221,18 @@ class Calling:
             name: given[name] if name in given else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
         }
+
+    def _refuse_other_caches(self, given: Mapping[str, Any]) -> None:
+        """Refuses a cache of a class that the graph does not take."""
+        for cache in self.caches:
+            value = given.get(cache.parameter)
+            if cache.steps or value is None or self._is_neutral(cache, value):
+                continue
+            try:
+                cache.structure.take(value, cache.path)
+            except MismatchError as error:
+                if error.classes is not None:
+                    raise DomainError(_mismatch_of(error)) from None
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         try:
@@ -404,6 +417,23 @@ def _mismatch(what: str) -> Refusal:
         "model for these.",
         remedy="Call it as the model was called in example_inputs, or rewrite again with such "
         "inputs.",
+    )
+
+
+def _mismatch_of(error: MismatchError) -> Refusal:
+    """Of an object of another class, such as a cache that holds its tensors in another way."""
+    if error.classes is None:
+        return _mismatch(str(error))
+    given, expected = (cls.__name__ for cls in error.classes)
+    where = str(error).split(" is ", 1)[0].replace("['", "", 1).replace("']", "", 1)
+    return Refusal(
+        f"{where} is a {given} where a {expected} is expected.",
+        why=f"The graph takes what the model gave when it was captured. A {given} may hold its "
+        "tensors, or count them, in another way: a preallocated one does not tell by its size how "
+        "much of it is filled.",
+        remedy="Leave the cache out of the first call, or start from rewritten.empty_cache(); or "
+        f"rewrite with example_inputs of a later call that hold a {given}, if the model returns "
+        "one.",
     )
 
 

@@ -106,7 +106,7 @@ def _places(
             if len(args) <= position:
                 found.append(Place(name, is_variadic=True))
             continue
-        if parameter.kind is parameter.VAR_KEYWORD:
+        if parameter.kind is parameter.VAR_KEYWORD or (_is_flag(parameter) and not wanted):
             continue
         is_given = position < len(args) or name in kwargs
         value = args[position] if position < len(args) else kwargs.get(name, parameter.default)
@@ -116,6 +116,18 @@ def _places(
         elif is_empty(value) or (not is_given and parameter.default is parameter.empty):
             found.append(Place(name, at))
     return found
+
+
+_FLAG = re.compile(r"^(typing\.)?(Optional\[)?bool\b")
+
+
+def _is_flag(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is annotated as a flag: any object is true there."""
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return False
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return _FLAG.match(text) is not None
 
 
 def _absent_entries(

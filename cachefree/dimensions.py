@@ -15,7 +15,7 @@ from torch import nn
 
 from cachefree.capture import Call, TensorSpec, run_on_fakes
 
-__all__ = ["Dimension", "find_dimensions", "resized"]
+__all__ = ["DECODERS", "Dimension", "find_dimensions", "resized"]
 
 Dimension = tuple[int, int]  # the input's place among the call's leaves, and its axis
 
@@ -68,6 +68,7 @@ def find_dimensions(model: nn.Module, call: Call) -> tuple[Call, list[list[Dimen
     return _with_constants_of(given, call, groups), groups
 
 
+DECODERS = re.compile(r"dec|tgt|target|trg")
 _FOLLOWS = re.compile(r"mask|position", re.IGNORECASE)
 _PRIMES = (5, 7, 11, 13, 17, 19, 23)
 _FEW = 3  # dimensions that are tried all at once before each is tried alone
@@ -100,6 +101,7 @@ def _with_followers(
     # one that may be longer than the tokens, not shorter, is in no group yet
     kept += [[dim] for dim in dims if dim not in grouped and follows(dim)]
     kept.sort(key=lambda group: all(map(follows, group)))
+    paths = [leaf.path for leaf in call.leaves]
     for group in kept[:]:
         if group not in kept or all(map(follows, group)):
             continue
@@ -111,6 +113,12 @@ def _with_followers(
                 continue
             if len(group) == 1 and not follows(other[0]):
                 continue
+            if (
+                axis
+                and DECODERS.search(paths[place])
+                and not all(DECODERS.search(paths[own]) for own, _ in group)
+            ):
+                continue  # a decoder's tokens are as many as the encoder's by chance
             if runs(dict.fromkeys([*group, *other], _fresh_size(call))):
                 group += other
                 kept.remove(other)

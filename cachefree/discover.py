@@ -20,14 +20,14 @@ import sympy
 from torch import nn
 
 from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, run_on_fakes
-from cachefree.dimensions import Dimension, resized
+from cachefree.dimensions import DECODERS, Dimension, resized
 from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
 from cachefree.fixed import constants_of, without_fixed
 from cachefree.inputs import FirstCall, find_first_call
 from cachefree.places import Carry, Link, select
-from cachefree.search import DECODERS, Found, Search
+from cachefree.search import Found, Search
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 

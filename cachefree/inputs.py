@@ -17,6 +17,7 @@ from cachefree.capture import Call, TensorSpec, run_on_fakes
 from cachefree.errors import CaptureError, Refusal
 from cachefree.explaining import depends_on_values, explained
 from cachefree.fakes import device_of
+from cachefree.offered import completions, main_inputs, resized_as_told
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten, leaf_paths
 
@@ -30,6 +31,7 @@ CACHE_NAMES = re.compile(
     re.IGNORECASE,
 )
 BATCH, QUERY, FEATURES = 3, 5, 4
+_MOST_RESIZED = 6
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,13 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
                 False,
             )
             error = _runs(model, call)
-            if error is None:
-                return _with_positions(model, call)
+            completed = _completed(model, call, does_run=error is None)
+            if error is None or completed is not call:
+                return completed
             failures.append(f"model.{attribute}: {type(error).__name__}: {_first_line(error)}")
+    call_with_numbers = _from_main_input(model)
+    if call_with_numbers is not None:
+        return call_with_numbers
     return _probe(model, failures)
 
 
@@ -143,35 +149,34 @@ def _on(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def _with_positions(model: nn.Module, first: FirstCall) -> FirstCall:
-    """The call with the masks and positions that the model takes for its tokens, where it runs.
-
-    Offered inputs leave them out; texts of several lengths in one batch need them on every call.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    tokens = first.kwargs.get("input_ids")
-    if not isinstance(tokens, torch.Tensor):
-        return first
-    for names in (("attention_mask", "position_ids"), ("attention_mask",), ("position_ids",)):
-        added = [
-            name
-            for name in names
-            if name in accepted
-            # tokenizers give masks as integers, whatever the model offers
-            and getattr(first.kwargs.get(name), "dtype", torch.bool) is torch.bool
-        ]
-        if not added:
-            continue
+def _completed(model: nn.Module, first: FirstCall, *, does_run: bool) -> FirstCall:
+    """The call with what the model takes besides what it offers, where it runs."""
+    for inputs, added in completions(model, first.kwargs):
         call = FirstCall(
             first.args,
-            {**first.kwargs, **{name: torch.empty_like(tokens) for name in added}},
-            (*first.assumed, f"{' and '.join(added)} given for every token"),
+            inputs,
+            (*first.assumed, added),
             False,
-            first,
+            first if does_run else None,
         )
-        if _runs(model, call) is None:
+        if added and _runs(model, call) is None:
             return call
     return first
+
+
+def _from_main_input(model: nn.Module) -> FirstCall | None:
+    """A call with sounds or pictures, and with the decoder's tokens."""
+    for inputs in main_inputs(model, model_device(model), model_dtype(model)):
+        told = next(iter(completions(model, inputs)), (inputs, ""))[0]
+        assumed = tuple(f"{name}: {_words(value)}" for name, value in told.items())
+        error = _runs(model, FirstCall((), told, assumed, False))
+        if error is None:
+            return FirstCall((), told, assumed, False)
+        for other in itertools.islice(resized_as_told(told, str(error)), _MOST_RESIZED):
+            assumed = tuple(f"{name}: {_words(value)}" for name, value in other.items())
+            if _runs(model, FirstCall((), other, assumed, False)) is None:
+                return FirstCall((), other, assumed, False)
+    return None
 
 
 def _given(example_inputs: Any) -> FirstCall:

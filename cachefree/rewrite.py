@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
@@ -15,6 +15,7 @@ from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
 from cachefree.graph import emit
+from cachefree.hoisting import hoisted
 from cachefree.isolation import one_at_a_time
 from cachefree.lifting.subject import (
     assumed_of,
@@ -38,6 +39,7 @@ from cachefree.terms import Table, Term
 __all__ = ["rewrite"]
 
 _CHECKS = ("prove", "test", "off")
+_CROSS = ("reuse", "hoist")
 
 
 @one_at_a_time
@@ -49,6 +51,7 @@ def rewrite(
     carry: Carry | None = None,
     method: str | tuple[str, str] = "forward",
     check: str = "prove",
+    cross_attention: str = "reuse",
     progress: bool | None = None,
 ) -> Rewritten:
     """Gives back one graph that is both of a model's paths: the first call's and the later calls'.
@@ -68,6 +71,10 @@ def rewrite(
             ``("prefill", "step")``.
         check: ``"prove"`` refuses what cannot be proved; ``"test"`` accepts what random tests
             accept; ``"off"`` checks nothing.
+        cross_attention: Where an encoder's keys and values are computed. ``"reuse"``: in the one
+            graph, on the first call, which joins them with what is past at every step.
+            ``"hoist"``: beside the encoder, in ``rewritten.encoder``; the graph takes them as
+            inputs, and neither joins nor returns them.
         progress: Whether to show a progress bar; None: on a terminal or in a notebook.
 
     Returns:
@@ -88,6 +95,12 @@ def rewrite(
         )
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
+    if cross_attention not in _CROSS:
+        raise CaptureError(
+            Refusal(
+                f"cross_attention={cross_attention!r} is none of {', '.join(map(repr, _CROSS))}."
+            )
+        )
     refuse_unusual_parameters(model)
     forget()
     with stages(4, progress) as begin, MEMOS.confirmed():
@@ -118,22 +131,21 @@ def rewrite(
                 one.encoder,
                 parts.encoder.dropped,
             )
+        inputs, outputs, domain = parts.inputs, certified.outputs, certified.domain
+        encoder = projection = moved = None
+        if one.encoder is not None:
+            encoder = _emitted(model, one.encoder.inputs, (one.encoder.output,))
+        if cross_attention == "hoist":
+            moved = hoisted(table, discovery, first, one, certified, parts)
+            interface, inputs, outputs = moved.call.interface, moved.inputs, moved.outputs
+            domain = interface.domain
+            encoder, projection = (
+                _emitted(model, *graph) for graph in (moved.encoder, moved.projection)
+            )
         graph_module = emit(
             model,
-            [(spec.name, term) for spec, term in zip(interface.inputs, parts.inputs, strict=True)],
-            [
-                (spec.name, term)
-                for spec, term in zip(interface.outputs, certified.outputs, strict=True)
-            ],
-        )
-        encoder = (
-            None
-            if one.encoder is None
-            else emit(
-                model,
-                [(name_of(term), term) for term in one.encoder.inputs],
-                [(name_of(one.encoder.states), one.encoder.output)],
-            )
+            [(spec.name, term) for spec, term in zip(interface.inputs, inputs, strict=True)],
+            [(spec.name, term) for spec, term in zip(interface.outputs, outputs, strict=True)],
         )
     report = Report(
         model=type(model).__name__,
@@ -141,16 +153,21 @@ def rewrite(
             first.captured.jumps,
             later.captured.jumps,
             certified.closings,
-            interface.cache[0].neutral,
+            parts.interface.cache[0].neutral,
         ),
         verdict=certified.verdict,
-        domain=certified.domain,
+        domain=domain,
         laws=tuple(law.name for law in certified.laws),
         slots=tuple(
             f"{slot.past.path}: ({', '.join(map(str, slot.past.shape))}), {slot.neutral}"
             for slot in interface.cache
         ),
-        notes=(*discovery.notes, *assumed_of(subject), *_stand_in_notes(first, later)),
+        notes=(
+            *discovery.notes,
+            *assumed_of(subject),
+            *_stand_in_notes(first, later),
+            *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
+        ),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         seconds=time.perf_counter() - started,
     )
@@ -163,6 +180,7 @@ def rewrite(
             carry=carry,
             method=method,
             check=check,
+            cross_attention=cross_attention,
             progress=progress,
         )
 
@@ -175,6 +193,17 @@ def rewrite(
         encoder,
         parts.encoder,
         keeper_of(subject, later.captured),
+        None if moved is None else moved.call,
+        projection,
+    )
+
+
+def _emitted(model: nn.Module, inputs: Sequence[Term], outputs: Sequence[Term]) -> fx.GraphModule:
+    """A graph beside the one graph: its inputs by their paths, its outputs in order."""
+    return emit(
+        model,
+        [(name_of(term), term) for term in inputs],
+        [(f"output_{place}", term) for place, term in enumerate(outputs)],
     )
 
 

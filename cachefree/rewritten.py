@@ -14,6 +14,7 @@ from cachefree.capture import TensorSpec
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import DomainError, Refusal
 from cachefree.graph import assemble, mirror
+from cachefree.hoisting import HoistedCall
 from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
 from cachefree.report import Report
@@ -51,6 +52,8 @@ class Rewritten(nn.Module):
         encoder: fx.GraphModule | None = None,
         encoder_call: EncoderCall | None = None,
         keeper: Keeper | None = None,
+        hoisted_call: HoistedCall | None = None,
+        projection: fx.GraphModule | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_graph_module"] = graph_module
@@ -60,7 +63,9 @@ class Rewritten(nn.Module):
         self.keeper = keeper
         self.__dict__["_origin"] = origin
         self.__dict__["_encoder"] = encoder
+        self.__dict__["_projection"] = projection
         self.encoder_call = encoder_call
+        self.hoisted_call = hoisted_call
         self._share(graph_module)
         self.training = False
 
@@ -71,8 +76,8 @@ class Rewritten(nn.Module):
         self.__dict__["_parameters"] = graph_module._parameters
         self.__dict__["_buffers"] = graph_module._buffers
         self._non_persistent_buffers_set = graph_module._non_persistent_buffers_set
-        for name, child in graph_module.named_children():
-            self.add_module(name, child)
+        # not add_module: it refuses names that this class has, such as encoder
+        self.__dict__["_modules"].update(graph_module.named_children())
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -84,9 +89,18 @@ class Rewritten(nn.Module):
         """The encoder as a graph of its own, where the model has one inside.
 
         It takes what only the encoder reads, flat, and returns a tuple of its states (B, E, C).
+        With ``cross_attention="hoist"`` the keys and values that the decoder takes follow them; so
+        a decoder whose encoder is elsewhere has such a graph too, which projects its states.
         """
         encoder = self.__dict__["_encoder"]
         return encoder if encoder is not None else self._child("encoder")
+
+    @property
+    def encoder_interface(self) -> Interface | None:
+        """The inputs and outputs of the encoder's graph; None where there is none."""
+        if self.hoisted_call is not None:
+            return self.hoisted_call.encoder_interface
+        return None if self.encoder_call is None else self.encoder_call.encoder_interface
 
     def _child(self, name: str) -> Any:
         if name in self._modules:
@@ -143,6 +157,9 @@ class Rewritten(nn.Module):
     ) -> list[torch.Tensor]:
         """The same with another runner of the encoder, which takes and gives flat tensors."""
         whole = self.encoder_call
+        if self.hoisted_call is not None:
+            graphs = encoder, self.__dict__["_projection"]
+            return self.hoisted_call.flatten(self.calling, whole, graphs, args, kwargs)
         if whole is None:
             return self.calling.flatten(args, kwargs)
         if whole.is_decoders(kwargs):
@@ -153,6 +170,10 @@ class Rewritten(nn.Module):
         self, flat_outputs: Sequence[torch.Tensor], flat_inputs: Sequence[torch.Tensor]
     ) -> Any:
         """The graph's flat outputs in the model's own structure and classes."""
+        call = self.hoisted_call
+        if call is not None:
+            flat_outputs = call.full_outputs(flat_outputs, flat_inputs)
+            flat_inputs = call.full_inputs(self.calling, flat_inputs)
         return self.calling.unflatten(flat_outputs, flat_inputs)
 
     def sizes_of(self, flat_inputs: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -211,11 +232,12 @@ class Rewritten(nn.Module):
         """
         known = {**dict.fromkeys(self.interface.symbols, 0), **sizes}
         known.update(dict.fromkeys(self.interface.past_symbols, 0))
+        own = {slot.past.path for slot in self.interface.cache}
         return [
             self.calling.neutral(spec, known, device or self._device(), attribute=attribute)
             for place in self.calling.caches
             for spec in place.leaves
-            if isinstance(spec, TensorSpec)
+            if isinstance(spec, TensorSpec) and spec.path in own
         ]
 
     def export_args(
@@ -265,36 +287,38 @@ class Rewritten(nn.Module):
                 self.calling,
                 self.report,
                 self.encoder_call,
+                self.hoisted_call,
                 self.keeper,
             ) = (
                 fresh.interface,
                 fresh.calling,
                 fresh.report,
                 fresh.encoder_call,
+                fresh.hoisted_call,
                 fresh.keeper,
             )
-            self.__dict__["_origin"] = fresh.__dict__["_origin"]
-            self.__dict__["_encoder"] = fresh.__dict__["_encoder"]
+            for name in ("_origin", "_encoder", "_projection"):
+                self.__dict__[name] = fresh.__dict__[name]
             training = self.training
             self._share(fresh.graph_module)
             self.train(training)
 
     def __getstate__(self) -> dict[str, Any]:
-        skipped = ("_graph_module", "_origin", "_encoder")
+        graphs = ("_graph_module", "_encoder", "_projection")
+        skipped = (*graphs, "_origin")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
-        return {**state, "_copied": (self.graph_module, self.__dict__["_encoder"])}
+        return {**state, "_copied": tuple(self.__dict__[name] for name in graphs)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        copied, encoder = state.pop("_copied")
+        copied, *beside = state.pop("_copied")
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             holder.__dict__[name] = self.__dict__[name]
         self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
-        self.__dict__["_encoder"] = encoder and assemble(
-            encoder.graph, mirror(holder), _constants(encoder)
-        )
+        for name, graph in zip(("_encoder", "_projection"), beside, strict=True):
+            self.__dict__[name] = graph and assemble(graph.graph, mirror(holder), _constants(graph))
 
 
 def _attribute(graph_module: fx.GraphModule, name: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 from cachefree.candidates import candidates
 from cachefree.capture import Call
-from cachefree.dimensions import Dimension, find_dimensions
+from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.inputs import FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of
@@ -21,11 +21,10 @@ from cachefree.signatures import signature_of
 from cachefree.structure import flatten
 from cachefree.trials import Trials
 
-__all__ = ["DECODERS", "Found", "Search"]
+__all__ = ["Found", "Search"]
 
 log = logging.getLogger(__name__)
-_BY_NAME = 2.0  # the score from which on a place is a cache's by its name
-DECODERS = re.compile(r"dec|tgt|target|trg")
+_BY_NAME = 3.0  # the score from which on a place is a cache's by its name
 _SURE = re.compile(r"past|cache|(^|_)kvs?(_|$)|^mems?$", re.IGNORECASE)
 _FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
 
@@ -234,6 +233,11 @@ class Search:
             what = f"No argument of {type(self.model).__name__}.forward carries a cache."
         attempts = list(dict.fromkeys(self.trials.failures))[-3:]
         tried = "".join(f"\n         tried {attempt}" for attempt in attempts)
+        tried += "".join(
+            f"\n         the result holds an object of class {name}, in which no tensor is "
+            "found: a cache's class has to keep its tensors in attributes, tuples, lists or dicts"
+            for name in self.trials.opaque
+        )
         return CacheNotFoundError(
             Refusal(
                 what,

@@ -178,12 +178,15 @@ class Interface:
         outputs: The tensors that the graph returns.
         cache: The cache slots, in the order of the inputs.
         domain: Where the verdict holds.
+        crossing: Slots that one graph gives and another takes: an encoder's keys and values, which
+            the encoder returns (``present``) and the decoder reads (``past``) and does not return.
     """
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     cache: tuple[CacheSlot, ...]
     domain: Domain
+    crossing: tuple[CacheSlot, ...] = ()
 
     @property
     def symbols(self) -> tuple[str, ...]:

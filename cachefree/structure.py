@@ -22,7 +22,15 @@ Leaf = Any
 
 
 class MismatchError(ValueError):
-    """A value is not made as a structure says; the message names the place."""
+    """A value is not made as a structure says; the message names the place.
+
+    Attributes:
+        classes: The class that was given and the one that is expected, where these differ.
+    """
+
+    def __init__(self, text: str, classes: tuple[type[Any], type[Any]] | None = None) -> None:
+        super().__init__(text)
+        self.classes = classes
 
 
 class Structure:
@@ -146,6 +154,15 @@ class Structure:
                 )
             return list(value)
         expected: type[Any] = self.cls or object
+        if self.kind == "object" and type(value) is not expected:
+            # a subclass may hold, or count, its tensors otherwise
+            is_other = value is not None and not isinstance(
+                value, (torch.Tensor, tuple, list, dict, bool, int, float, str)
+            )
+            raise MismatchError(
+                f"{path} is {_words(value)} where {self.describe()} is expected",
+                (type(value), expected) if is_other else None,
+            )
         if not isinstance(value, expected):
             raise MismatchError(f"{path} is {_words(value)} where {self.describe()} is expected")
         if self.kind == "mapping":

@@ -58,12 +58,14 @@ class Trials:
 
     Attributes:
         failures: What did not run, in words.
+        opaque: Names of classes in results in which no tensor was found.
     """
 
     def __init__(self, model: nn.Module, *, is_told: bool) -> None:
         self.model = model
         self.is_told = is_told
         self.failures: list[str] = []
+        self.opaque: dict[str, None] = {}
         self._first_runs: dict[Any, FirstRuns] = {}
 
     def first_runs(self, call: Call, query: Sequence[Dimension]) -> FirstRuns | None:
@@ -84,6 +86,7 @@ class Trials:
 
     def _result(self, call: Call) -> Any:
         leaves, structure = run_on_fakes(self.model, call, {})
+        self.opaque.update(dict.fromkeys(_opaque(structure)))
         return structure.rebuild(leaves)
 
     def accepts(
@@ -164,6 +167,16 @@ class Trials:
                 f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}"
             )
             return False
+
+
+def _opaque(structure: Structure) -> Iterator[str]:
+    """Objects of other classes than Python's own that hold no tensor that is seen."""
+    if structure.kind == "constant":
+        cls = type(structure.value)
+        if cls.__module__ != "builtins" and not cls.__module__.startswith("torch"):
+            yield cls.__qualname__
+    for child in structure.children:
+        yield from _opaque(child)
 
 
 def _first_line(error: Exception) -> str:

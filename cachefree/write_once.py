@@ -15,6 +15,7 @@ Why equal: the slot is empty on the first call, so that all rows are projected a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,7 +130,10 @@ def _encoders_end(
         return {}
     assert end.dtype is not None
     assert end.device is not None
-    return {end: table.input(STATES, end.sizes, end.dtype, end.device)}
+    name = STATES
+    while any(re.match(rf"{name}\b", str(term.args[0])) for term in later.inputs):
+        name += "_"
+    return {end: table.input(name, end.sizes, end.dtype, end.device)}
 
 
 def _encoder(

@@ -18,7 +18,7 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure signatures vocabulary progress origin fakes recurrent",
+        "errors structure signatures vocabulary progress origin fakes recurrent offered",
         "sizes places fixed stand_ins",
         "reach spelling provenance explaining memos",
         "surroundings",
@@ -39,7 +39,9 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once",
         "encoder_argument",
         "certify onnx branches",
-        "assembly rewritten proof",
+        "assembly proof",
+        "hoisting",
+        "rewritten",
         "rewrite",
         "verify verification",
         "cli demo_model",

@@ -357,3 +357,28 @@ def test_resized_calls() -> None:
     leaves, _ = flatten(((IDS,), {}))
     assert len(leaves) == 1
     assert all(isinstance(spec, TensorSpec) for spec in larger.tensors)
+
+
+class OpaqueCache:
+    """Keeps its tensors where nothing finds them."""
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self.read = lambda: held
+
+
+class ReturnsOpaqueCache(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = torch.nn.Embedding(9, 4)
+
+    def forward(self, ids: torch.Tensor, past_key_values: Any = None) -> Any:
+        x = self.emb(ids)
+        k = x if past_key_values is None else torch.cat([past_key_values.read(), x], 1)
+        return x + k.sum(1, keepdim=True), OpaqueCache(k)
+
+
+def test_a_class_in_which_no_tensor_is_found_is_named() -> None:
+    with pytest.raises(CacheNotFoundError) as refused:
+        discover(ReturnsOpaqueCache().eval(), (torch.zeros(2, 3, dtype=torch.long),))
+    assert "holds an object of class OpaqueCache, in which no tensor is found" in str(refused.value)
+    assert "attributes, tuples, lists or dicts" in str(refused.value)

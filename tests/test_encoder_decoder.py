@@ -204,6 +204,22 @@ class TestEncoderInside:
         assert all(own[name] is shared[name] for name in own)
 
 
+class TestVerifyWithEncoderInside:
+    def test_whole_calls_agree(self, inside: Case) -> None:
+        pytest.importorskip("hypothesis")
+        found = cachefree.verify(inside.model, inside.rewritten, max_examples=5, seed=1)
+        assert found.backends == ("eager", "onnxruntime")
+        assert found.generations > 5
+
+    def test_a_different_encoder_is_found(self, inside: Case) -> None:
+        pytest.importorskip("hypothesis")
+        other = copy.deepcopy(inside.model)
+        with torch.no_grad():
+            other.encoder.bias += 1
+        with pytest.raises(cachefree.EquivalenceError, match="eager"):
+            cachefree.verify(other, inside.rewritten, backends=("eager",), max_examples=1, seed=1)
+
+
 class TestBadInput:
     def test_states_of_another_length_than_the_cached_ones(self) -> None:
         case = case_of("fused")

@@ -58,7 +58,8 @@ class Corrupted(nn.Module):
         super().__init__()
         self.__dict__["right"] = rewritten
         self.before, self.after = before, after
-        for name in ("calling", "interface", "graph_module", "report", "neutral_slots", "keeper"):
+        names = ("calling", "interface", "graph_module", "report", "neutral_slots", "keeper")
+        for name in (*names, "encoder_call"):
             self.__dict__[name] = getattr(rewritten, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -39,9 +39,22 @@ def run_one(kind: str, name: str, limit: int) -> dict[str, Any]:
     row: dict[str, Any] = (
         json.loads(found[-1]) if found else {"architecture": name, "kind": kind, "stage": "import"}
     )
+    row["commit"] = commit()
     if row["stage"] != "done" and "refused" not in row and "error" not in row:
         row["error"] = f"{row['stage']}: {ending}"
     return row
+
+
+def commit() -> str:
+    """The commit that a row is made at; a plus says that files differ from it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip()
 
 
 def main() -> None:

@@ -30,12 +30,12 @@ TINY: dict[str, Any] = {
     "n_layer": 2,
     "n_layers": 2,
     "num_layers": 2,
-    "encoder_layers": 2,
+    "encoder_layers": 1,
     "decoder_layers": 2,
     "num_decoder_layers": 2,
-    "num_encoder_layers": 2,
+    "num_encoder_layers": 1,
     "decoder_num_hidden_layers": 2,
-    "encoder_num_hidden_layers": 2,
+    "encoder_num_hidden_layers": 1,
     "num_attention_heads": 4,
     "n_head": 4,
     "n_heads": 4,
@@ -112,8 +112,11 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 def tiny_config(cls: type[Any]) -> Any:
     """A small configuration of a class, its own parts small too."""
-    names = set(inspect.signature(cls.__init__).parameters) | set(cls().to_dict())
+    plain = cls()
+    names = set(inspect.signature(cls.__init__).parameters) | set(plain.to_dict())
     given = {name: value for name, value in TINY.items() if name in names}
+    if getattr(plain, "is_encoder_decoder", False):
+        given.pop("is_decoder", None)  # what the model sets on its own parts
     for name, part in (getattr(cls, "sub_configs", None) or {}).items():
         if name in names and hasattr(part, "sub_configs"):
             given[name] = tiny_config(part).to_dict()

@@ -21,6 +21,7 @@ MEMORY_LIMIT = 14 << 30
 TOLERANCE = 1e-3
 PASTS, CHUNKS = (0, 1, 7), (5, 1, 3, 1)
 BATCH = 2
+SOURCE = 6  # tokens of the encoder's text
 
 
 class Caller:
@@ -29,20 +30,20 @@ class Caller:
     Args:
         function: What is called.
         parameters: The arguments that it takes besides tokens and cache.
-        kind: Of the architecture.
-        model: The model itself: its configuration says what the encoder takes.
+        source: What the encoder takes, from `encoder_inputs`; None where there is no encoder.
     """
 
     def __init__(
-        self, function: Callable[..., Any], parameters: tuple[str, ...], kind: str, model: Any
+        self,
+        function: Callable[..., Any],
+        parameters: tuple[str, ...],
+        source: dict[str, torch.Tensor] | None = None,
     ) -> None:
         self.function = function
         self.parameters = parameters
-        self.kind = kind
-        self.model = model
         generator = torch.Generator().manual_seed(1)
         self.ids = torch.randint(3, 59, (BATCH, 16), generator=generator)
-        self.source = encoder_inputs(kind, model, generator)
+        self.source = source
 
     def run(self, chunks: tuple[int, ...]) -> list[Any]:
         """The results of calls on chunks that follow one another, each with the cache so far."""
@@ -56,35 +57,39 @@ class Caller:
 
     def call(self, done: int, size: int, cache: Any) -> Any:
         ids = self.ids[:, done : done + size]
-        if self.kind != "causal":
-            return self.function(
-                **self.source, decoder_input_ids=ids, past_key_values=cache, use_cache=True
-            )
         given: dict[str, Any] = {}
+        if "use_cache" in self.parameters:
+            given["use_cache"] = True
+        if self.source is not None:
+            return self.function(
+                **self.source, decoder_input_ids=ids, past_key_values=cache, **given
+            )
         if "attention_mask" in self.parameters:
             given["attention_mask"] = torch.ones(BATCH, done + size, dtype=torch.long)
         if "position_ids" in self.parameters:
             given["position_ids"] = torch.arange(done, done + size).expand(BATCH, -1)
-        if "use_cache" in self.parameters:
-            given["use_cache"] = True
         return self.function(input_ids=ids, past_key_values=cache, **given)
 
 
-def encoder_inputs(kind: str, model: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """What the encoder takes, if there is one."""
-    if kind == "causal":
-        return {}
-    if model.main_input_name == "input_features":
-        bins = getattr(model.config, "num_mel_bins", 16)
-        frames = 2 * getattr(model.config, "max_source_positions", 64)
-        features = torch.randn(BATCH, bins, frames, generator=generator)
-        if type(model).__name__.startswith("Speech2Text"):
-            features = features.transpose(1, 2)
-        return {"input_features": features}
-    if model.main_input_name == "input_values":
-        return {"input_values": torch.randn(BATCH, 2000, generator=generator)}
-    ids = torch.randint(3, 59, (BATCH, 6), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def encoder_inputs(model: Any) -> dict[str, torch.Tensor] | None:
+    """What the encoder takes, in the shapes that the rewrite finds; a padded text has a mask."""
+    from cachefree.inputs import find_first_call
+
+    if not model.config.is_encoder_decoder:
+        return None
+    generator = torch.Generator().manual_seed(2)
+    found: dict[str, torch.Tensor] = {}
+    for name, like in find_first_call(model).kwargs.items():
+        if name.startswith("decoder_"):
+            continue
+        if like.dtype.is_floating_point:
+            found[name] = torch.randn((BATCH, *like.shape[1:]), generator=generator)
+        elif "mask" in name:
+            found[name] = torch.ones((BATCH, SOURCE), dtype=like.dtype)
+            found[name][0, -2:] = 0
+        else:
+            found[name] = torch.randint(3, 59, (BATCH, SOURCE), generator=generator)
+    return found
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:
@@ -148,7 +153,8 @@ def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
     row["class"] = type(model).__name__
     row["stage"] = "eager"
     yield row
-    row["eager_gap"] = eager_gap(Caller(model, ("use_cache",), kind, model))
+    source = encoder_inputs(model)
+    row["eager_gap"] = eager_gap(Caller(model, ("use_cache",), source))
     row["stage"] = "rewrite"
     yield row
     started = time.perf_counter()
@@ -165,8 +171,8 @@ def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
     row["stage"] = "rewritten"
     yield row
     parameters = rewritten.calling.parameters
-    eager = Caller(model, (*parameters, "use_cache"), kind, model)
-    compare(eager, Caller(rewritten, parameters, kind, model), row, "torch_")
+    eager = Caller(model, (*parameters, "use_cache"), source)
+    compare(eager, Caller(rewritten, parameters, source), row, "torch_")
     row["stage"] = "export"
     yield row
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +181,7 @@ def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
         row["stage"] = "onnxruntime"
         yield row
         session = cachefree.load_onnx(path, like=rewritten)
-        compare(eager, Caller(session, parameters, kind, model), row, "ort_")
+        compare(eager, Caller(session, parameters, source), row, "ort_")
     row["stage"] = "done"
     yield row
 

@@ -90,7 +90,10 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Iterable[Row]) -> list[str]:
     """A row each."""
-    columns = ("architecture", "outcome", "verdict", "domain", "inputs", "torch", "ORT", "s", "why")
+    columns = (
+        *("architecture", "outcome", "verdict", "domain", "inputs", "torch", "ORT", "s"),
+        *("commit", "why"),
+    )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         why = row.get("reason") or row.get("error") or ""
@@ -107,6 +110,7 @@ def table(rows: Iterable[Row]) -> list[str]:
             _gaps(row, "torch_"),
             _gaps(row, "ort_"),
             row.get("seconds", ""),
+            row.get("commit", ""),
             why,
         )
         lines.append(f"| {' | '.join(map(_cell, cells))} |")

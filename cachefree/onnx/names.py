@@ -87,12 +87,10 @@ def name_interface(interface: Interface, style: Style, vocabulary: Mapping[str, 
     logits = _logits_output(
         interface, vocabulary.get(interface.inputs[tokens].name) if tokens is not None else None
     )
-    slots = _slot_names(interface.cache, style)
-    pasts = {slot.past.name: past for slot, (past, _) in zip(interface.cache, slots, strict=True)}
-    presents = {
-        slot.present.name: present
-        for slot, (_, present) in zip(interface.cache, slots, strict=True)
-    }
+    every = (*interface.cache, *interface.crossing)
+    slots = _slot_names(every, style)
+    pasts = {slot.past.name: past for slot, (past, _) in zip(every, slots, strict=True)}
+    presents = {slot.present.name: present for slot, (_, present) in zip(every, slots, strict=True)}
     inputs = [pasts.get(spec.name) or dotted(spec.path, "input") for spec in interface.inputs]
     outputs = [presents.get(spec.name) or dotted(spec.path, "output") for spec in interface.outputs]
     if style != "model":
@@ -177,7 +175,8 @@ def _give_roles(
     ]
     if len(masks) == 1 and "attention_mask" not in inputs:
         inputs[masks[0]] = "attention_mask"
-    rows = {size for slot in interface.cache if _is_encoder(slot) for size in _rows(slot)}
+    slots = (*interface.cache, *interface.crossing)
+    rows = {size for slot in slots if _is_encoder(slot) for size in _rows(slot)}
     for place, spec in enumerate(interface.inputs):
         is_encoders = len(spec.shape) == 2 and spec.shape[1] in rows and "mask" in spec.path
         if is_encoders and "encoder_attention_mask" not in inputs:

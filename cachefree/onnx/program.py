@@ -196,12 +196,17 @@ class _ProgramWriter:
             return args[0][args[1]]  # type: ignore[index]
         for target, simpler in SIMPLER.items():
             if node.target is target and (steps := simpler(args)) is not None:
-                return self._write_steps(node, steps)
+                return self._write_steps(node, steps, kwargs)
         target = aten.sym_size.int if node.op == "call_method" else network_operator(node.target)
         return self._create(node, target, args, kwargs)
 
-    def _write_steps(self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]]) -> Any:
-        """Writes operators one after the other, which take the results of those before."""
+    def _write_steps(
+        self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]], kwargs: Any
+    ) -> Any:
+        """Writes operators one after the other, which take the results of those before.
+
+        The operator itself, where it is among them, keeps its keyword arguments.
+        """
         results: list[Any] = []
 
         def given(argument: Any) -> Any:
@@ -210,7 +215,8 @@ class _ProgramWriter:
             return results[-1] if argument is PREVIOUS else argument
 
         for target, args in steps:
-            results.append(self._create(node, target, tuple(map(given, args)), {}))
+            options = kwargs if target is node.target else {}
+            results.append(self._create(node, target, tuple(map(given, args)), options))
         result = results[-1]
         has_several = (
             isinstance(node.target, torch._ops.OpOverload) and len(node.target._schema.returns) > 1

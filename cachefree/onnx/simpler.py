@@ -58,7 +58,9 @@ def _embedding_bag(args: Any) -> Steps | None:
 def _attention(args: Any) -> Steps | None:
     """Attention without heads as attention of one head: torch.onnx writes no other."""
     rank = args[0].meta["val"].dim()
-    if rank == 4 or any(arg.meta["val"].dim() != rank for arg in args[1:3]):
+    if rank == 4:
+        return _one_head_for_all(args)
+    if any(arg.meta["val"].dim() != rank for arg in args[1:3]):
         return None
     mask = args[3] if len(args) > 3 else None
     if rank != 3 or (mask is not None and mask.meta["val"].dim() > 3):
@@ -71,6 +73,16 @@ def _attention(args: Any) -> Steps | None:
     steps.append((aten.scaled_dot_product_attention.default, tuple(given)))
     steps.append((aten.squeeze.dim, (PREVIOUS, 1)))
     return steps
+
+
+def _one_head_for_all(args: Any) -> Steps | None:
+    """One head of keys that all queries share, once for each: torch.onnx takes equal numbers."""
+    heads, *others = (arg.meta["val"].shape[1] for arg in args[:3])
+    if any(type(size) is not int for size in (heads, *others)) or others != [1, 1] or heads == 1:
+        return None
+    steps: Steps = [(aten.expand.default, (arg, [-1, heads, -1, -1])) for arg in args[1:3]]
+    given = (args[0], Result(0), Result(1), *args[3:])
+    return [*steps, (aten.scaled_dot_product_attention.default, given)]
 
 
 def _step(offsets: Any) -> int | None:

@@ -119,8 +119,8 @@ def _names(rewritten: Any) -> list[tuple[torch.Tensor, list[str]]]:
 
 def _modules(rewritten: Any) -> tuple[Any, ...]:
     """The graphs that are written: the decoder's, and the encoder's where there is one."""
-    whole = rewritten.encoder_call
-    return (rewritten.graph_module, *(() if whole is None else (rewritten.encoder,)))
+    has_encoder = rewritten.encoder_interface is not None
+    return (rewritten.graph_module, *((rewritten.encoder,) if has_encoder else ()))
 
 
 def _needed(rewritten: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -20,6 +20,7 @@ from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.placing import outside_optimizer, place
 from cachefree.onnx.program import exported_program
+from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.storage import data_file, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
 from cachefree.vocabulary import vocabulary_sizes
@@ -88,9 +89,9 @@ def to_onnx(
             written.
     """
     say = progress or (lambda step: None)
-    whole = rewritten.encoder_call
     matched = None if weights is None else matched_weights(weights, rewritten)
-    target = _target(Path(path), has_encoder=whole is not None)
+    beside_it: Interface | None = rewritten.encoder_interface
+    target = _target(Path(path), has_encoder=beside_it is not None)
     interface: Interface = rewritten.interface
     rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
@@ -99,8 +100,8 @@ def to_onnx(
     version = opset or default_opset()
     source = None if matched is None else _Source(matched, target.parent, resume)
     with contextlib.ExitStack() as files:
-        if whole is not None:
-            encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
+        if beside_it is not None:
+            encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say, source)
         _write(one, files.enter_context(replace_files(target)), verdict, version, say, source)
@@ -145,6 +146,7 @@ def _write(
     program = exported_program(graph.module, graph.interface, has_values=source is None)
     say("exporting to ONNX")
     model = _export(program, opset, None if source is None else source.matched)
+    repeat_angles(model)
     _name(model, graph.interface, chosen)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)

@@ -33,8 +33,10 @@ class OwnCall:
     """
 
     def __init__(self, rewritten: Any) -> None:
-        self.calling = rewritten.calling
-        self.interface = rewritten.interface
+        encoder = rewritten.encoder_call
+        # the original has its encoder inside: only the whole call is a call of its own
+        self.calling = rewritten.calling if encoder is None else encoder.whole
+        self.interface = self.calling.interface
         self.is_lifted = rewritten.keeper is not None
         self.form = FORMS[0]
 

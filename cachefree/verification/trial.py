@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ class Trial:
         original: The model.
         exact: The model in float64, or None.
         others: What must agree with it.
-        module: The one graph, for the ranges of integer inputs.
+        rewritten: What was rewritten, for the ranges of integer inputs.
         device: Where inputs are made.
     """
 
@@ -44,15 +45,15 @@ class Trial:
         original: Runner,
         exact: Runner | None,
         others: Sequence[Runner],
-        module: torch.fx.GraphModule,
+        rewritten: Any,
         device: torch.device,
     ) -> None:
         self.original = original
         self.exact = exact
         self.others = others
         self.interface: Interface = original.own_call.interface
-        self.vocabulary = vocabulary_sizes(module)
-        self.computed_in = _coarsest(module, self.interface)
+        self.vocabulary = _vocabulary(rewritten, self.interface)
+        self.computed_in = _coarsest(rewritten.graph_module, self.interface)
         self.device = device
         self.tally = Tally()
 
@@ -249,6 +250,19 @@ class Trial:
                 )
             )
         return found
+
+
+def _vocabulary(rewritten: Any, interface: Interface) -> tuple[int | None, ...]:
+    """The rows of the smallest table that each input is looked up in, by decoder or encoder."""
+    graphs = [(rewritten.interface, rewritten.graph_module)]
+    if rewritten.encoder_call is not None:
+        graphs.append((rewritten.encoder_interface, rewritten.encoder))
+    rows: dict[str, int] = {}
+    for own, module in graphs:
+        for spec, size in zip(own.inputs, vocabulary_sizes(module), strict=True):
+            if size is not None:
+                rows[spec.path] = min(size, rows.get(spec.path, size))
+    return tuple(rows.get(spec.path) for spec in interface.inputs)
 
 
 def _coarsest(module: nn.Module, interface: Interface) -> torch.dtype | None:

@@ -179,7 +179,7 @@ def _trial(
         if exact is None
         else Runner("float64", called_alike(exact, rewritten), own_call, _float64()),
         others,
-        rewritten.graph_module,
+        rewritten,
         device_of(model),
     )
 

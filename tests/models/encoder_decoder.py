@@ -205,12 +205,12 @@ class SpeechTranslator(nn.Module):
 
     def __init__(self, features=5, vocabulary=50, width=16, heads=2) -> None:
         super().__init__()
-        self.front = nn.Conv1d(features, width, 3, padding=1)
+        self.encoder = nn.Conv1d(features, width, 3, padding=1)
         self.rnn = nn.GRU(width, width, batch_first=True)
         self.decoder = FusedMemoryDecoder(vocabulary, width, heads)
 
     def encode(self, features):
-        x = F.gelu(self.front(features.transpose(1, 2))).transpose(1, 2)
+        x = F.gelu(self.encoder(features.transpose(1, 2))).transpose(1, 2)
         return x + self.rnn(x)[0]
 
     def forward(self, features=None, tokens=None, cache=None, enc_out=None):
