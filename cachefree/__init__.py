@@ -10,12 +10,14 @@ from cachefree.errors import (
     CacheFreeError,
     CacheNotFoundError,
     CaptureError,
+    CertificateError,
     DomainError,
     EquivalenceError,
     UnsupportedBranchError,
 )
 
 if TYPE_CHECKING:
+    from cachefree.checker import check_certificate
     from cachefree.onnx import load_onnx, to_onnx
     from cachefree.report import Verdict
     from cachefree.rewrite import rewrite
@@ -27,11 +29,13 @@ __all__ = [
     "CacheFreeError",
     "CacheNotFoundError",
     "CaptureError",
+    "CertificateError",
     "DomainError",
     "EquivalenceError",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
+    "check_certificate",
     "load_onnx",
     "rewrite",
     "to_onnx",
@@ -41,6 +45,7 @@ __all__ = [
 _HOMES = {
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
+    "check_certificate": "cachefree.checker",
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",

@@ -11,6 +11,7 @@ from torch import nn
 
 from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
+from cachefree.certificate import Evidence
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
@@ -152,6 +153,7 @@ def rewrite(
         notes=(*discovery.notes, *assumed_of(subject), *_stand_in_notes(first, later)),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         seconds=time.perf_counter() - started,
+        kinds={law.name: law.kind for law in certified.laws},
     )
 
     def again() -> Rewritten:
@@ -174,6 +176,7 @@ def rewrite(
         encoder,
         parts.encoder,
         keeper_of(subject, later.captured),
+        Evidence(table, certified, interface, parts.inputs),
     )
 
 

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from cachefree.calling import Calling, is_tracing
 from cachefree.capture import TensorSpec
+from cachefree.certificate import Certificate, Evidence
 from cachefree.encoder_call import EncoderCall
-from cachefree.errors import DomainError, Refusal
+from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.graph import assemble, mirror
 from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
@@ -51,6 +52,7 @@ class Rewritten(nn.Module):
         encoder: fx.GraphModule | None = None,
         encoder_call: EncoderCall | None = None,
         keeper: Keeper | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_graph_module"] = graph_module
@@ -59,6 +61,7 @@ class Rewritten(nn.Module):
         self.report = report
         self.keeper = keeper
         self.__dict__["_origin"] = origin
+        self.__dict__["_evidence"] = evidence
         self.__dict__["_encoder"] = encoder
         self.encoder_call = encoder_call
         self._share(graph_module)
@@ -86,6 +89,24 @@ class Rewritten(nn.Module):
         """
         encoder = self.__dict__["_encoder"]
         return encoder if encoder is not None else self._child("encoder")
+
+    @property
+    def certificate(self) -> Certificate:
+        """The proof, step by step, for `cachefree.check_certificate`; written when asked for.
+
+        Raises:
+            CacheFreeError: nothing was proved, or this is a copy of what was rewritten.
+        """
+        evidence: Evidence | None = self.__dict__["_evidence"]
+        if evidence is None:
+            raise CacheFreeError(
+                Refusal(
+                    "A copy of a rewritten model has no certificate.",
+                    why="What was proved is remembered by the object that rewrite gave back.",
+                    remedy="Take its certificate, or save it: certificate.save(path).",
+                )
+            )
+        return evidence.written(self.report)
 
     def _child(self, name: str) -> Any:
         if name in self._modules:
@@ -261,13 +282,14 @@ class Rewritten(nn.Module):
                 fresh.keeper,
             )
             self.__dict__["_origin"] = fresh.__dict__["_origin"]
+            self.__dict__["_evidence"] = fresh.__dict__["_evidence"]
             self.__dict__["_encoder"] = fresh.__dict__["_encoder"]
             training = self.training
             self._share(fresh.graph_module)
             self.train(training)
 
     def __getstate__(self) -> dict[str, Any]:
-        skipped = ("_graph_module", "_origin", "_encoder")
+        skipped = ("_graph_module", "_origin", "_encoder", "_evidence")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
         return {**state, "_copied": (self.graph_module, self.__dict__["_encoder"])}
 
@@ -275,6 +297,7 @@ class Rewritten(nn.Module):
         copied, encoder = state.pop("_copied")
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
+        self.__dict__["_evidence"] = None
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers"):
             holder.__dict__[name] = self.__dict__[name]

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure signatures vocabulary progress origin fakes recurrent",
-        "sizes places fixed stand_ins",
+        "checker sizes places fixed stand_ins",
         "reach spelling provenance explaining",
         "surroundings",
         "isolation spec terms faithful jumps",
@@ -39,7 +39,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once",
         "encoder_argument",
         "certify onnx branches",
-        "assembly rewritten proof",
+        "assembly certificate proof",
+        "rewritten",
         "rewrite",
         "verify verification",
         "cli demo_model",

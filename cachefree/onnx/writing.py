@@ -43,6 +43,7 @@ def to_onnx(
     names: Style = "optimum",
     opset: int | None = None,
     progress: Callable[[str], None] | None = None,
+    certificate: bool = False,
 ) -> Path:
     """Writes the one graph as an ONNX file that serves the first call and every later one.
 
@@ -62,6 +63,9 @@ def to_onnx(
             (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
+        certificate: Whether to write the proof beside it, with the digests of these files:
+            ``decoder.certificate.json`` beside ``decoder.onnx``, for
+            ``cachefree.check_certificate``.
 
     Returns:
         The path of the one graph.
@@ -79,12 +83,16 @@ def to_onnx(
     one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten), vocabulary)
     verdict = _verdict(rewritten)
     version = opset or default_opset()
+    proof = rewritten.certificate if certificate else None
     with contextlib.ExitStack() as files:
         if whole is not None:
             encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say)
         _write(one, files.enter_context(replace_files(target)), verdict, version, say)
+    if proof is not None:
+        say("writing the certificate")
+        proof.for_onnx(target).save(target.with_suffix(".certificate.json"))
     return target
 
 
