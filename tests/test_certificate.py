@@ -21,6 +21,7 @@ from .models import CASES
 from .small import Small, rewritten_small, small
 
 Content = dict[str, Any]
+BOUND = ["the graph", "the captured paths", "the domain"]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def test_a_certificate_holds_and_is_complete(rewritten: cachefree.Rewritten) -> 
     assert checked.is_complete
     assert checked.verdict == "PROVED_EXACT"
     assert checked.replayed > 10
-    assert checked.bound_to == ["the graph", "its domain"]
-    assert "0 trusted; compared with the graph, its domain" in str(checked)
+    assert checked.bound_to == BOUND
+    assert "0 trusted; compared with the graph, the captured paths, the domain" in str(checked)
 
 
 def test_a_certificate_says_law_place_and_side_condition(rewritten: cachefree.Rewritten) -> None:
@@ -188,8 +189,8 @@ def _others(path: tuple[Any, ...], value: Any) -> Iterator[Any]:
         yield {"past": "query", "query": "batch", "batch": "query"}.get(value, value)
 
 
-def test_no_term_can_be_changed(content: Content) -> None:
-    """Sizes, numbers, operators and operands: what is still a proof is one of another graph."""
+def test_no_term_can_be_changed(content: Content, rewritten: cachefree.Rewritten) -> None:
+    """Sizes, numbers, operators and operands: what is still a proof is one of another model."""
     survivors, count = [], 0
     for name, changed in mutants(content):
         if changed == content:
@@ -198,9 +199,7 @@ def test_no_term_can_be_changed(content: Content) -> None:
         if holds(changed):
             survivors.append((name, changed))
     assert count > 200
-    names = [name for name, _ in survivors]
-    assert len(survivors) < count / 20, names
-    rewritten = rewritten_small(small())
+    assert len(survivors) < 5, [name for name, _ in survivors]
     for name, changed in survivors:
         try:
             cachefree.check_certificate(changed, rewritten)
@@ -264,7 +263,7 @@ def test_saved_and_checked_elsewhere(rewritten: cachefree.Rewritten, tmp_path: P
     path = rewritten.certificate.save(tmp_path / "decoder.certificate.json")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert cachefree.check_certificate(path).bound_to == []
-    assert cachefree.check_certificate(path, rewritten).bound_to == ["the graph", "its domain"]
+    assert cachefree.check_certificate(path, rewritten).bound_to == BOUND
     path.write_text(path.read_text()[:-20])
     with pytest.raises(cachefree.CertificateError, match="is no certificate"):
         cachefree.check_certificate(path)
@@ -312,7 +311,7 @@ def test_a_model_that_changed_has_the_certificate_of_what_it_is_now() -> None:
         cachefree.check_certificate(before, rewritten)
 
 
-REPLAYED = ("nano_gpt", "llama", "glm_mems_with_two_cases", "lstm_language_model")
+REPLAYED = ("nano_gpt", "fused_key_value_tensor", "lstm_language_model")
 
 
 @pytest.mark.parametrize("name", REPLAYED)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cachefree.checker.binding import bind_to_file, bind_to_graph
+from cachefree.checker.binding import bind_to_file, bind_to_graph, bind_to_paths
 from cachefree.checker.replay import Checked, WrongCertificateError, replay
 from cachefree.errors import CertificateError, Refusal
 
@@ -20,7 +20,8 @@ def check_certificate(certificate: Any, rewritten: Any = None) -> Checked:
     Args:
         certificate: What ``rewrite`` gave; its ``certificate``; or the path of a saved one. One
             that was written with an ONNX file is compared with the file beside it.
-        rewritten: The rewritten model that a saved certificate is to be about.
+        rewritten: The rewritten model that a saved certificate is to be about: its graph is read
+            again, and the paths of the model are compared with those that it captured.
 
     Returns:
         How many steps were replayed and how many are trusted, and what it was compared with.
@@ -42,8 +43,9 @@ def check_certificate(certificate: Any, rewritten: Any = None) -> Checked:
         checked = replay(content)
         if rewritten is not None:
             bind_to_graph(content, rewritten.graph_module)
+            bind_to_paths(content, rewritten.certificate.content)
             _compare_domain(content, rewritten)
-            checked.bound_to += ["the graph", "its domain"]
+            checked.bound_to += ["the graph", "the captured paths", "the domain"]
         if folder is not None:
             checked.bound_to += bind_to_file(content, folder)
     except (WrongCertificateError, LookupError, ValueError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from cachefree.checker.shapes import bound
 from cachefree.checker.sizes import FloorDiv, Mod, Sizes
 from cachefree.checker.terms import Term, Terms
 
-__all__ = ["bind_to_file", "bind_to_graph", "digests"]
+__all__ = ["bind_to_file", "bind_to_graph", "bind_to_paths", "digests"]
 
 _VIEWS = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "reshape")
 _SIZES: dict[Any, Any] = {
@@ -49,6 +49,23 @@ def bind_to_graph(certificate: Mapping[str, Any], module: fx.GraphModule) -> Non
     due = [written[place] for place in graph["outputs"]]
     if len(outputs) != len(due) or any(map(operator.is_not, outputs, due)):
         raise WrongCertificateError("the graph gives other outputs than the certificate is about")
+
+
+def bind_to_paths(certificate: Mapping[str, Any], captured: Mapping[str, Any]) -> None:
+    """Compares the model's paths in a certificate with those that were captured.
+
+    Raises:
+        WrongCertificateError: they differ.
+    """
+    ours, theirs = certificate["regions"], captured["regions"]
+    if [region["call"] for region in ours] != [region["call"] for region in theirs]:
+        raise WrongCertificateError("the model was captured in other regions")
+    for one, other in zip(ours, theirs, strict=True):
+        terms = Terms(Sizes([], {}))
+        mine, due = terms.read(one["terms"], {}), terms.read(other["terms"], {})
+        paths = [mine[place] for place in one["path"]], [due[place] for place in other["path"]]
+        if any(one[key] != other[key] for key in ("facts", "values")) or paths[0] != paths[1]:
+            raise WrongCertificateError(f"the model takes another path ({one['call']})")
 
 
 class _Reader:

@@ -167,20 +167,7 @@ class Terms:
         terms: list[Term] = []
 
         def argument(value: Any) -> Any:
-            if isinstance(value, list):
-                return tuple(map(argument, value))
-            if not isinstance(value, dict):
-                return value
-            ((kind, content),) = value.items()
-            if kind == "term":
-                if not 0 <= content < len(terms):
-                    raise ValueError("a term is made of one that comes after it")
-                return terms[content]
-            if kind == "size":
-                return parsed(content)
-            if kind == "dtype":
-                return getattr(torch, content)
-            return float(content) if kind == "float" else f"{kind}:{content}"
+            return _argument(value, terms)
 
         for line in written:
             if line["op"] == "input" and line["args"][0] in stand_ins:
@@ -189,12 +176,34 @@ class Terms:
             shape = None if line["shape"] is None else argument(line["shape"])
             kind, device = argument(line["dtype"]), argument(line["device"])
             term = self.make(line["op"], argument(line["args"]), shape, kind, device)
+            parts: Any = None
             if "several" in line:
-                term.parts = [tuple(map(self.sizes.form, s)) for s in argument(line["several"])]
+                parts = [tuple(map(self.sizes.form, s)) for s in argument(line["several"])]
             elif "bytes" in line:
-                term.parts = bytes.fromhex(line["bytes"])
+                parts = bytes.fromhex(line["bytes"])
+            if term.parts not in (None, parts):
+                raise ValueError(f"{term.op} is written with other results than before")
+            term.parts = parts
             terms.append(term)
         return terms
+
+
+def _argument(value: Any, terms: Sequence[Term]) -> Any:
+    """An argument from its JSON form, with the terms that were read before it."""
+    if isinstance(value, list):
+        return tuple(_argument(part, terms) for part in value)
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "term":
+        if not 0 <= content < len(terms):
+            raise ValueError("a term is made of one that comes after it")
+        return terms[content]
+    if kind == "size":
+        return parsed(content)
+    if kind == "dtype":
+        return getattr(torch, content)
+    return float(content) if kind == "float" else f"{kind}:{content}"
 
 
 def operands(args: Any) -> list[Term]:
