@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from cachefree.assembly import assembled
+from cachefree.baked import Modes, moved_to
 from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
 from cachefree.discover import Carry, Discovery
@@ -156,10 +157,12 @@ def rewrite(
         kinds={law.name: law.kind for law in certified.laws},
     )
 
+    changed = frozenset(change.path for path in (first, later) for change in path.captured.changes)
+
     def again() -> Rewritten:
         return rewrite(
             model,
-            example_inputs,
+            moved_to(model, example_inputs),
             cache=cache,
             carry=carry,
             method=method,
@@ -172,11 +175,12 @@ def rewrite(
         interface,
         parts.calling,
         report,
-        Origin(model, again, without=buffers_of_state(subject)),
+        Origin(model, again, without=buffers_of_state(subject) | changed),
         encoder,
         parts.encoder,
         keeper_of(subject, later.captured),
         Evidence(table, certified, interface, parts.inputs),
+        Modes.now(model),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from cachefree.baked import Modes
 from cachefree.calling import Calling, is_tracing
 from cachefree.capture import TensorSpec
 from cachefree.certificate import Certificate, Evidence
@@ -53,8 +54,10 @@ class Rewritten(nn.Module):
         encoder_call: EncoderCall | None = None,
         keeper: Keeper | None = None,
         evidence: Evidence | None = None,
+        modes: Modes | None = None,
     ) -> None:
         super().__init__()
+        self.modes = modes
         self.__dict__["_graph_module"] = graph_module
         self.interface = interface
         self.calling = calling
@@ -263,6 +266,15 @@ class Rewritten(nn.Module):
                     remedy="Call rewritten.eval().",
                 )
             )
+        different = self.modes.difference() if self.modes is not None else None
+        if different is not None:
+            raise DomainError(
+                Refusal(
+                    "The rewritten model was called in another mode than it was captured in.",
+                    why=f"Now {different}; what was captured is a constant of the graph.",
+                    remedy="Call it as it was captured, or rewrite again in this mode.",
+                )
+            )
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()
@@ -274,12 +286,14 @@ class Rewritten(nn.Module):
                 self.report,
                 self.encoder_call,
                 self.keeper,
+                self.modes,
             ) = (
                 fresh.interface,
                 fresh.calling,
                 fresh.report,
                 fresh.encoder_call,
                 fresh.keeper,
+                fresh.modes,
             )
             self.__dict__["_origin"] = fresh.__dict__["_origin"]
             self.__dict__["_evidence"] = fresh.__dict__["_evidence"]

@@ -18,11 +18,11 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure signatures vocabulary progress origin fakes recurrent",
+        "errors structure signatures vocabulary progress fakes recurrent",
         "checker sizes places fixed stand_ins",
         "reach spelling provenance explaining",
-        "surroundings",
-        "isolation spec terms faithful jumps",
+        "surroundings baked",
+        "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
