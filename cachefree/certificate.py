@@ -16,16 +16,17 @@ from typing import Any
 import sympy
 import torch
 
-from cachefree.align import Comparison
 from cachefree.certify import Certified
 from cachefree.checker.replay import FORMAT, TRUSTED
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.laws import Law
+from cachefree.normal import Step
 from cachefree.regimes import Kind, Regime
-from cachefree.report import Report
+from cachefree.report import Report, Verdict
+from cachefree.rules import Closing
 from cachefree.sizes import substitute
-from cachefree.spec import Interface
+from cachefree.spec import Domain, Interface
 from cachefree.terms import Table, Term, replace_operands, topological
 
 __all__ = ["Certificate", "Evidence"]
@@ -67,20 +68,82 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Region:
+    """What was shown in one region; without the capture, which is large.
+
+    Attributes:
+        kind: First call or later calls.
+        facts: What holds of the sizes.
+        values: Symbols that are other sizes there.
+        path: The outputs of the path that the model takes.
+        steps: Every application of a law.
+        pairs: Values that were compared element by element, with the law; None for those that were
+            compared at every size up to a bound.
+        stand_ins: Operators that others stand for.
+    """
+
+    kind: Kind
+    facts: tuple[Any, ...]
+    values: Mapping[Any, Any]
+    path: tuple[Term, ...]
+    steps: tuple[Step, ...]
+    pairs: tuple[tuple[Law | None, Term, Term], ...]
+    stand_ins: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kind: Kind, regime: Regime) -> Region:
+        """What a regime showed."""
+        return cls(
+            kind,
+            (*kind.basics, *(condition.fact for condition in regime.region.conditions)),
+            kind.values(regime.pinned),
+            regime.program.outputs,
+            regime.comparison.steps,
+            regime.comparison.pairs,
+            regime.program.captured.stand_ins,
+        )
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the prover left behind, from which a certificate is written.
 
     Attributes:
         table: Of all terms.
-        certified: What was shown.
-        interface: The one graph's inputs and outputs.
-        inputs: One term an input.
+        inputs: The one graph's inputs, with their names.
+        outputs: Its outputs.
+        verdict: What was shown.
+        domain: Where it holds.
+        laws: The laws that were used.
+        closings: The rules that changed the later path.
+        regions: What was shown in each region.
     """
 
     table: Table
-    certified: Certified
-    interface: Interface
-    inputs: tuple[Term, ...]
+    inputs: tuple[tuple[str, Term], ...]
+    outputs: tuple[Term, ...]
+    verdict: Verdict
+    domain: Domain
+    laws: tuple[Law, ...]
+    closings: tuple[Closing, ...]
+    regions: tuple[Region, ...]
+
+    @classmethod
+    def of(
+        cls, table: Table, certified: Certified, interface: Interface, inputs: Sequence[Term]
+    ) -> Evidence:
+        """What was left of a proof."""
+        names = [spec.name for spec in interface.inputs]
+        return cls(
+            table,
+            tuple(zip(names, inputs, strict=True)),
+            certified.outputs,
+            certified.verdict,
+            certified.domain,
+            certified.laws,
+            certified.closings,
+            tuple(Region.of(kind, one) for kind, served in certified.shown for one in served),
+        )
 
     def written(self, report: Report) -> Certificate:
         """The certificate of a proof.
@@ -88,64 +151,50 @@ class Evidence:
         Raises:
             CacheFreeError: nothing was proved.
         """
-        if not self.certified.verdict.is_proof and self.certified.verdict.name != "CHECKED":
+        if not self.verdict.is_proof and self.verdict is not Verdict.CHECKED:
             raise CacheFreeError(
                 Refusal(
-                    f"There is no certificate of a graph that is {self.certified.verdict}.",
+                    f"There is no certificate of a graph that is {self.verdict}.",
                     why="Nothing was proved.",
                     remedy='Rewrite with check="prove".',
                 )
             )
         graph = _Terms()
-        outputs = [graph.place(term) for term in self.certified.outputs]
-        places = [graph.place(term) for term in self.inputs]
-        regimes = [(kind, regime) for kind, served in self.certified.shown for regime in served]
         content = {
             "format": FORMAT,
             "model": report.model,
-            "verdict": self.certified.verdict.name,
+            "verdict": self.verdict.name,
             "graph": {
-                "inputs": [
-                    [spec.name, place]
-                    for spec, place in zip(self.interface.inputs, places, strict=True)
-                ],
-                "outputs": outputs,
+                "outputs": [graph.place(term) for term in self.outputs],
+                "inputs": [[name, graph.place(term)] for name, term in self.inputs],
                 "terms": graph.lines,
             },
-            "regions": [self._region(*regime) for regime in regimes],
+            "regions": [self._region(region) for region in self.regions],
             "edits": self._edits(),
             "domain": [
                 {"call": region.name, "facts": [_size(c.fact) for c in region.conditions]}
-                for region in self.certified.domain.regions
+                for region in self.domain.regions
             ],
-            "fixed": list(self.certified.domain.fixed),
-            "laws": {
-                law.name: {"statement": law.statement, "kind": law.kind}
-                for law in self.certified.laws
-            },
-            "stand_ins": sorted(
-                {name for _, regime in regimes for name in regime.program.captured.stand_ins}
-            ),
+            "fixed": list(self.domain.fixed),
+            "laws": {law.name: {"statement": law.statement, "kind": law.kind} for law in self.laws},
+            "stand_ins": sorted({name for region in self.regions for name in region.stand_ins}),
             "assumed": list(report.assumed),
         }
         return Certificate(json.loads(json.dumps(content)))
 
-    def _region(self, kind: Kind, regime: Regime) -> dict[str, Any]:
-        facts = (*kind.basics, *(condition.fact for condition in regime.region.conditions))
-        values = kind.values(regime.pinned)
-        comparison, program = regime.comparison, regime.program
-        raw = _Raw(self.table, Facts(facts), values)
+    def _region(self, region: Region) -> dict[str, Any]:
+        raw = _Raw(self.table, Facts(region.facts), region.values)
         lines = _Terms()
         steps = [
-            *_law_steps(comparison, raw, lines),
-            *(_pair(law, one, other, lines) for law, one, other in comparison.pairs),
+            *_law_steps(region.steps, raw, lines),
+            *(_pair(law, one, other, lines) for law, one, other in region.pairs),
         ]
         return {
-            "call": kind.name,
-            "facts": [_size(fact) for fact in facts],
-            "values": {str(symbol): _size(size) for symbol, size in values.items()},
-            "neutral": {path: lines.place(term) for path, term in kind.inputs.items()},
-            "path": [lines.place(term) for term in program.outputs],
+            "call": region.kind.name,
+            "facts": [_size(fact) for fact in region.facts],
+            "values": {str(symbol): _size(size) for symbol, size in region.values.items()},
+            "neutral": {path: lines.place(term) for path, term in region.kind.inputs.items()},
+            "path": [lines.place(term) for term in region.path],
             "steps": steps,
             "terms": lines.lines,
         }
@@ -170,14 +219,14 @@ class Evidence:
                 ],
                 "obligation": "the regions of later calls",
             }
-            for closing in self.certified.closings
+            for closing in self.closings
         ]
 
 
-def _law_steps(comparison: Comparison, raw: _Raw, lines: _Terms) -> list[dict[str, Any]]:
+def _law_steps(applied: Iterable[Step], raw: _Raw, lines: _Terms) -> list[dict[str, Any]]:
     """Each application of a law once, with the right side as the law itself writes it."""
     steps: dict[tuple[str, Term], dict[str, Any]] = {}
-    for step in comparison.steps:
+    for step in applied:
         key = (step.law.name, step.before)
         if key in steps:
             continue

@@ -179,7 +179,7 @@ def rewrite(
         encoder,
         parts.encoder,
         keeper_of(subject, later.captured),
-        Evidence(table, certified, interface, parts.inputs),
+        Evidence.of(table, certified, interface, parts.inputs),
         Modes.now(model),
     )
 

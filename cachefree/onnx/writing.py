@@ -85,15 +85,21 @@ def to_onnx(
     version = opset or default_opset()
     proof = rewritten.certificate if certificate else None
     with contextlib.ExitStack() as files:
+        proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if whole is not None:
             encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say)
-        _write(one, files.enter_context(replace_files(target)), verdict, version, say)
-    if proof is not None:
-        say("writing the certificate")
-        proof.for_onnx(target).save(target.with_suffix(".certificate.json"))
+        written = files.enter_context(replace_files(target))
+        _write(one, written, verdict, version, say)
+        if proof is not None and proved is not None:
+            say("writing the certificate")
+            proof.for_onnx(written).save(proved)
     return target
+
+
+def _certificate_file(target: Path) -> Path:
+    return target.with_suffix(".certificate.json")
 
 
 def _target(path: Path, *, has_encoder: bool) -> Path:
