@@ -10,12 +10,14 @@ from cachefree.errors import (
     CacheFreeError,
     CacheNotFoundError,
     CaptureError,
+    CertificateError,
     DomainError,
     EquivalenceError,
     UnsupportedBranchError,
 )
 
 if TYPE_CHECKING:
+    from cachefree.checker import check_certificate
     from cachefree.onnx import Weights, load_onnx, to_onnx
     from cachefree.report import Verdict
     from cachefree.rewrite import rewrite
@@ -27,12 +29,14 @@ __all__ = [
     "CacheFreeError",
     "CacheNotFoundError",
     "CaptureError",
+    "CertificateError",
     "DomainError",
     "EquivalenceError",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
     "Weights",
+    "check_certificate",
     "load_onnx",
     "rewrite",
     "to_onnx",
@@ -43,6 +47,7 @@ _HOMES = {
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
     "Weights": "cachefree.onnx",
+    "check_certificate": "cachefree.checker",
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",

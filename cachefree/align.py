@@ -12,7 +12,7 @@ from cachefree.facts import Facts
 from cachefree.laws import COMMUTATIVE, Law
 from cachefree.laws.elementwise import equal_elementwise
 from cachefree.laws.evaluation import equal_at_every_size, is_of_sizes_alone
-from cachefree.normal import Normaliser
+from cachefree.normal import Normaliser, Step
 from cachefree.terms import Table, Term, operands
 
 __all__ = ["Comparison", "Divergence", "compare"]
@@ -41,12 +41,17 @@ class Comparison:
         checked: Values that depend on sizes alone and were compared at every size up to a bound,
             not proved.
         normaliser: What brought the one graph into normal form.
+        steps: Every application of a law to either side.
+        pairs: Values that were shown to be equal by their elements, with the law; None where they
+            were compared at every size up to a bound.
     """
 
     divergences: tuple[Divergence, ...]
     laws: tuple[Law, ...] = ()
     checked: tuple[Divergence, ...] = ()
     normaliser: Normaliser | None = None
+    steps: tuple[Step, ...] = ()
+    pairs: tuple[tuple[Law | None, Term, Term], ...] = ()
 
     @property
     def is_equal(self) -> bool:
@@ -108,6 +113,8 @@ def _compare(
         tuple(laws),
         tuple(dict.fromkeys(walk.checked)),
         mine,
+        (*mine.steps, *theirs.steps),
+        tuple(walk.pairs),
     )
 
 
@@ -121,6 +128,7 @@ class _Walk:
     divergences: list[Divergence] = field(default_factory=list)
     checked: list[Divergence] = field(default_factory=list)
     laws: list[Law] = field(default_factory=list)
+    pairs: list[tuple[Law | None, Term, Term]] = field(default_factory=list)
 
     def pair(self, one: Term, other: Term) -> bool:
         """Whether two terms are equal; else the deepest divergences are noted."""
@@ -165,6 +173,7 @@ class _Walk:
         law = equal_elementwise(one, other, self.facts, self.equal)
         if law is not None and (law.kind == "exact" or not self.is_exact):
             self.laws.append(law)
+            self.pairs.append((law, one, other))
             return True
         if (
             is_of_sizes_alone(one)
@@ -172,6 +181,7 @@ class _Walk:
             and equal_at_every_size(one, other, self.facts)
         ):
             self.checked.append(Divergence(one, other))
+            self.pairs.append((None, one, other))
             return True
         return False
 

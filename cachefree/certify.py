@@ -50,6 +50,7 @@ class Certified:
         closings: The rules that changed the later path, with what they closed.
         excluded: Sizes outside the domain, with the reason.
         neutrals: The neutral values of cache tensors of fixed size, by path.
+        shown: For the first call and for later calls: the call, and the regimes that are served.
     """
 
     outputs: tuple[Term, ...]
@@ -59,6 +60,7 @@ class Certified:
     closings: tuple[Closing, ...] = ()
     excluded: tuple[Exclusion, ...] = ()
     neutrals: Mapping[str, Term] = field(default_factory=dict)
+    shown: tuple[tuple[Kind, tuple[Regime, ...]], ...] = ()
 
     def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
@@ -120,6 +122,7 @@ def certify(
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
         starts.terms,
+        tuple((kind, tuple(found.served)) for kind, found in zip(kinds, surveys, strict=True)),
     )
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "CacheFreeError",
     "CacheNotFoundError",
     "CaptureError",
+    "CertificateError",
     "DomainError",
     "EquivalenceError",
     "Refusal",
@@ -136,6 +137,14 @@ class DomainError(CacheFreeError, ValueError):
     Cause: another input structure, size, dtype or mode than the verdict covers.
     Remedy: call inside the domain (``rewritten.report.domain``), or rewrite again with such inputs
     as examples.
+    """
+
+
+class CertificateError(CacheFreeError):
+    """A certificate that does not show what it says, or that is about something else.
+
+    Cause: it was changed, it belongs to another graph or file, or the proof is wrong.
+    Remedy: take it again from the rewritten model; report it where that one does not hold either.
     """
 
 

@@ -92,7 +92,7 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
     tracked = [(tensor, tensor.requires_grad) for tensor in (*model.parameters(), *model.buffers())]
     outside = Outside()
     try:
-        with surroundings(model) as outside:
+        with surroundings(model) as outside, _casts_forgotten():
             yield trace
     finally:
         trace.outside, trace.additions = outside.changes, outside.additions
@@ -105,6 +105,18 @@ def untouched(model: torch.nn.Module) -> Iterator[Trace]:
         for name, module in modules.items():
             trace.changes += _put_back(name, module, before[name])
         trace.changes = [change for change in trace.changes if not _is_memo(modules, change)]
+
+
+@contextlib.contextmanager
+def _casts_forgotten() -> Iterator[None]:
+    """Keeps autocast from remembering a weight that was cast while it stood for a fake one."""
+    is_enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(is_enabled)
 
 
 def _is_memo(modules: dict[str, torch.nn.Module], change: StateChange) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+import torch
 
 from cachefree.errors import SourceLine
 from cachefree.spec import Domain
@@ -71,6 +74,7 @@ class Report:
         notes: What was assumed.
         questions: What the model's code asked about sizes.
         seconds: The time that the rewrite took.
+        kinds: Of each law, whether it holds bit for bit (``"exact"``) or over the reals.
     """
 
     model: str
@@ -83,6 +87,16 @@ class Report:
     questions: tuple[str, ...] = ()
     seconds: float = 0.0
     nodes: dict[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What the verdict rests on beside the laws."""
+        return (
+            f"torch {torch.__version__}: its tracer, its operators, their sizes and dtypes",
+            "each captured path is what the model computes, writes in place as they were read",
+            *self.notes,
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.model}: one graph for the first and for later calls"]
@@ -131,6 +145,8 @@ class Report:
                 for branch in self.branches
             ],
             "laws": list(self.laws),
+            "proof": [{"name": law, "kind": self.kinds.get(law, "")} for law in self.laws],
+            "assumed": list(self.assumed),
             "slots": list(self.slots),
             "notes": list(self.notes),
             "questions": list(self.questions),

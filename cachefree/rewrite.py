@@ -10,7 +10,9 @@ from typing import Any
 from torch import fx, nn
 
 from cachefree.assembly import assembled
+from cachefree.baked import Modes, moved_to
 from cachefree.branches import removed_branches
+from cachefree.certificate import Evidence
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CaptureError, Refusal
@@ -170,12 +172,15 @@ def rewrite(
         ),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         seconds=time.perf_counter() - started,
+        kinds={law.name: law.kind for law in certified.laws},
     )
+
+    changed = frozenset(change.path for path in (first, later) for change in path.captured.changes)
 
     def again() -> Rewritten:
         return rewrite(
             model,
-            example_inputs,
+            moved_to(model, example_inputs),
             cache=cache,
             carry=carry,
             method=method,
@@ -189,12 +194,14 @@ def rewrite(
         interface,
         parts.calling,
         report,
-        Origin(model, again, without=buffers_of_state(subject)),
+        Origin(model, again, without=buffers_of_state(subject) | changed),
         encoder,
         parts.encoder,
         keeper_of(subject, later.captured),
         None if moved is None else moved.call,
         projection,
+        Evidence.of(table, certified, interface, parts.inputs) if moved is None else None,
+        Modes.now(model),
     )
 
 

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from cachefree.baked import Modes
 from cachefree.calling import Calling, is_tracing
 from cachefree.capture import TensorSpec
+from cachefree.certificate import Certificate, Evidence
 from cachefree.encoder_call import EncoderCall
-from cachefree.errors import DomainError, Refusal
+from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.graph import assemble, mirror
 from cachefree.hoisting import HoistedCall
 from cachefree.lifting.keeping import Keeper
@@ -54,14 +56,18 @@ class Rewritten(nn.Module):
         keeper: Keeper | None = None,
         hoisted_call: HoistedCall | None = None,
         projection: fx.GraphModule | None = None,
+        evidence: Evidence | None = None,
+        modes: Modes | None = None,
     ) -> None:
         super().__init__()
+        self.modes = modes
         self.__dict__["_graph_module"] = graph_module
         self.interface = interface
         self.calling = calling
         self.report = report
         self.keeper = keeper
         self.__dict__["_origin"] = origin
+        self.__dict__["_evidence"] = evidence
         self.__dict__["_encoder"] = encoder
         self.__dict__["_projection"] = projection
         self.encoder_call = encoder_call
@@ -101,6 +107,32 @@ class Rewritten(nn.Module):
         if self.hoisted_call is not None:
             return self.hoisted_call.encoder_interface
         return None if self.encoder_call is None else self.encoder_call.encoder_interface
+
+    @property
+    def certificate(self) -> Certificate:
+        """The proof, step by step, for `cachefree.check_certificate`; written when asked for.
+
+        Raises:
+            CacheFreeError: nothing was proved, or this is a copy of what was rewritten.
+        """
+        evidence: Evidence | None = self.__dict__["_evidence"]
+        if self.hoisted_call is not None:
+            raise CacheFreeError(
+                Refusal(
+                    "A graph whose cross-attention was hoisted has no certificate.",
+                    why="What was proved is the graph before keys and values were moved out of it.",
+                    remedy='Take the certificate of rewrite(model, cross_attention="reuse").',
+                )
+            )
+        if evidence is None:
+            raise CacheFreeError(
+                Refusal(
+                    "A copy of a rewritten model has no certificate.",
+                    why="What was proved is remembered by the object that rewrite gave back.",
+                    remedy="Take its certificate, or save it: certificate.save(path).",
+                )
+            )
+        return evidence.written(self.report)
 
     def _child(self, name: str) -> Any:
         if name in self._modules:
@@ -277,6 +309,15 @@ class Rewritten(nn.Module):
                     remedy="Call rewritten.eval().",
                 )
             )
+        different = self.modes.difference() if self.modes is not None else None
+        if different is not None:
+            raise DomainError(
+                Refusal(
+                    "The rewritten model was called in another mode than it was captured in.",
+                    why=f"Now {different}; what was captured is a constant of the graph.",
+                    remedy="Call it as it was captured, or rewrite again in this mode.",
+                )
+            )
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()
@@ -289,6 +330,7 @@ class Rewritten(nn.Module):
                 self.encoder_call,
                 self.hoisted_call,
                 self.keeper,
+                self.modes,
             ) = (
                 fresh.interface,
                 fresh.calling,
@@ -296,8 +338,9 @@ class Rewritten(nn.Module):
                 fresh.encoder_call,
                 fresh.hoisted_call,
                 fresh.keeper,
+                fresh.modes,
             )
-            for name in ("_origin", "_encoder", "_projection"):
+            for name in ("_origin", "_encoder", "_evidence", "_projection"):
                 self.__dict__[name] = fresh.__dict__[name]
             training = self.training
             self._share(fresh.graph_module)
@@ -305,7 +348,7 @@ class Rewritten(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         graphs = ("_graph_module", "_encoder", "_projection")
-        skipped = (*graphs, "_origin")
+        skipped = (*graphs, "_origin", "_evidence")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
         return {**state, "_copied": tuple(self.__dict__[name] for name in graphs)}
 
@@ -313,6 +356,7 @@ class Rewritten(nn.Module):
         copied, *beside = state.pop("_copied")
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
+        self.__dict__["_evidence"] = None
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             holder.__dict__[name] = self.__dict__[name]

@@ -18,11 +18,11 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure signatures vocabulary progress origin fakes recurrent offered",
-        "sizes places fixed stand_ins",
+        "errors structure signatures vocabulary progress fakes recurrent offered",
+        "checker sizes places fixed stand_ins",
         "reach spelling provenance explaining memos",
-        "surroundings",
-        "isolation spec terms faithful jumps",
+        "surroundings baked",
+        "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
@@ -39,7 +39,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once",
         "encoder_argument",
         "certify onnx branches",
-        "assembly proof",
+        "assembly certificate proof",
         "hoisting",
         "rewritten",
         "rewrite",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
+import os
 import queue
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +17,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import cachefree
+from cachefree.certificate import Certificate
 
 from .assertions import Unchanged
-from .small import IDS, Small, small
+from .small import IDS, Small, rewritten_small, small
 
 
 class FailsAt(Small):
@@ -96,6 +101,94 @@ def test_a_model_that_failed_can_be_rewritten_afterwards() -> None:
     rewritten = cachefree.rewrite(model, (IDS[:2, :3],))
     with torch.no_grad():
         torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
+
+
+STAGES = (
+    "find_subject",
+    "read",
+    "proved",
+    "assembled",
+    "emit",
+    "removed_branches",
+    "Report",
+    "keeper_of",
+    "Rewritten",
+)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_after_any_stage_leaves_nothing_behind(
+    stage: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    module = importlib.import_module("cachefree.rewrite")
+    run = getattr(module, stage)
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        run(*args, **kwargs)
+        raise error("on purpose")
+
+    monkeypatch.setattr(module, stage, fails)
+    unchanged = Unchanged(model)
+    with pytest.raises(error, match="on purpose"):
+        cachefree.rewrite(model, (IDS[:2, :3],))
+    unchanged.check()
+
+
+WRITING = ("exported_program", "_export", "_name", "describe", "_check_no_control_flow", "_save")
+
+
+def test_a_failure_while_a_file_is_written_leaves_the_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    rewritten = rewritten_small(model)
+    module = importlib.import_module("cachefree.onnx.writing")
+    cachefree.to_onnx(rewritten, tmp_path / "decoder.onnx", certificate=True)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(before) == 3
+    unchanged = Unchanged(model)
+    homes = [(module, name) for name in WRITING] + [(Certificate, "save"), (os, "replace")]
+    for home, name in homes:
+        run = getattr(home, name)
+
+        def fails(*args: Any, run: Any = run, name: str = name, **kwargs: Any) -> None:
+            run(*args, **kwargs)
+            raise OSError(f"{name}, on purpose")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(home, name, fails)
+            with pytest.raises((OSError, cachefree.CacheFreeError), match=f"{name}, on purpose"):
+                cachefree.to_onnx(rewritten, tmp_path / "decoder.onnx", certificate=True)
+        unchanged.check()
+        if name != "replace":  # what fails after it has moved a file cannot be told from success
+            assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before, name
+        assert len(list(tmp_path.iterdir())) == 3, name
+
+
+def test_a_failure_of_a_comparison_leaves_the_model_as_it_was() -> None:
+    model = small(FailsAt)
+    rewritten = rewritten_small(model)
+    for at in (1, 3):
+        COUNT[0] = itertools.count(1)
+        model.countdown[0] = at
+        unchanged = Unchanged(model)
+        with contextlib.suppress(RuntimeError, cachefree.CacheFreeError):
+            cachefree.verify(model, rewritten, backends=("eager",), max_examples=3, seed=1)
+            pytest.fail("the model raised")
+        model.state.zero_()
+        model.log.clear()
+        model.__dict__.pop("fresh", None)  # what the model's own code left, outside of any capture
+        unchanged.check()
+
+
+def test_certificates_of_two_threads_at_once() -> None:
+    rewritten = rewritten_small(small())
+    with ThreadPoolExecutor(2) as threads:
+        checks = list(threads.map(cachefree.check_certificate, [rewritten] * 4))
+    assert {str(checked) for checked in checks} == {str(checks[0])}
+    assert checks[0].is_complete
 
 
 class WritesToABuffer(Small):

@@ -113,30 +113,28 @@ def _slice_of_cat(term: Term, rewriter: Rewriter) -> Term | None:
     parts, joined = source.args
     if joined != dim:
         return _slice_each(term, rewriter)
-    facts, kept, offset = rewriter.facts, [], sympy.Integer(0)
+    facts, spans, offset = rewriter.facts, [], sympy.Integer(0)
     for part in parts:
-        size = part.sizes[dim]
-        after = facts.simplified(offset + size)
-        if facts.at_most(after, start) or facts.at_most(end, offset):
-            offset = after
-            continue
-        first = _within(facts, start, offset)
-        last = _within(facts, end, after, is_end=True)
-        if first is None or last is None:
-            return None
-        first, last = facts.simplified(first - offset), facts.simplified(last - offset)
-        shape = (
-            *part.sizes[:dim],
-            facts.simplified(sympy.sympify(last) - first),
-            *part.sizes[dim + 1 :],
-        )
-        kept.append(rewriter.build("slice", (part, dim, first, last, 1), shape, term))
+        after = facts.simplified(offset + part.sizes[dim])
+        if not (facts.at_most(after, start) or facts.at_most(end, offset)):
+            first = _within(facts, start, offset)
+            last = _within(facts, end, after, is_end=True)
+            if first is None or last is None or not facts.at_most(first, last):
+                return None  # whether the slice reaches this part is not known
+            spans.append((part, facts.simplified(first - offset), facts.simplified(last - offset)))
         offset = after
+    kept = [_span(part, dim, first, last, term, rewriter) for part, first, last in spans]
     if not kept:
         return None
     return (
         kept[0] if len(kept) == 1 else rewriter.build("cat", (tuple(kept), dim), term.shape, term)
     )
+
+
+def _span(part: Term, dim: int, first: Any, last: Any, term: Term, rewriter: Rewriter) -> Term:
+    length = rewriter.facts.simplified(sympy.sympify(last) - first)
+    shape = (*part.sizes[:dim], length, *part.sizes[dim + 1 :])
+    return rewriter.build("slice", (part, dim, first, last, 1), shape, term)
 
 
 def _within(facts: Any, bound: Any, edge: Any, *, is_end: bool = False) -> Any:

@@ -52,6 +52,7 @@ def to_onnx(
     weights: Any = None,
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
+    certificate: bool = False,
 ) -> Path:
     """Writes the one graph as an ONNX file that serves the first call and every later one.
 
@@ -78,6 +79,9 @@ def to_onnx(
         resume: With ``weights``: keep what was written when writing is interrupted, and go on from
             there.
         progress: Called with a few words before each step.
+        certificate: Whether to write the proof beside it, with the digests of these files:
+            ``decoder.certificate.json`` beside ``decoder.onnx``, for
+            ``cachefree.check_certificate``.
 
     Returns:
         The path of the one graph.
@@ -99,13 +103,23 @@ def to_onnx(
     verdict = _verdict(rewritten)
     version = opset or default_opset()
     source = None if matched is None else _Source(matched, target.parent, resume)
+    proof = rewritten.certificate if certificate else None
     with contextlib.ExitStack() as files:
+        proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
             encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say, source)
-        _write(one, files.enter_context(replace_files(target)), verdict, version, say, source)
+        written = files.enter_context(replace_files(target))
+        _write(one, written, verdict, version, say, source)
+        if proof is not None and proved is not None:
+            say("writing the certificate")
+            proof.for_onnx(written).save(proved)
     return target
+
+
+def _certificate_file(target: Path) -> Path:
+    return target.with_suffix(".certificate.json")
 
 
 def _target(path: Path, *, has_encoder: bool) -> Path:

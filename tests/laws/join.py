@@ -80,6 +80,8 @@ JOIN: Family = {
             Instance("of both parts", ("b 4", "b 5"), lambda x, y: torch.cat((x, y), 1)[:, 2:7]),
         ),
         (
+            Instance("whether it reaches the first part is not known", ("b 2", "b n"),
+                     lambda x, y: torch.cat((x, y), 1)[:, y.shape[1]:], {"n": 1}),
             Instance("where the parts meet is not known", ("b p", "b n"),
                      lambda x, y: torch.cat((x, y), 1)[:, 3:], {"p": 2, "n": 2}),
         ),

@@ -1,0 +1,174 @@
+"""What a capture takes for granted without a trace: flags of the model, and modes of torch.
+
+A Python value that the model's code reads is a constant of the captured path. So is the dtype that
+torch gives to numbers, and whether it casts by itself.
+"""
+
+from __future__ import annotations
+
+import dis
+import operator
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cachefree.reach import PLAIN, get, reached
+from cachefree.structure import flatten
+
+__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to"]
+
+_TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
+_ENVIRONMENT = frozenset(("environ", "getenv"))
+_KINDS = frozenset(("is_cuda", "is_cpu", "is_mps", "is_xpu", "get_device", "current_device"))
+
+
+class Flags:
+    """Booleans, numbers and texts that the model's code may read, as they were.
+
+    Those are attributes of the modules and of objects that they hold, such as a configuration, and
+    globals, class attributes and defaults that the code reaches.
+
+    Args:
+        model: The model.
+        without: Paths of attributes that calls change: what is at them is no flag.
+    """
+
+    def __init__(self, model: nn.Module, without: frozenset[str] = frozenset()) -> None:
+        self._known: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        seen: set[int] = set()
+        for namespace, names in _namespaces(model, without):
+            if id(namespace) not in seen and names:
+                seen.add(id(namespace))
+                self._add(operator.itemgetter(*names), namespace)
+        for namespace, name in _outside(model):
+            is_cell = isinstance(namespace, types.CellType)
+            self._add((operator.attrgetter if is_cell else operator.itemgetter)(name), namespace)
+
+    def _add(self, read: Callable[[Any], Any], namespace: Any) -> None:
+        self._known.append((read, namespace, read(namespace)))
+
+    def have_changed(self) -> bool:
+        """Whether any of them is another one now."""
+        try:
+            return any(read(namespace) != values for read, namespace, values in self._known)
+        except (KeyError, ValueError):
+            return True
+
+
+def _outside(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    """Flags that the model's code reaches outside of the model, with what they are in."""
+    found = reached(tuple(dict.fromkeys(type(module) for module in model.modules())))
+    steps = [step for code in found.codes for step in dis.get_instructions(code)]
+    read = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for place in found.places:
+        namespace, name, text = place
+        is_global = text.startswith("the global ") and "." not in text
+        if type(get(place)) in PLAIN and (name in read or not is_global):
+            yield (vars(namespace) if isinstance(namespace, type) else namespace), name
+
+
+def _namespaces(model: nn.Module, without: frozenset[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    for path, module in model.named_modules():
+        own = vars(module)
+        names = [name for name in own if name not in _TORCHS_OWN]
+        names = [name for name in names if not _is_in(f"{path}.{name}".lstrip("."), without)]
+        yield own, [name for name in names if type(own[name]) in PLAIN]
+        for name in names:
+            value = own[name]
+            is_object = hasattr(value, "__dict__") and not callable(value)
+            if is_object and not isinstance(value, (torch.Tensor, type, types.ModuleType)):
+                held = vars(value)
+                yield held, [key for key, part in held.items() if type(part) in PLAIN]
+
+
+def _is_in(path: str, without: frozenset[str]) -> bool:
+    return any(other == path or other.startswith((f"{path}.", f"{path}[")) for other in without)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Modes of torch and of the process that a captured path depends on.
+
+    Attributes:
+        dtype: The dtype that torch gives to numbers.
+        device: Where torch makes tensors.
+        casts: Whether torch casts by itself, on which devices and to what.
+        fast_path: Whether attention modules may take torch's own fast path.
+        environment: The environment's variables, where the model's code reads them.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    casts: tuple[tuple[str, torch.dtype], ...]
+    fast_path: bool
+    environment: Mapping[str, str] | None = None
+
+    @classmethod
+    def now(cls, model: nn.Module | None = None) -> Modes:
+        """The modes as they are."""
+        is_read = model is not None and bool(_names(model) & _ENVIRONMENT)
+        return cls(
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            _casts(),
+            torch.backends.mha.get_fastpath_enabled(),
+            dict(os.environ) if is_read else None,
+        )
+
+    def difference(self) -> str | None:
+        """Which of them is another one now, in words; None where none is."""
+        if torch.get_default_dtype() is not self.dtype:
+            return f"torch's default dtype is {torch.get_default_dtype()}, and was {self.dtype}"
+        if torch.get_default_device() != self.device:
+            return f"torch's default device is {torch.get_default_device()}, and was {self.device}"
+        if _casts() != self.casts:
+            return f"torch.autocast is {_words(_casts())}, and was {_words(self.casts)}"
+        if torch.backends.mha.get_fastpath_enabled() is not self.fast_path:
+            return f"the fast path of torch.backends.mha was {'on' if self.fast_path else 'off'}"
+        if self.environment is not None and os.environ != self.environment:
+            names = [
+                name
+                for name in {*os.environ, *self.environment}
+                if os.environ.get(name) != self.environment.get(name)
+            ]
+            return f"the environment's {', '.join(sorted(names))} was another"
+        return None
+
+
+def _casts() -> tuple[tuple[str, torch.dtype], ...]:
+    if not torch._C._is_any_autocast_enabled():
+        return ()
+    devices = ("cpu", "cuda", "mps", "xpu")
+    on = [device for device in devices if torch.is_autocast_enabled(device)]
+    return tuple((device, torch.get_autocast_dtype(device)) for device in on)
+
+
+def _words(casts: tuple[tuple[str, torch.dtype], ...]) -> str:
+    return ", ".join(f"on for {device} ({dtype})" for device, dtype in casts) or "off"
+
+
+def moved_to(model: nn.Module, example_inputs: Any) -> Any:
+    """Example inputs on the device that the model is on now."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if example_inputs is None or len(devices) != 1:
+        return example_inputs
+    (device,) = devices
+    leaves, structure = flatten(example_inputs)
+    return structure.rebuild([leaf.to(device) for leaf in leaves])
+
+
+def asks_for_devices(model: nn.Module) -> bool:
+    """Whether the model's code may go another way on another kind of device."""
+    names = _names(model)
+    return bool(names & _KINDS) or {"device", "type"} <= names
+
+
+def _names(model: nn.Module) -> set[str]:
+    """The names of globals and attributes in the model's own code."""
+    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
+    return {name for code in reached(classes).codes for name in code.co_names}
