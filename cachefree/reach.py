@@ -24,6 +24,7 @@ __all__ = [
     "Reached",
     "get",
     "is_generator",
+    "is_iterator",
     "put",
     "reached",
 ]
@@ -123,7 +124,12 @@ class _Walk:
             self.add(value.__wrapped__)
         elif isinstance(value, (types.FunctionType, type)):
             self.add(value)
-        elif type(value) in CONTAINERS or isinstance(value, PLAIN) or is_generator(value):
+        elif (
+            type(value) in CONTAINERS
+            or isinstance(value, PLAIN)
+            or is_generator(value)
+            or is_iterator(value)
+        ):
             self.places[id(namespace), name] = (namespace, name, text)
         elif self._is_object(value) and id(value) not in self.seen:
             self.seen.add(id(value))
@@ -203,6 +209,11 @@ def is_generator(value: Any) -> bool:
     return any(
         hasattr(type(value), name) for name in ("getstate", "get_state", "bit_generator")
     ) and not isinstance(value, types.ModuleType)
+
+
+def is_iterator(value: Any) -> bool:
+    """Whether a value gives another object each time that it is asked: it remembers where it is."""
+    return hasattr(type(value), "__next__") and not isinstance(value, torch.nn.Module)
 
 
 def get(place: Place) -> Any:

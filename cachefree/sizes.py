@@ -144,6 +144,7 @@ class SizeEnvironment(ShapeEnv):
                 orig_expr, hint, fx_node, size_oblivious, fallback_value, forcing_spec=forcing_spec
             )
 
+        orig_expr = _with_numbers(orig_expr)
         if orig_expr.is_number or isinstance(
             orig_expr, (sympy.logic.boolalg.BooleanTrue, sympy.logic.boolalg.BooleanFalse)
         ):
@@ -178,6 +179,24 @@ class SizeEnvironment(ShapeEnv):
         if not asks_truth or (answer is sympy.true and isinstance(orig_expr, sympy.Eq)):
             return ask_torch()  # torch learns the equality, so that equal sizes get one name
         return answer
+
+
+def _with_numbers(expr: sympy.Basic) -> sympy.Basic:
+    """``n == True`` as Python has it: ``n == 1``."""
+    if not expr.atoms(sympy.logic.boolalg.BooleanAtom):
+        return expr
+    return expr.replace(
+        lambda part: (
+            isinstance(part, sympy.core.relational.Relational)
+            and any(side in (sympy.true, sympy.false) for side in part.args)
+        ),
+        lambda part: part.func(
+            *(
+                sympy.Integer(side is sympy.true) if side in (sympy.true, sympy.false) else side
+                for side in part.args
+            )
+        ),
+    )
 
 
 _PYTHON_ASKS = ("__bool__", "__int__", "__index__", "__float__", "__len__")

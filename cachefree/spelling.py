@@ -19,6 +19,7 @@ __all__ = ["sizes_in_text"]
 
 _MESSAGES = {"print", "warn", "debug", "info", "warning", "error", "log", "warning_once", "write"}
 _WAYS = ("__repr__", "__str__")
+_FORMAT = "__format__"
 
 
 @contextlib.contextmanager
@@ -30,6 +31,7 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
     """
     thread = threading.get_ident()
     before = {way: vars(torch.SymInt).get(way) for way in _WAYS}
+    formatting = vars(torch.SymInt).get(_FORMAT)
     original: Callable[[torch.SymInt], str] = torch.SymInt.__repr__
 
     def text(size: torch.SymInt) -> str:
@@ -42,12 +44,18 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
             return str(int(size))
         return original(size)
 
+    def formatted(size: torch.SymInt, spec: str) -> str:
+        frame = sys._getframe(1)
+        is_told = not is_users(frame.f_code.co_filename) or _is_message(frame)
+        return original(size) if is_told else format(int(size), spec)
+
+    torch.SymInt.__format__ = formatted
     for way in _WAYS:
         setattr(torch.SymInt, way, text)
     try:
         yield
     finally:
-        for way, function in before.items():
+        for way, function in (*before.items(), (_FORMAT, formatting)):
             if function is None:
                 delattr(torch.SymInt, way)
             else:

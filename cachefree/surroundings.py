@@ -9,9 +9,11 @@ Functions that are memoised by `functools` run as they are, so that they remembe
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,7 @@ from cachefree.reach import (
     Place,
     get,
     is_generator,
+    is_iterator,
     put,
     reached,
 )
@@ -55,13 +58,22 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     own = [(cls, set(vars(cls))) for cls in found_there.classes]
     generators = [*_generators(model, before), *_numpy()]
     states = [(generator, pickle.dumps(_state(generator))) for generator in generators]
+    results: list[tuple[str, Any, Any]] = []
     for place, value, _ in before:
-        plain = _unmemoised(value)
+        plain = _unmemoised(value, place[2], results)
         if plain is not value:
             put(place, plain)
+    iterators = [*_iterators(model, before)]
+    for place, _, twin in iterators:
+        put(place, twin)
     try:
         yield found
     finally:
+        for place, value, twin in iterators:
+            put(place, value)
+            if _told(twin) != _told(value) or _told(value) is None:
+                found.changes.append(place[2])
+        found.changes += [name for name, value, was in results if not _holds(value, was)]
         for cls, names in own:
             for name in set(vars(cls)) - names:
                 if name.startswith("__"):
@@ -85,7 +97,7 @@ def forget() -> None:
 def _put_back(place: Place, value: Any, contents: Any) -> bool:
     """Puts one name back; whether it had changed."""
     now = get(place)
-    if _unmemoised(value) is not value:
+    if is_memoised(value):
         put(place, value)
         return False
     is_same = now is value or (isinstance(value, PLAIN) and type(now) is type(value))
@@ -102,12 +114,58 @@ def _put_back(place: Place, value: Any, contents: Any) -> bool:
     return changed
 
 
-def _unmemoised(value: Any) -> Any:
+def is_memoised(value: Any) -> bool:
+    """Whether a value is a function that ``functools`` memoises."""
+    return isinstance(getattr(value, "__func__", value), Memoised)
+
+
+def _unmemoised(value: Any, name: str, results: list[tuple[str, Any, Any]]) -> Any:
+    """A memoised function as it is without; what it gives that can be changed is kept."""
+    if isinstance(value, (staticmethod, classmethod)) and is_memoised(value):
+        return type(value)(_recorded(value.__func__.__wrapped__, name, results))
     if isinstance(value, Memoised):
-        return value.__wrapped__
-    if isinstance(value, staticmethod) and isinstance(value.__func__, Memoised):
-        return staticmethod(value.__func__.__wrapped__)
+        return _recorded(value.__wrapped__, name, results)
     return value
+
+
+def _recorded(
+    function: Callable[..., Any], name: str, results: list[tuple[str, Any, Any]]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        contents = _contents(value)
+        if contents is not None:
+            results.append((f"what {name} remembers", value, contents))
+        return value
+
+    return plain
+
+
+def _iterators(
+    model: torch.nn.Module, places: list[tuple[Place, Any, Any]]
+) -> Iterator[tuple[Place, Any, Any]]:
+    """The places of iterators, each with a twin that may be moved on in its stead."""
+    held: list[Place] = [
+        (vars(module), name, f"{type(module).__name__}.{name}")
+        for module in model.modules()
+        for name in vars(module)
+    ]
+    for place in (*(place for place, _, _ in places), *held):
+        value = get(place)
+        if is_iterator(value):
+            try:
+                yield place, value, copy.copy(value)
+            except TypeError:
+                yield place, value, value
+
+
+def _told(iterator: Any) -> bytes | None:
+    """How far an iterator has come; None where it does not tell."""
+    try:
+        return pickle.dumps(iterator)
+    except Exception:  # noqa: BLE001 - a generator, or one over objects that cannot be pickled
+        return None
 
 
 def _contents(value: Any) -> Any:

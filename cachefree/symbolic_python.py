@@ -8,6 +8,7 @@ import contextlib
 import functools
 import linecache
 import math
+import operator
 import sys
 import threading
 from collections.abc import Iterator
@@ -65,6 +66,18 @@ def _symbolic_len() -> Any:
     return length
 
 
+def _numbers_of(original: Any) -> Any:
+    """A function that tells objects apart, for which a size becomes a number: that is heard."""
+
+    @functools.wraps(original)
+    def identity(*args: Any) -> Any:
+        if getattr(_capturing, "active", False) and _has_size(args):
+            args = tuple(int(arg) if isinstance(arg, torch.SymInt) else arg for arg in args)
+        return original(*args)
+
+    return identity
+
+
 def _symbolic_root() -> Any:
     original = math.sqrt
 
@@ -100,6 +113,8 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
         (math, "sqrt", _symbolic_root()),
+        (operator, "is_", _numbers_of(operator.is_)),
+        (operator, "is_not", _numbers_of(operator.is_not)),
         # its argument parser takes no symbolic truth value: is_causal=length > 1
         (
             functional,
@@ -110,10 +125,10 @@ def _patches() -> list[tuple[Any, str, Any]]:
 
 
 class _IntegerType(type):
-    """``int`` for ``isinstance`` and ``issubclass``."""
+    """``int`` for ``isinstance``, ``issubclass`` and ``case int()``, of symbolic sizes too."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, (int, torch.SymInt))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return issubclass(subclass, int)
@@ -153,7 +168,12 @@ def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def sizes_in_imported(model: torch.nn.Module) -> Iterator[None]:
     """Lets ``from math import sqrt`` and its like stay symbolic in the packages of the model."""
-    wrappers = (math.sqrt, torch.nn.functional.scaled_dot_product_attention)
+    wrappers = (
+        math.sqrt,
+        operator.is_,
+        operator.is_not,
+        torch.nn.functional.scaled_dot_product_attention,
+    )
     originals = {id(original): w for w in wrappers if (original := getattr(w, "__wrapped__", None))}
     packages = {type(module).__module__.split(".")[0] for module in model.modules()}
     homes = [

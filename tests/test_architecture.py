@@ -21,7 +21,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places fixed stand_ins",
         "reach spelling provenance explaining",
-        "surroundings",
+        "surroundings like_integers sameness",
         "isolation spec terms faithful jumps",
         "exact_slices symbolic_python",
         "graph report facts capture",
