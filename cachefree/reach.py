@@ -24,6 +24,7 @@ __all__ = [
     "Reached",
     "get",
     "is_generator",
+    "is_installed",
     "is_iterator",
     "put",
     "reached",
@@ -39,11 +40,12 @@ Place = tuple[Any, str, str]
 
 @dataclass(frozen=True)
 class Reached:
-    """What was found: names, classes, and the code that uses them."""
+    """What was found: names, classes, the code that uses them, and what else has a memory."""
 
     places: tuple[Place, ...]
     classes: tuple[type, ...]
     codes: tuple[types.CodeType, ...]
+    others: tuple[tuple[str, Any], ...] = ()
 
     def is_only_written(self, place: Place) -> bool:
         """Whether all code that is reached only appends to a container, and never reads it."""
@@ -73,7 +75,8 @@ def reached(classes: tuple[type, ...]) -> Reached:
     for cls in classes:
         walk.add(cls)
     walk.run()
-    return Reached(tuple(walk.places.values()), tuple(walk.classes), tuple(walk.codes))
+    places, others = tuple(walk.places.values()), tuple(walk.others.values())
+    return Reached(places, tuple(walk.classes), tuple(walk.codes), others)
 
 
 class _Walk:
@@ -87,6 +90,8 @@ class _Walk:
         self.places: dict[tuple[int, str], Place] = {}
         self.classes: dict[type, None] = {}
         self.codes: list[types.CodeType] = []
+        self.others: dict[int, tuple[str, Any]] = {}
+        self.is_installed = False
         self.pending: list[Any] = []
         self.seen: set[int] = set()
 
@@ -109,6 +114,7 @@ class _Walk:
             if not self._is_ours(home):
                 continue
             self.classes[base] = None
+            self.is_installed = _is_installed(home)
             for name, value in vars(base).items():
                 if name.startswith("__") and name.endswith("__") and name != "__call__":
                     continue
@@ -136,12 +142,15 @@ class _Walk:
             self.add(type(value))
             for attribute, part in vars(value).items():
                 self._named(vars(value), attribute, f"{text}.{attribute}", part)
+        if not (self.is_installed or isinstance(value, (type, *PLAIN, types.ModuleType))):
+            self.others.setdefault(id(value), (text, value))
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
         file = getattr(home, "__file__", None) or "<"
-        is_installed = "site-packages" in file or "dist-packages" in file
         return home is not None and (
-            home.__name__.partition(".")[0] in self.packages if is_installed else is_users(file)
+            home.__name__.partition(".")[0] in self.packages
+            if _is_installed(home)
+            else is_users(file)
         )
 
     def _is_object(self, value: Any) -> bool:
@@ -153,8 +162,10 @@ class _Walk:
 
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
-        if not self._is_ours(sys.modules.get(function.__module__)):
+        home = sys.modules.get(function.__module__)
+        if not self._is_ours(home):
             return
+        self.is_installed = _is_installed(home)
         self.codes += _codes(code)
         defaults = {**(function.__kwdefaults__ or {})}
         names = code.co_varnames[: code.co_argcount]
@@ -181,6 +192,15 @@ class _Walk:
                         )
             else:
                 self._named(space, name, f"the global {name}", value)
+
+
+def _is_installed(home: types.ModuleType | None) -> bool:
+    return is_installed(getattr(home, "__file__", None) or "")
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to an installed package."""
+    return "site-packages" in file or "dist-packages" in file
 
 
 def _is_filled(cell: Any) -> bool:

@@ -25,7 +25,7 @@ from cachefree.lifting.subject import (
     refuse_unread,
 )
 from cachefree.origin import Origin
-from cachefree.preconditions import refuse_unusual_parameters
+from cachefree.preconditions import refuse_questions_of_tracing, refuse_unusual_parameters
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
@@ -89,6 +89,7 @@ def rewrite(
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     refuse_unusual_parameters(model)
     forget()
+    refuse_questions_of_tracing(model)
     with stages(4, progress) as begin:
         begin("first path")
         subject, discovery = find_subject(model, example_inputs, cache, carry, method)

@@ -236,7 +236,7 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
     """The nearest line outside torch, cachefree and the standard library."""
     while frame is not None:
         code = frame.f_code
-        if not (_is_foreign(frame) or _is_standard(code.co_filename)):
+        if not (_is_foreign(frame) or is_standard(code.co_filename)):
             return SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     return None
@@ -244,11 +244,12 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or _is_standard(file))
+    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or is_standard(file))
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_standard(file: str) -> bool:
+def is_standard(file: str) -> bool:
+    """Whether a file is of Python's standard library."""
     return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith(
         "<"
     )

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -30,8 +31,7 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
     not what a number gives.
     """
     thread = threading.get_ident()
-    before = {way: vars(torch.SymInt).get(way) for way in _WAYS}
-    formatting = vars(torch.SymInt).get(_FORMAT)
+    before: dict[str, Any] = {way: vars(torch.SymInt).get(way) for way in (*_WAYS, _FORMAT)}
     original: Callable[[torch.SymInt], str] = torch.SymInt.__repr__
 
     def text(size: torch.SymInt) -> str:
@@ -49,13 +49,13 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
         is_told = not is_users(frame.f_code.co_filename) or _is_message(frame)
         return original(size) if is_told else format(int(size), spec)
 
-    torch.SymInt.__format__ = formatted
+    setattr(torch.SymInt, _FORMAT, formatted)
     for way in _WAYS:
         setattr(torch.SymInt, way, text)
     try:
         yield
     finally:
-        for way, function in (*before.items(), (_FORMAT, formatting)):
+        for way, function in before.items():
             if function is None:
                 delattr(torch.SymInt, way)
             else:

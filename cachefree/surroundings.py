@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -25,12 +26,14 @@ from cachefree.reach import (
     PLAIN,
     Memoised,
     Place,
+    Reached,
     get,
     is_generator,
     is_iterator,
     put,
     reached,
 )
+from cachefree.remembered import memory_of
 
 __all__ = ["Outside", "forget", "surroundings"]
 
@@ -52,12 +55,13 @@ class Outside:
 def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     """Puts what the model's code reaches outside of the model back, whatever the block does."""
     found = Outside()
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    found_there = reached(classes)
+    found_there = reached(tuple(dict.fromkeys(type(module) for module in model.modules())))
     before = [(place, get(place), _contents(get(place))) for place in found_there.places]
     own = [(cls, set(vars(cls))) for cls in found_there.classes]
     generators = [*_generators(model, before), *_numpy()]
     states = [(generator, pickle.dumps(_state(generator))) for generator in generators]
+    memories = _memories(model, found_there)
+    environment = dict(os.environ)
     results: list[tuple[str, Any, Any]] = []
     for place, value, _ in before:
         plain = _unmemoised(value, place[2], results)
@@ -69,17 +73,9 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     try:
         yield found
     finally:
-        for place, value, twin in iterators:
-            put(place, value)
-            if _told(twin) != _told(value) or _told(value) is None:
-                found.changes.append(place[2])
+        found.changes += _put_iterators_back(iterators)
         found.changes += [name for name, value, was in results if not _holds(value, was)]
-        for cls, names in own:
-            for name in set(vars(cls)) - names:
-                if name.startswith("__"):
-                    continue  # Python's own, such as what copying remembers
-                found.changes.append(f"{cls.__name__}.{name}")
-                delattr(cls, name)
+        found.changes += _new_names(own)
         for place, value, contents in before:
             if _put_back(place, value, contents) and not found_there.is_only_written(place):
                 found.changes.append(place[2])
@@ -87,6 +83,40 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
             if pickle.dumps(_state(generator)) != state:
                 found.drew_random = True
                 _restore_state(generator, pickle.loads(state))
+        now = _memories(model, found_there)
+        found.changes += [name for name, told in memories.items() if now.get(name) != told]
+        if dict(os.environ) != environment:
+            found.changes.append("os.environ")
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+def _memories(model: torch.nn.Module, found_there: Reached) -> dict[str, Any]:
+    """What is held by all that is reached and has no place that could be put back."""
+    skipped = {id(module) for module in model.modules()}
+    skipped |= {
+        id(get(place)) for place in found_there.places if found_there.is_only_written(place)
+    }
+    others = [(name, value) for name, value in found_there.others if id(value) not in skipped]
+    told = memory_of(value for _, value in others)
+    return {name: memory for (name, _), memory in zip(others, told, strict=True)}
+
+
+def _new_names(own: list[tuple[type, set[str]]]) -> Iterator[str]:
+    """Takes what was added to classes away again."""
+    for cls, names in own:
+        for name in set(vars(cls)) - names:
+            if not name.startswith("__"):  # Python's own, such as what copying remembers
+                delattr(cls, name)
+                yield f"{cls.__name__}.{name}"
+
+
+def _put_iterators_back(iterators: list[tuple[Place, Any, Any]]) -> Iterator[str]:
+    """The names of the iterators whose twins were moved on."""
+    for place, value, twin in iterators:
+        put(place, value)
+        if _told(twin) != _told(value) or _told(value) is None:
+            yield place[2]
 
 
 def forget() -> None:
@@ -122,7 +152,8 @@ def is_memoised(value: Any) -> bool:
 def _unmemoised(value: Any, name: str, results: list[tuple[str, Any, Any]]) -> Any:
     """A memoised function as it is without; what it gives that can be changed is kept."""
     if isinstance(value, (staticmethod, classmethod)) and is_memoised(value):
-        return type(value)(_recorded(value.__func__.__wrapped__, name, results))
+        memoised: Any = value.__func__
+        return type(value)(_recorded(memoised.__wrapped__, name, results))
     if isinstance(value, Memoised):
         return _recorded(value.__wrapped__, name, results)
     return value

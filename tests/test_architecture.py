@@ -20,7 +20,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places fixed stand_ins",
-        "reach spelling provenance explaining",
+        "reach remembered spelling provenance explaining",
         "surroundings like_integers sameness",
         "isolation spec terms faithful jumps",
         "exact_slices symbolic_python",

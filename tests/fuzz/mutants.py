@@ -25,6 +25,7 @@ import torch
 
 from tests import models as zoo
 from tests.models.case import ModelCase
+
 from .oracle import Outcome, Subject, judge
 
 __all__ = ["Mutant", "judge_mutant", "mutant", "mutations"]

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import cachefree
-
 from tests.assertions import map_tensors, same
+
 from .programs import VOCABULARY
 
 __all__ = ["GRID", "Outcome", "Subject", "judge", "judge_source", "loaded"]
