@@ -23,8 +23,10 @@ from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_typ
 from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
+from cachefree.like_integers import sizes_like_integers
 from cachefree.memos import MEMOS, outside_state
 from cachefree.provenance import provenance
+from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -199,6 +201,7 @@ def _traced(
         sizes_in_builtins(),
         sizes_in_int(model),
         sizes_in_imported(model),
+        sizes_like_integers(model),
     ):
         try:
             with mode, weights:
@@ -270,6 +273,9 @@ def capture(
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
     refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
+    if asks_for_sameness(model):
+        with refuse_sameness():
+            run_on_fakes(model, call, {**hints, **(asked or {})})
     if not asked:
         _refuse_another_path_at_one(model, call, environment, result["calls"])
     if plain.asks_layout:

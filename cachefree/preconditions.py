@@ -7,7 +7,8 @@ from torch import nn
 
 from cachefree.capture import TensorSpec
 from cachefree.discover import Discovery
-from cachefree.errors import CaptureError, Refusal, UnsupportedBranchError
+from cachefree.errors import CaptureError, Refusal, SourceLine, UnsupportedBranchError
+from cachefree.reach import is_installed, reached
 from cachefree.reading import Program
 from cachefree.terms import topological
 
@@ -15,6 +16,7 @@ __all__ = [
     "refuse_frozen_sizes",
     "refuse_independence",
     "refuse_other_results",
+    "refuse_questions_of_tracing",
     "refuse_unusual_parameters",
     "refuse_writes",
 ]
@@ -41,6 +43,49 @@ def refuse_unusual_parameters(model: nn.Module) -> None:
             refusals.append(_not_traceable(what, "Quantized operators", _QUANTIZE_LATER))
     if refusals:
         raise CaptureError(*refusals)
+
+
+_TRACING = {
+    "FakeTensor",
+    "FakeTensorMode",
+    "fake_mode",
+    "is_fake",
+    "detect_fake_mode",
+    "get_proxy_mode",
+    "ProxyTorchDispatchMode",
+    "is_fx_tracing",
+    "_get_current_function_mode",
+    "_get_current_dispatch_mode",
+    "_len_torch_function_stack",
+    "_len_torch_dispatch_stack",
+}
+
+
+def refuse_questions_of_tracing(model: nn.Module) -> None:
+    """Refuses code that asks how it is captured: it may go another way than it goes when it runs.
+
+    What is installed is trusted to give the same either way.
+
+    Raises:
+        CaptureError: it asks, all lines are listed.
+    """
+    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
+    refusals = []
+    for code in reached(classes).codes:
+        used = {*code.co_names, *(part for part in code.co_consts if isinstance(part, str))}
+        if used & _TRACING and not is_installed(code.co_filename):
+            name = sorted(used & _TRACING)[0]
+            refusals.append(
+                Refusal(
+                    f"The model's code asks whether it is being captured ({name}).",
+                    why="It may go another way then than when it runs, and the graph would be of "
+                    "that way.",
+                    remedy="Compute the same in both cases, without asking.",
+                    where=SourceLine(code.co_filename, code.co_firstlineno, code.co_name),
+                )
+            )
+    if refusals:
+        raise CaptureError(*dict.fromkeys(refusals))
 
 
 _QUANTIZE_LATER = "Rewrite first, quantize the exported graph."

@@ -24,6 +24,8 @@ __all__ = [
     "Reached",
     "get",
     "is_generator",
+    "is_installed",
+    "is_iterator",
     "put",
     "reached",
 ]
@@ -38,11 +40,12 @@ Place = tuple[Any, str, str]
 
 @dataclass(frozen=True)
 class Reached:
-    """What was found: names, classes, and the code that uses them."""
+    """What was found: names, classes, the code that uses them, and what else has a memory."""
 
     places: tuple[Place, ...]
     classes: tuple[type, ...]
     codes: tuple[types.CodeType, ...]
+    others: tuple[tuple[str, Any], ...] = ()
 
     def is_only_written(self, place: Place) -> bool:
         """Whether all code that is reached only appends to a container, and never reads it."""
@@ -72,7 +75,8 @@ def reached(classes: tuple[type, ...]) -> Reached:
     for cls in classes:
         walk.add(cls)
     walk.run()
-    return Reached(tuple(walk.places.values()), tuple(walk.classes), tuple(walk.codes))
+    places, others = tuple(walk.places.values()), tuple(walk.others.values())
+    return Reached(places, tuple(walk.classes), tuple(walk.codes), others)
 
 
 class _Walk:
@@ -86,6 +90,8 @@ class _Walk:
         self.places: dict[tuple[int, str], Place] = {}
         self.classes: dict[type, None] = {}
         self.codes: list[types.CodeType] = []
+        self.others: dict[int, tuple[str, Any]] = {}
+        self.is_installed = False
         self.pending: list[Any] = []
         self.seen: set[int] = set()
 
@@ -108,6 +114,7 @@ class _Walk:
             if not self._is_ours(home):
                 continue
             self.classes[base] = None
+            self.is_installed = _is_installed(home)
             for name, value in vars(base).items():
                 if name.startswith("__") and name.endswith("__") and name != "__call__":
                     continue
@@ -123,19 +130,27 @@ class _Walk:
             self.add(value.__wrapped__)
         elif isinstance(value, (types.FunctionType, type)):
             self.add(value)
-        elif type(value) in CONTAINERS or isinstance(value, PLAIN) or is_generator(value):
+        elif (
+            type(value) in CONTAINERS
+            or isinstance(value, PLAIN)
+            or is_generator(value)
+            or is_iterator(value)
+        ):
             self.places[id(namespace), name] = (namespace, name, text)
         elif self._is_object(value) and id(value) not in self.seen:
             self.seen.add(id(value))
             self.add(type(value))
             for attribute, part in vars(value).items():
                 self._named(vars(value), attribute, f"{text}.{attribute}", part)
+        if not (self.is_installed or isinstance(value, (type, *PLAIN, types.ModuleType))):
+            self.others.setdefault(id(value), (text, value))
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
         file = getattr(home, "__file__", None) or "<"
-        is_installed = "site-packages" in file or "dist-packages" in file
         return home is not None and (
-            home.__name__.partition(".")[0] in self.packages if is_installed else is_users(file)
+            home.__name__.partition(".")[0] in self.packages
+            if _is_installed(home)
+            else is_users(file)
         )
 
     def _is_object(self, value: Any) -> bool:
@@ -147,8 +162,10 @@ class _Walk:
 
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
-        if not self._is_ours(sys.modules.get(function.__module__)):
+        home = sys.modules.get(function.__module__)
+        if not self._is_ours(home):
             return
+        self.is_installed = _is_installed(home)
         self.codes += _codes(code)
         defaults = {**(function.__kwdefaults__ or {})}
         names = code.co_varnames[: code.co_argcount]
@@ -177,6 +194,15 @@ class _Walk:
                 self._named(space, name, f"the global {name}", value)
 
 
+def _is_installed(home: types.ModuleType | None) -> bool:
+    return is_installed(getattr(home, "__file__", None) or "")
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to an installed package."""
+    return "site-packages" in file or "dist-packages" in file
+
+
 def _is_filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018 - an empty cell raises
@@ -203,6 +229,11 @@ def is_generator(value: Any) -> bool:
     return any(
         hasattr(type(value), name) for name in ("getstate", "get_state", "bit_generator")
     ) and not isinstance(value, types.ModuleType)
+
+
+def is_iterator(value: Any) -> bool:
+    """Whether a value gives another object each time that it is asked: it remembers where it is."""
+    return hasattr(type(value), "__next__") and not isinstance(value, torch.nn.Module)
 
 
 def get(place: Place) -> Any:

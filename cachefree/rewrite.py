@@ -29,7 +29,7 @@ from cachefree.lifting.subject import (
 )
 from cachefree.memos import MEMOS
 from cachefree.origin import Origin
-from cachefree.preconditions import refuse_unusual_parameters
+from cachefree.preconditions import refuse_questions_of_tracing, refuse_unusual_parameters
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
@@ -105,6 +105,7 @@ def rewrite(
         )
     refuse_unusual_parameters(model)
     forget()
+    refuse_questions_of_tracing(model)
     with stages(4, progress) as begin, MEMOS.confirmed():
         begin("first path")
         subject, discovery = find_subject(model, example_inputs, cache, carry, method)

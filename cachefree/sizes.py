@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
-_SYMPY = os.path.dirname(sympy.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 # torch computes sizes with them, in the middle of the user's calls
@@ -154,6 +153,7 @@ class SizeEnvironment(ShapeEnv):
                 orig_expr, hint, fx_node, size_oblivious, fallback_value, forcing_spec=forcing_spec
             )
 
+        orig_expr = _with_numbers(orig_expr)
         if orig_expr.is_number or isinstance(
             orig_expr, (sympy.logic.boolalg.BooleanTrue, sympy.logic.boolalg.BooleanFalse)
         ):
@@ -188,6 +188,24 @@ class SizeEnvironment(ShapeEnv):
         if not asks_truth or (answer is sympy.true and isinstance(orig_expr, sympy.Eq)):
             return ask_torch()  # torch learns the equality, so that equal sizes get one name
         return answer
+
+
+def _with_numbers(expr: sympy.Basic) -> sympy.Basic:
+    """``n == True`` as Python has it: ``n == 1``."""
+    if not expr.atoms(sympy.logic.boolalg.BooleanAtom):
+        return expr
+    return expr.replace(
+        lambda part: (
+            isinstance(part, sympy.core.relational.Relational)
+            and any(side in (sympy.true, sympy.false) for side in part.args)
+        ),
+        lambda part: part.func(
+            *(
+                sympy.Integer(side is sympy.true) if side in (sympy.true, sympy.false) else side
+                for side in part.args
+            )
+        ),
+    )
 
 
 _PYTHON_ASKS = ("__bool__", "__int__", "__index__", "__float__", "__len__")
@@ -227,7 +245,7 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
     """The nearest line outside torch, cachefree and the standard library."""
     while frame is not None:
         code = frame.f_code
-        if not (_is_foreign(frame) or _is_standard(code.co_filename)):
+        if not (_is_foreign(frame) or is_standard(code.co_filename)):
             return SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     return None
@@ -235,13 +253,12 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    return not (
-        file.startswith((TORCH, _SYMPY, "<")) or _is_of_this_package(file) or _is_standard(file)
-    )
+    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or is_standard(file))
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_standard(file: str) -> bool:
+def is_standard(file: str) -> bool:
+    """Whether a file is of Python's standard library, or of what torch computes sizes with."""
     is_in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
     return is_in_library or file.startswith(("<", *_ALGEBRA))
 

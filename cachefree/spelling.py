@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ __all__ = ["sizes_in_text"]
 
 _MESSAGES = {"print", "warn", "debug", "info", "warning", "error", "log", "warning_once", "write"}
 _WAYS = ("__repr__", "__str__")
+_FORMAT = "__format__"
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
     not what a number gives.
     """
     thread = threading.get_ident()
-    before = {way: vars(torch.SymInt).get(way) for way in _WAYS}
+    before: dict[str, Any] = {way: vars(torch.SymInt).get(way) for way in (*_WAYS, _FORMAT)}
     original: Callable[[torch.SymInt], str] = torch.SymInt.__repr__
 
     def text(size: torch.SymInt) -> str:
@@ -42,6 +44,12 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
             return str(int(size))
         return original(size)
 
+    def formatted(size: torch.SymInt, spec: str) -> str:
+        frame = sys._getframe(1)
+        is_told = not is_users(frame.f_code.co_filename) or _is_message(frame)
+        return original(size) if is_told else format(int(size), spec)
+
+    setattr(torch.SymInt, _FORMAT, formatted)
     for way in _WAYS:
         setattr(torch.SymInt, way, text)
     try:

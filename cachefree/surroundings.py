@@ -9,9 +9,12 @@ Functions that are memoised by `functools` run as they are, so that they remembe
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
+import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +27,14 @@ from cachefree.reach import (
     PLAIN,
     Memoised,
     Place,
+    Reached,
     get,
     is_generator,
+    is_iterator,
     put,
     reached,
 )
+from cachefree.remembered import memory_of
 
 __all__ = ["Outside", "forget", "surroundings"]
 
@@ -52,26 +58,27 @@ class Outside:
 def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     """Puts what the model's code reaches outside of the model back, whatever the block does."""
     found = Outside()
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    found_there = reached(classes)
+    found_there = reached(tuple(dict.fromkeys(type(module) for module in model.modules())))
     before = [(place, get(place), _contents(get(place))) for place in found_there.places]
     own = [(cls, set(vars(cls))) for cls in found_there.classes]
     generators = [*_generators(model, before), *_numpy()]
     states = [(generator, pickle.dumps(_state(generator))) for generator in generators]
+    memories = _memories(model, found_there)
+    environment = dict(os.environ)
+    results: list[tuple[str, Any, Any]] = []
     for place, value, _ in before:
-        plain = _unmemoised(value)
+        plain = _unmemoised(value, place[2], results)
         if plain is not value:
             put(place, plain)
+    iterators = [*_iterators(model, before)]
+    for place, _, twin in iterators:
+        put(place, twin)
     try:
         yield found
     finally:
-        for cls, names in own:
-            for name in set(vars(cls)) - names:
-                if name.startswith("__"):
-                    continue  # Python's own, such as what copying remembers
-                found.changes.append(f"{cls.__name__}.{name}")
-                found.additions = None
-                delattr(cls, name)
+        others = [*_put_iterators_back(iterators)]
+        others += [name for name, value, was in results if not _holds(value, was)]
+        others += _new_names(own)
         for place, value, contents in before:
             gained = added(get(place), contents) if get(place) is value else None
             if _put_back(place, value, contents) and not found_there.is_only_written(place):
@@ -84,6 +91,43 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
             if pickle.dumps(_state(generator)) != state:
                 found.drew_random = True
                 _restore_state(generator, pickle.loads(state))
+        now = _memories(model, found_there)
+        others += [name for name, told in memories.items() if now.get(name) != told]
+        if dict(os.environ) != environment:
+            others.append("os.environ")
+            os.environ.clear()
+            os.environ.update(environment)
+        if others:
+            found.changes += others
+            found.additions = None
+
+
+def _memories(model: torch.nn.Module, found_there: Reached) -> dict[str, Any]:
+    """What is held by all that is reached and has no place that could be put back."""
+    skipped = {id(module) for module in model.modules()}
+    skipped |= {
+        id(get(place)) for place in found_there.places if found_there.is_only_written(place)
+    }
+    others = [(name, value) for name, value in found_there.others if id(value) not in skipped]
+    told = memory_of(value for _, value in others)
+    return {name: memory for (name, _), memory in zip(others, told, strict=True)}
+
+
+def _new_names(own: list[tuple[type, set[str]]]) -> Iterator[str]:
+    """Takes what was added to classes away again."""
+    for cls, names in own:
+        for name in set(vars(cls)) - names:
+            if not name.startswith("__"):  # Python's own, such as what copying remembers
+                delattr(cls, name)
+                yield f"{cls.__name__}.{name}"
+
+
+def _put_iterators_back(iterators: list[tuple[Place, Any, Any]]) -> Iterator[str]:
+    """The names of the iterators whose twins were moved on."""
+    for place, value, twin in iterators:
+        put(place, value)
+        if _told(twin) != _told(value) or _told(value) is None:
+            yield place[2]
 
 
 def forget() -> None:
@@ -94,7 +138,7 @@ def forget() -> None:
 def _put_back(place: Place, value: Any, contents: Any) -> bool:
     """Puts one name back; whether it had changed."""
     now = get(place)
-    if _unmemoised(value) is not value:
+    if is_memoised(value):
         put(place, value)
         return False
     is_same = now is value or (isinstance(value, PLAIN) and type(now) is type(value))
@@ -111,12 +155,59 @@ def _put_back(place: Place, value: Any, contents: Any) -> bool:
     return changed
 
 
-def _unmemoised(value: Any) -> Any:
+def is_memoised(value: Any) -> bool:
+    """Whether a value is a function that ``functools`` memoises."""
+    return isinstance(getattr(value, "__func__", value), Memoised)
+
+
+def _unmemoised(value: Any, name: str, results: list[tuple[str, Any, Any]]) -> Any:
+    """A memoised function as it is without; what it gives that can be changed is kept."""
+    if isinstance(value, (staticmethod, classmethod)) and is_memoised(value):
+        memoised: Any = value.__func__
+        return type(value)(_recorded(memoised.__wrapped__, name, results))
     if isinstance(value, Memoised):
-        return value.__wrapped__
-    if isinstance(value, staticmethod) and isinstance(value.__func__, Memoised):
-        return staticmethod(value.__func__.__wrapped__)
+        return _recorded(value.__wrapped__, name, results)
     return value
+
+
+def _recorded(
+    function: Callable[..., Any], name: str, results: list[tuple[str, Any, Any]]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        contents = _contents(value)
+        if contents is not None:
+            results.append((f"what {name} remembers", value, contents))
+        return value
+
+    return plain
+
+
+def _iterators(
+    model: torch.nn.Module, places: list[tuple[Place, Any, Any]]
+) -> Iterator[tuple[Place, Any, Any]]:
+    """The places of iterators, each with a twin that may be moved on in its stead."""
+    held: list[Place] = [
+        (vars(module), name, f"{type(module).__name__}.{name}")
+        for module in model.modules()
+        for name in vars(module)
+    ]
+    for place in (*(place for place, _, _ in places), *held):
+        value = get(place)
+        if is_iterator(value):
+            try:
+                yield place, value, copy.copy(value)
+            except TypeError:
+                yield place, value, value
+
+
+def _told(iterator: Any) -> bytes | None:
+    """How far an iterator has come; None where it does not tell."""
+    try:
+        return pickle.dumps(iterator)
+    except Exception:  # noqa: BLE001 - a generator, or one over objects that cannot be pickled
+        return None
 
 
 def _contents(value: Any) -> Any:

@@ -8,14 +8,20 @@ import contextlib
 import functools
 import linecache
 import math
+import operator
+import os
+import random
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.isolation import is_plain_object
+from cachefree.sizes import is_standard, is_users
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
 
@@ -65,6 +71,51 @@ def _symbolic_len() -> Any:
     return length
 
 
+def _numbers_of(original: Any) -> Any:
+    """A function that tells objects apart, for which a size becomes a number: that is heard."""
+
+    @functools.wraps(original)
+    def identity(*args: Any) -> Any:
+        if getattr(_capturing, "active", False) and _has_size(args):
+            args = tuple(int(arg) if isinstance(arg, torch.SymInt) else arg for arg in args)
+        return original(*args)
+
+    return identity
+
+
+def _refused(original: Any) -> Any:
+    """A clock, or the system's own randomness: no graph can read it."""
+
+    @functools.wraps(original)
+    def reading(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_capturing, "active", False):
+            frame = sys._getframe(1)
+            while is_standard(frame.f_code.co_filename) and frame.f_back is not None:
+                frame = frame.f_back
+            code = frame.f_code
+            if is_users(code.co_filename):
+                raise CaptureError(
+                    Refusal(
+                        f"The model reads {original.__name__}() while it runs.",
+                        why="A clock and the system's randomness differ from call to call, and a "
+                        "graph would keep what was read while it was captured.",
+                        remedy="Read it outside of forward.",
+                        where=SourceLine(code.co_filename, frame.f_lineno, code.co_name),
+                    )
+                )
+        return original(*args, **kwargs)
+
+    return reading
+
+
+_CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
+_READ_ONLY_ONCE = (
+    *((time, name + unit) for name in _CLOCKS for unit in ("", "_ns")),
+    (os, "urandom"),
+    (random, "_urandom"),
+)
+
+
 def _symbolic_root() -> Any:
     original = math.sqrt
 
@@ -100,6 +151,9 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
         (math, "sqrt", _symbolic_root()),
+        *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
+        (operator, "is_", _numbers_of(operator.is_)),
+        (operator, "is_not", _numbers_of(operator.is_not)),
         # its argument parser takes no symbolic truth value: is_causal=length > 1
         (
             functional,
@@ -110,10 +164,10 @@ def _patches() -> list[tuple[Any, str, Any]]:
 
 
 class _IntegerType(type):
-    """``int`` for ``isinstance`` and ``issubclass``."""
+    """``int`` for ``isinstance``, ``issubclass`` and ``case int()``, of symbolic sizes too."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, (int, torch.SymInt))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return issubclass(subclass, int)
@@ -153,7 +207,7 @@ def sizes_in_int(model: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def sizes_in_imported(model: torch.nn.Module) -> Iterator[None]:
     """Lets ``from math import sqrt`` and its like stay symbolic in the packages of the model."""
-    wrappers = (math.sqrt, torch.nn.functional.scaled_dot_product_attention)
+    wrappers = [getattr(home, name) for home, name, _ in _originals if home is not builtins]
     originals = {id(original): w for w in wrappers if (original := getattr(w, "__wrapped__", None))}
     packages = {type(module).__module__.split(".")[0] for module in model.modules()}
     homes = [

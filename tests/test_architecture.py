@@ -20,8 +20,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure signatures vocabulary progress fakes recurrent offered",
         "checker sizes places fixed stand_ins",
-        "reach spelling provenance explaining memos",
-        "surroundings baked",
+        "reach remembered spelling provenance explaining memos",
+        "surroundings baked like_integers sameness",
         "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python",
         "graph report facts capture",

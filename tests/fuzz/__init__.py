@@ -1,0 +1,1 @@
+"""Programs nobody wrote: decoders with cache branches, faults put into them, and their judge."""
