@@ -132,11 +132,15 @@ class _Walk:
                 self._named(vars(value), attribute, f"{text}.{attribute}", part)
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
-        file = getattr(home, "__file__", None) or "<"
+        """Whether a module is the user's: of a file of theirs, or a notebook's, which has none."""
+        if home is None:
+            return True  # code that was run under a name of its own
+        file = getattr(home, "__file__", None)
+        if file is None:
+            # what is built in has a spec
+            return home.__name__ == "__main__" or getattr(home, "__spec__", None) is None
         is_installed = "site-packages" in file or "dist-packages" in file
-        return home is not None and (
-            home.__name__.partition(".")[0] in self.packages if is_installed else is_users(file)
-        )
+        return home.__name__.partition(".")[0] in self.packages if is_installed else is_users(file)
 
     def _is_object(self, value: Any) -> bool:
         """Whether a value is an object of a class of the user's, with attributes."""
