@@ -17,7 +17,7 @@ from cachefree.errors import (
 
 if TYPE_CHECKING:
     from cachefree.onnx import load_onnx, to_onnx
-    from cachefree.report import Verdict
+    from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
     from cachefree.verification import verify
@@ -29,6 +29,7 @@ __all__ = [
     "CaptureError",
     "DomainError",
     "EquivalenceError",
+    "Report",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Report": "cachefree.report",
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
     "load_onnx": "cachefree.onnx",

@@ -25,12 +25,14 @@ from cachefree.lifting.subject import (
     refuse_unread,
 )
 from cachefree.origin import Origin
+from cachefree.outlines import outline
 from cachefree.preconditions import refuse_unusual_parameters
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.steps import steps_of
 from cachefree.surroundings import forget
 from cachefree.terms import Table, Term
 
@@ -151,6 +153,14 @@ def rewrite(
         ),
         notes=(*discovery.notes, *assumed_of(subject), *_stand_in_notes(first, later)),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
+        interface=interface,
+        steps=steps_of(first, later, certified, interface),
+        outline=outline(
+            first.captured,
+            later.captured,
+            certified.outputs,
+            (slot.past.path for slot in interface.cache),
+        ),
         seconds=time.perf_counter() - started,
     )
 

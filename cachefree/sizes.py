@@ -241,7 +241,7 @@ def _is_standard(file: str) -> bool:
 
 
 def _is_written_by_python(code: CodeType) -> bool:
-    """Whether code is what ``dataclass`` and ``namedtuple`` write; a prompt's code is the user's."""
+    """Whether code is what ``dataclass`` and ``namedtuple`` write, and not typed at a prompt."""
     return code.co_filename == "<string>" and code.co_name in _WRITTEN_FUNCTIONS
 
 

@@ -102,5 +102,5 @@ def test_a_global_of_a_cell_that_a_call_changes_is_refused(is_registered: bool) 
 
 
 def test_a_size_in_a_text_of_a_cell_is_refused(file: str) -> None:
-    with pytest.raises(cachefree.CacheFreeError, match="frozen|text"):
+    with pytest.raises(cachefree.CacheFreeError, match=r"frozen|text"):
         rewritten_small(decoder(IN_TEXT, file))
