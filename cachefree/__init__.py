@@ -16,6 +16,8 @@ from cachefree.errors import (
 )
 
 if TYPE_CHECKING:
+    from cachefree.explain import explain
+    from cachefree.explanation import Explanation
     from cachefree.onnx import load_onnx, to_onnx
     from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
@@ -29,10 +31,12 @@ __all__ = [
     "CaptureError",
     "DomainError",
     "EquivalenceError",
+    "Explanation",
     "Report",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
+    "explain",
     "load_onnx",
     "rewrite",
     "to_onnx",
@@ -40,9 +44,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Explanation": "cachefree.explanation",
     "Report": "cachefree.report",
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
+    "explain": "cachefree.explain",
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",

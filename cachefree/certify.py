@@ -430,4 +430,5 @@ def _refusal(
         remedy="Make the two paths compute the same where the cache is empty; or accept random "
         'tests with check="test".',
         where=where,
+        also=tuple(asked),
     )

@@ -13,7 +13,8 @@ from cachefree.assembly import assembled
 from cachefree.branches import removed_branches
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
-from cachefree.errors import CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.explaining import unforeseen
 from cachefree.graph import emit
 from cachefree.isolation import one_at_a_time
 from cachefree.lifting.subject import (
@@ -26,7 +27,7 @@ from cachefree.lifting.subject import (
 )
 from cachefree.origin import Origin
 from cachefree.outlines import outline
-from cachefree.preconditions import refuse_unusual_parameters
+from cachefree.preconditions import refuse_no_module, refuse_unusual_parameters
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
@@ -79,14 +80,25 @@ def rewrite(
         CaptureError: the model does not run, or its code depends on the values of tensors.
         UnsupportedBranchError: the two paths differ in a way that no rule closes.
     """
+    refuse_no_module(model)
+    try:
+        return _rewritten(model, example_inputs, cache, carry, method, check, progress)
+    except (CacheFreeError, MemoryError):
+        raise
+    except Exception as error:  # whatever is raised below, a user is told in which line of theirs
+        raise unforeseen(error) from error
+
+
+def _rewritten(
+    model: nn.Module,
+    example_inputs: Any,
+    cache: str | Sequence[str] | None,
+    carry: Carry | None,
+    method: str | tuple[str, str],
+    check: str,
+    progress: bool | None,
+) -> Rewritten:
     started = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise CaptureError(
-            Refusal(
-                f"rewrite takes an nn.Module, not {type(model).__name__}.",
-                remedy="Pass the model itself.",
-            )
-        )
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     refuse_unusual_parameters(model)

@@ -20,6 +20,7 @@ from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.storage import data_file, replace_files
+from cachefree.preconditions import refuse_not_rewritten
 from cachefree.vocabulary import vocabulary_sizes
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def to_onnx(
         CacheFreeError: the weights are on the meta device, the exporter cannot write an operator,
             or the path cannot be written.
     """
+    refuse_not_rewritten(rewritten, "to_onnx")
     say = progress or (lambda step: None)
     whole = rewritten.encoder_call
     target = _target(Path(path), has_encoder=whole is not None)
