@@ -45,8 +45,10 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "rewrite",
         "explain",
         "verify verification",
-        "cli demo_model",
+        "demo_model",
         "demo",
+        "cli",
+        "__main__",
     )
 )
 PLACE = {room: number for number, line in enumerate(LINES) for room in line}
@@ -63,7 +65,7 @@ BORDER = {
     "onnxscript": {"onnx"},
     "rich": {"cli", "report"},
     "tqdm": {"cli", "demo", "progress"},
-    "transformers": {"containers", "inputs"},
+    "transformers": {"cli", "containers", "inputs"},
     "z3": {"facts", "laws"},
 }
 
