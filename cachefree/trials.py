@@ -143,7 +143,14 @@ class Trials:
             if not _is_alike(result, part):
                 self._note(links, named, "its result has another structure than a first call's")
                 return False
-            return bool(grows or named or self.is_told)
+            if not (grows or named or self.is_told):
+                self.failures.insert(
+                    0,
+                    f"{links[0].place.path}: a later call runs, but nothing grows, and by its name "
+                    f"it may be anything: if it is the cache, say cache={links[0].place.path!r}",
+                )
+                return False
+            return True
         except Exception as error:  # noqa: BLE001 - the model may raise anything
             self.failures.append(f"{links[0].place.path}: {told(error)}")
             return False
