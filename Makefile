@@ -20,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: help setup demo test test-all lint format bench sweep clean
+.PHONY: help setup demo test test-all lint format bench sweep docs notebooks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -64,6 +64,12 @@ bench: $(READY) ## every benchmark, one after the other; results in benchmarks/r
 
 sweep: $(READY) ## every architecture of transformers, a process each; the table is docs/transformers.md
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+docs: $(READY) ## the documentation, built strictly into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+
+notebooks: $(READY) ## run every notebook in place
+	$(BIN)/python -m notebooks.run $(ARGS)
 
 clean: ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,8 +18,10 @@ from cachefree.errors import (
 
 if TYPE_CHECKING:
     from cachefree.checker import check_certificate
+    from cachefree.explain import explain
+    from cachefree.explanation import Explanation
     from cachefree.onnx import Weights, load_onnx, to_onnx
-    from cachefree.report import Verdict
+    from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
     from cachefree.verification import verify
@@ -32,11 +34,14 @@ __all__ = [
     "CertificateError",
     "DomainError",
     "EquivalenceError",
+    "Explanation",
+    "Report",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
     "Weights",
     "check_certificate",
+    "explain",
     "load_onnx",
     "rewrite",
     "to_onnx",
@@ -44,10 +49,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Explanation": "cachefree.explanation",
+    "Report": "cachefree.report",
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
     "Weights": "cachefree.onnx",
     "check_certificate": "cachefree.checker",
+    "explain": "cachefree.explain",
     "load_onnx": "cachefree.onnx",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",

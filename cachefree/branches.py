@@ -14,7 +14,7 @@ from types import CodeType
 
 from cachefree.errors import SourceLine
 from cachefree.jumps import Jumps
-from cachefree.report import Branch
+from cachefree.report import Branch, excerpt
 from cachefree.rules import Closing
 
 __all__ = ["removed_branches"]
@@ -47,7 +47,7 @@ def removed_branches(
         joined = JOIN if neutral.startswith("zero length") else STATE
         rule, element = _closed_by(where, closings) or (joined, neutral)
         found.setdefault(
-            (code.co_filename, line, condition), Branch(where, condition, rule, element)
+            (code.co_filename, line, condition), _branch(where, condition, rule, element)
         )
     for branch in _closed_elsewhere(closings, found.values()):
         found.setdefault((branch.where.file, branch.where.line, branch.condition), branch)
@@ -63,7 +63,13 @@ def _closed_elsewhere(closings: Sequence[Closing], found: Iterable[Branch]) -> I
         for divergence in closing.divergences:
             line = divergence.other.line or divergence.one.line
             if line is not None:
-                yield Branch(line, line.text, closing.rule.name, closing.rule.neutral)
+                yield _branch(line, line.text, closing.rule.name, closing.rule.neutral)
+
+
+def _branch(where: SourceLine, condition: str, rule: str, neutral: str) -> Branch:
+    return Branch(
+        where, condition, rule, neutral, excerpt(where.file, *_extent(where.file, where.line))
+    )
 
 
 def _closed_by(where: SourceLine, closings: Sequence[Closing]) -> tuple[str, str] | None:

@@ -434,6 +434,7 @@ def _refusal(
         'tests with check="test".'
         + (_STEP_ONLY if any("Eq(query, 1)" in str(c) for c in regime.region.conditions) else ""),
         where=where,
+        also=tuple(asked),
     )
 
 

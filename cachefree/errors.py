@@ -66,12 +66,14 @@ class Refusal:
         why: Why it cannot be rewritten soundly.
         remedy: What the user can do.
         where: The user's line, where it is known.
+        also: Other lines that have a part in it.
     """
 
     what: str
     why: str = ""
     remedy: str = ""
     where: SourceLine | None = None
+    also: tuple[SourceLine, ...] = ()
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.sizes import is_users
 
-__all__ = ["depends_on_values", "explained", "silenced"]
+__all__ = ["depends_on_values", "explained", "line_of", "silenced", "told", "unforeseen"]
 
 _CHATTERING = (
     "torch._subclasses.fake_tensor",
@@ -56,14 +57,40 @@ def depends_on_values(error: Exception) -> bool:
     )
 
 
+def line_of(error: Exception) -> SourceLine | None:
+    """The user's line that was running."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_users(frame.filename):
+            return SourceLine(frame.filename, frame.lineno or 0, frame.name)
+    return None
+
+
+def told(error: Exception) -> str:
+    """An error in one line, with the user's line."""
+    message = str(error).strip().split("\n")[0][:160]
+    what = f"{type(error).__name__}: {message}"
+    if depends_on_values(error):
+        what = "its code depends on the values of a tensor"
+    where = line_of(error)
+    return what if where is None else f"{what}\n           at {where}: {where.text}"
+
+
+def unforeseen(error: Exception) -> CaptureError:
+    """The error of something that no refusal foresaw."""
+    return CaptureError(
+        Refusal(
+            "The model could not be rewritten, for a reason that cachefree does not know.",
+            why=f"{type(error).__name__}: {str(error).strip() or 'no message'}",
+            remedy="Look at the line above, where there is one; the full trace is below this "
+            "error's cause. Please report it: a refusal should have said what is in the way.",
+            where=line_of(error),
+        )
+    )
+
+
 def explained(error: Exception, what: str) -> CaptureError:
     """The error of a traced call, told with the user's own line."""
-    where = None
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        line = SourceLine(frame.filename, frame.lineno or 0, frame.name)
-        if is_users(frame.filename):
-            where = line
-            break
+    where = line_of(error)
     name = type(error).__name__
     if depends_on_values(error):
         return CaptureError(
@@ -77,6 +104,26 @@ def explained(error: Exception, what: str) -> CaptureError:
             )
         )
     message = str(error).strip().split("\n")[0]
+    if message.startswith(".numpy() is not supported"):
+        return CaptureError(
+            Refusal(
+                "The model's Python code leaves torch: it makes an array of a tensor.",
+                why="A graph has torch's operators only; what NumPy computes is not seen.",
+                remedy="Compute it with torch.",
+                where=where,
+            )
+        )
+    given = re.search(r"must be (?:a )?Tensor, (?:but got|not) ([\w.]+)", message)
+    if given:
+        return CaptureError(
+            Refusal(
+                what,
+                why=f"{name}: {message}",
+                remedy=f"A tensor is needed here, and this is {given[1]}: give "
+                "example_inputs=(torch.tensor(...), ...).",
+                where=where,
+            )
+        )
     return CaptureError(
         Refusal(
             what,

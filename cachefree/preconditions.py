@@ -7,7 +7,13 @@ from torch import nn
 
 from cachefree.capture import TensorSpec
 from cachefree.discover import Discovery
-from cachefree.errors import CaptureError, Refusal, SourceLine, UnsupportedBranchError
+from cachefree.errors import (
+    CacheFreeError,
+    CaptureError,
+    Refusal,
+    SourceLine,
+    UnsupportedBranchError,
+)
 from cachefree.reach import is_installed, reached
 from cachefree.reading import Program
 from cachefree.terms import topological
@@ -15,11 +21,59 @@ from cachefree.terms import topological
 __all__ = [
     "refuse_frozen_sizes",
     "refuse_independence",
+    "refuse_no_module",
+    "refuse_not_rewritten",
     "refuse_other_results",
     "refuse_questions_of_tracing",
     "refuse_unusual_parameters",
     "refuse_writes",
 ]
+
+
+def refuse_no_module(model: object) -> None:
+    """Refuses what is no module, and modules whose Python code is gone.
+
+    Raises:
+        CaptureError: it is one of these.
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise CaptureError(
+            Refusal(
+                f"rewrite takes an nn.Module, not the class {model.__name__}.",
+                remedy=f"Pass a model: cachefree.rewrite({model.__name__}(...)).",
+            )
+        )
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            Refusal(
+                f"rewrite takes an nn.Module, not {type(model).__name__}.",
+                remedy="Pass the model itself.",
+            )
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            Refusal(
+                f"rewrite takes Python modules, not {type(model).__name__} of TorchScript.",
+                why="Its Python code is gone; a traced module has one path only.",
+                remedy="Pass the model that was scripted or traced. The one graph can be: "
+                'torch.jit.trace(rewritten.graph_module, **rewritten.export_args("trace")).',
+            )
+        )
+
+
+def refuse_not_rewritten(value: object, function: str) -> None:
+    """Refuses what `cachefree.rewrite` did not give.
+
+    Raises:
+        CacheFreeError: it did not.
+    """
+    if not isinstance(value, nn.Module) or not hasattr(value, "graph_module"):
+        raise CacheFreeError(
+            Refusal(
+                f"{function} takes what cachefree.rewrite gives, not {type(value).__name__}.",
+                remedy="Rewrite first: rewritten = cachefree.rewrite(model).",
+            )
+        )
 
 
 def refuse_unusual_parameters(model: nn.Module) -> None:
@@ -115,9 +169,10 @@ def refuse_writes(first: Program, later: Program) -> None:
             f"The model writes in place to {term.args[0]!r}.",
             why="A graph neither changes its inputs nor its buffers.",
             remedy="Return the new value instead.",
+            where=value.line,
         )
         for program in (first, later)
-        for term in program.written
+        for term, value in program.written.items()
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))

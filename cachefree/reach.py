@@ -146,12 +146,16 @@ class _Walk:
             self.others.setdefault(id(value), (text, value))
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
-        file = getattr(home, "__file__", None) or "<"
-        return home is not None and (
-            home.__name__.partition(".")[0] in self.packages
-            if _is_installed(home)
-            else is_users(file)
-        )
+        """Whether a module is the user's: of a file of theirs, or a notebook's, which has none."""
+        if home is None:
+            return True  # code that was run under a name of its own
+        file = getattr(home, "__file__", None)
+        if file is None:
+            # what is built in has a spec
+            return home.__name__ == "__main__" or getattr(home, "__spec__", None) is None
+        if is_installed(file):
+            return home.__name__.partition(".")[0] in self.packages
+        return is_users(file)
 
     def _is_object(self, value: Any) -> bool:
         """Whether a value is an object of a class of the user's, with attributes."""

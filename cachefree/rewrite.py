@@ -15,7 +15,8 @@ from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
-from cachefree.errors import CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.explaining import unforeseen
 from cachefree.graph import emit
 from cachefree.hoisting import hoisted
 from cachefree.isolation import one_at_a_time
@@ -29,12 +30,18 @@ from cachefree.lifting.subject import (
 )
 from cachefree.memos import MEMOS
 from cachefree.origin import Origin
-from cachefree.preconditions import refuse_questions_of_tracing, refuse_unusual_parameters
+from cachefree.outlines import outline
+from cachefree.preconditions import (
+    refuse_no_module,
+    refuse_questions_of_tracing,
+    refuse_unusual_parameters,
+)
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.steps import steps_of
 from cachefree.surroundings import forget
 from cachefree.terms import Table, Term
 
@@ -87,14 +94,28 @@ def rewrite(
         CaptureError: the model does not run, or its code depends on the values of tensors.
         UnsupportedBranchError: the two paths differ in a way that no rule closes.
     """
-    started = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise CaptureError(
-            Refusal(
-                f"rewrite takes an nn.Module, not {type(model).__name__}.",
-                remedy="Pass the model itself.",
-            )
+    refuse_no_module(model)
+    try:
+        return _rewritten(
+            model, example_inputs, cache, carry, method, check, cross_attention, progress
         )
+    except (CacheFreeError, MemoryError):
+        raise
+    except Exception as error:  # whatever is raised below, a user is told in which line of theirs
+        raise unforeseen(error) from error
+
+
+def _rewritten(
+    model: nn.Module,
+    example_inputs: Any,
+    cache: str | Sequence[str] | None,
+    carry: Carry | None,
+    method: str | tuple[str, str],
+    check: str,
+    cross_attention: str,
+    progress: bool | None,
+) -> Rewritten:
+    started = time.perf_counter()
     if check not in _CHECKS:
         raise CaptureError(Refusal(f"check={check!r} is none of {', '.join(map(repr, _CHECKS))}."))
     if cross_attention not in _CROSS:
@@ -172,8 +193,16 @@ def rewrite(
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
+        interface=interface,
+        steps=steps_of(first, later, certified, interface),
+        outline=outline(
+            first.captured,
+            later.captured,
+            certified.outputs,
+            (slot.past.path for slot in interface.cache),
+        ),
         seconds=time.perf_counter() - started,
-        kinds={law.name: law.kind for law in certified.laws},
+        law_kinds={law.name: law.kind for law in certified.laws},
     )
 
     changed = frozenset(change.path for path in (first, later) for change in path.captured.changes)

@@ -15,7 +15,7 @@ from cachefree.candidates import candidates
 from cachefree.capture import Call
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
-from cachefree.inputs import FirstCall, call_of
+from cachefree.inputs import CACHE_NAMES, FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
@@ -139,7 +139,9 @@ class Search:
                 total, tokens = accepted
                 notes = (*self.first.assumed,)
                 return Found(args, kwargs, call, groups, query, tuple(links), total, tokens, notes)
-        attempts = "".join(f"\n         tried {attempt}" for attempt in self.trials.failures[-3:])
+        attempts = "".join(
+            f"\n         tried {attempt}" for attempt in _likeliest_failures(self.trials.failures)
+        )
         raise CacheNotFoundError(
             Refusal(
                 "The later inputs that carry= gives do not run, or hold no output of the call.",
@@ -231,7 +233,17 @@ class Search:
             )
         else:
             what = f"No argument of {type(self.model).__name__}.forward carries a cache."
-        attempts = list(dict.fromkeys(self.trials.failures))[-3:]
+        given = self._given_cache()
+        if given:
+            return CacheNotFoundError(
+                Refusal(
+                    f"The example inputs hold a cache already: {', '.join(given)}.",
+                    why="Examples are those of a first call; what later calls take is found by "
+                    "running it.",
+                    remedy=f"Leave {', '.join(given)} out of example_inputs.",
+                )
+            )
+        attempts = _likeliest_failures(self.trials.failures)
         tried = "".join(f"\n         tried {attempt}" for attempt in attempts)
         tried += "".join(
             f"\n         the result holds an object of class {name}, in which no tensor is "
@@ -248,6 +260,26 @@ class Search:
                 "give carry=; where the model keeps its cache on itself, return it from forward.",
             )
         )
+
+    def _given_cache(self) -> list[str]:
+        """Arguments with a cache's name that the example gives and that could be left out."""
+        given = {self.names[place]: value for place, value in enumerate(self.first.args)}
+        given |= self.first.kwargs
+        return [
+            name
+            for name, value in given.items()
+            if CACHE_NAMES.search(name)
+            and name in self.signature.parameters
+            and self.signature.parameters[name].default is None
+            and flatten(value)[0]
+        ]
+
+
+def _likeliest_failures(failures: Sequence[str]) -> list[str]:
+    """A few of them: calls that ran come first, and then those that were tried last."""
+    distinct = list(dict.fromkeys(failures))
+    ran = [failure for failure in distinct if "a later call runs" in failure]
+    return [*ran, *[failure for failure in distinct if failure not in ran][-3:]][:3]
 
 
 def _unlikely_tokens(call: Call, group: Sequence[Dimension]) -> tuple[bool, bool]:

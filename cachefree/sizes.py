@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import sympy
@@ -39,6 +39,9 @@ __all__ = [
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(__file__) + os.sep
+# What is typed at a prompt has such a name too ("<stdin>", "<ipython-input-3-…>"), and is a user's.
+_WRITTEN_BY_MACHINES = ("<frozen", "<eval_with_key>", "<__array_function__", "<attrs generated")
+_WRITTEN_FUNCTIONS = ("__init__", "__new__", "__eq__", "__repr__", "__hash__", "<lambda>")
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 # torch computes sizes with them, in the middle of the user's calls
 _ALGEBRA = tuple(
@@ -245,7 +248,7 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
     """The nearest line outside torch, cachefree and the standard library."""
     while frame is not None:
         code = frame.f_code
-        if not (_is_foreign(frame) or is_standard(code.co_filename)):
+        if is_users(code.co_filename) and not _is_written_by_python(code):
             return SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     return None
@@ -253,14 +256,23 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
 
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
-    return not (file.startswith((TORCH, "<")) or _is_of_this_package(file) or is_standard(file))
+    return not (
+        file.startswith((TORCH, *_WRITTEN_BY_MACHINES))
+        or _is_of_this_package(file)
+        or is_standard(file)
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def is_standard(file: str) -> bool:
     """Whether a file is of Python's standard library, or of what torch computes sizes with."""
     is_in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
-    return is_in_library or file.startswith(("<", *_ALGEBRA))
+    return is_in_library or file.startswith(_ALGEBRA)
+
+
+def _is_written_by_python(code: CodeType) -> bool:
+    """Whether code is what ``dataclass`` and ``namedtuple`` write, and not typed at a prompt."""
+    return code.co_filename == "<string>" and code.co_name in _WRITTEN_FUNCTIONS
 
 
 def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:

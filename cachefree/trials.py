@@ -11,6 +11,7 @@ from torch import nn
 
 from cachefree.capture import Call, TensorSpec, run_on_fakes
 from cachefree.dimensions import Dimension, resized
+from cachefree.explaining import told
 from cachefree.faithful import CallLog
 from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, select
@@ -81,7 +82,7 @@ class Trials:
         try:
             return self._result(call)
         except Exception as error:  # noqa: BLE001 - the model may raise anything
-            self.failures.append(f"{type(error).__name__}: {_first_line(error)}")
+            self.failures.append(told(error))
             return None
 
     def _result(self, call: Call) -> Any:
@@ -111,6 +112,10 @@ class Trials:
                         return frozenset(query), tokens
                     return total, tokens
         return None
+
+    def _note(self, links: tuple[Link, ...], is_named: bool, what: str) -> None:
+        if is_named or self.is_told:
+            self.failures.insert(0, f"{links[0].place.path}: a later call runs, but {what}")
 
     def _wants_all(
         self, call: Call, query: list[Dimension], links: tuple[Link, ...], runs: FirstRuns
@@ -151,21 +156,35 @@ class Trials:
                 self.model, later_args, later_kwargs, log_calls
             )
             result = later_structure.rebuild(later_leaves)
+            named = all(CACHE_NAMES.search(link.place.path) for link in links)
             if not all(
                 _same_sizes(select(result, link.selector), select(whole, link.selector))
                 for link in links
             ):
+                self._note(
+                    links,
+                    named,
+                    "its cache has other tensors or sizes than that of one "
+                    "first call over all tokens",
+                )
                 return False
             grows = any(
                 not _same_sizes(select(part, link.selector), select(whole, link.selector))
                 for link in links
             )
-            named = all(CACHE_NAMES.search(link.place.path) for link in links)
-            return bool((grows or named or self.is_told) and _is_alike(result, part))
+            if not _is_alike(result, part):
+                self._note(links, named, "its result has another structure than a first call's")
+                return False
+            if not (grows or named or self.is_told):
+                self.failures.insert(
+                    0,
+                    f"{links[0].place.path}: a later call runs, but nothing grows, and by its name "
+                    f"it may be anything: if it is the cache, say cache={links[0].place.path!r}",
+                )
+                return False
+            return True
         except Exception as error:  # noqa: BLE001 - the model may raise anything
-            self.failures.append(
-                f"{links[0].place.path}: {type(error).__name__}: {_first_line(error)}"
-            )
+            self.failures.append(f"{links[0].place.path}: {told(error)}")
             return False
 
 
@@ -177,11 +196,6 @@ def _opaque(structure: Structure) -> Iterator[str]:
             yield cls.__qualname__
     for child in structure.children:
         yield from _opaque(child)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else ""
 
 
 def _total_choices(call: Call, query: list[Dimension]) -> Iterator[frozenset[Dimension]]:

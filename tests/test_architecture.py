@@ -37,15 +37,19 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder",
         "encoder_call",
         "write_once",
-        "encoder_argument",
+        "encoder_argument outlines",
         "certify onnx branches",
-        "assembly certificate proof",
+        "assembly certificate proof steps",
         "hoisting",
-        "rewritten",
+        "rewritten advice",
+        "explanation",
         "rewrite",
+        "explain",
         "verify verification",
-        "cli demo_model",
+        "demo_model",
         "demo",
+        "cli",
+        "__main__",
     )
 )
 PLACE = {room: number for number, line in enumerate(LINES) for room in line}
@@ -62,7 +66,7 @@ BORDER = {
     "onnxscript": {"onnx"},
     "rich": {"cli", "report"},
     "tqdm": {"cli", "demo", "progress"},
-    "transformers": {"containers", "inputs"},
+    "transformers": {"cli", "containers", "inputs"},
     "z3": {"facts", "laws"},
 }
 

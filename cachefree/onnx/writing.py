@@ -23,6 +23,7 @@ from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.storage import data_file, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
+from cachefree.preconditions import refuse_not_rewritten
 from cachefree.vocabulary import vocabulary_sizes
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def to_onnx(
             nothing is written); the exporter cannot write an operator; or the path cannot be
             written.
     """
+    refuse_not_rewritten(rewritten, "to_onnx")
     say = progress or (lambda step: None)
     matched = None if weights is None else matched_weights(weights, rewritten)
     beside_it: Interface | None = rewritten.encoder_interface

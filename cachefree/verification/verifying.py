@@ -11,6 +11,7 @@ from torch import nn
 
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.lifting.subject import called_alike
+from cachefree.preconditions import refuse_not_rewritten
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
 from cachefree.verification.result import Verification, counterexample, summary
@@ -63,6 +64,7 @@ def verify(
             replays it.
         CacheFreeError: hypothesis is missing, or the model runs on none of the generations.
     """
+    refuse_not_rewritten(rewritten, "verify")
     hypothesis = _hypothesis()
     with temporary_directory() as directory:
         trial = _trial(model, rewritten, backends, providers, Path(directory))

@@ -1,0 +1,120 @@
+"""Runs a command: its answer goes to stdout, what is wrong to stderr, and how it went is a code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cachefree.cli.parser import DIFFERENT, INTERRUPTED, MISSING, WRONG, make_parser
+from cachefree.errors import CacheFreeError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: Its words; None: those that the program was called with.
+
+    Returns:
+        The exit code: 0 done, 1 refused or different, 2 wrong arguments or a model that cannot be
+        loaded, 3 a part that is not installed, 130 interrupted.
+    """
+    from cachefree import __version__
+
+    try:
+        options = make_parser(__version__).parse_args(arguments)
+    except SystemExit as leaving:  # --help, --version, or a word that the parser does not know
+        return int(leaving.code or 0)
+    wants_json = bool(getattr(options, "json", False))
+    try:
+        with _ending_is_an_interrupt():
+            return _run(options, wants_json=wants_json)
+    except KeyboardInterrupt:
+        print("cachefree: interrupted; nothing was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"cachefree: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return WRONG
+
+
+def _run(options: Any, *, wants_json: bool) -> int:
+    from cachefree.cli.commands import COMMANDS, MissingPartError
+    from cachefree.cli.sources import SourceError
+
+    # what the user's own code prints is no part of the plain values
+    aside = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
+    try:
+        with aside:
+            answer = COMMANDS[options.command](options)
+    except CacheFreeError as error:
+        codes = ((SourceError, WRONG), (MissingPartError, MISSING))
+        code = next((code for kind, code in codes if isinstance(error, kind)), DIFFERENT)
+        if wants_json:
+            print(json.dumps(_plain(error), indent=2))
+        else:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            if code == DIFFERENT and options.command in ("rewrite", "export", "verify"):
+                print("\n`cachefree explain` may know a change that helps.", file=sys.stderr)
+        return code
+    if wants_json:
+        print(json.dumps(answer.plain, indent=2))
+    else:
+        _show(answer.shown)
+    return answer.code
+
+
+def _show(shown: Any) -> None:
+    """Text as it is, a report in colour on a terminal where ``rich`` is installed."""
+    if not isinstance(shown, str) and sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            from rich.console import Console
+
+            Console().print(shown)
+            return
+    text = str(shown)
+    if text:
+        print(text)
+
+
+def _plain(error: CacheFreeError) -> dict[str, Any]:
+    return {
+        "error": type(error).__name__,
+        "refusals": [
+            {
+                "what": refusal.what,
+                "why": refusal.why,
+                "remedy": refusal.remedy,
+                "file": refusal.where.file if refusal.where else None,
+                "line": refusal.where.line if refusal.where else None,
+            }
+            for refusal in error.refusals
+        ],
+    }
+
+
+@contextlib.contextmanager
+def _ending_is_an_interrupt() -> Iterator[None]:
+    """A polite request to end is an interrupt: what was begun is cleared away."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,250 @@
+"""The command line, from words to an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import cachefree
+from cachefree.cli import main
+from cachefree.cli.completion import script
+from cachefree.onnx import writing
+
+DECODER = """
+import torch
+from tests.small import IDS, Small
+
+print("said by the user's module")
+
+
+class Loud(Small):
+    pass
+
+
+def make():
+    return Small().eval()
+
+
+def with_inputs():
+    return Small(), (IDS[:2, :3],)
+
+
+def needs_words(words):
+    return Small()
+
+
+def raises():
+    raise ValueError("no weights here")
+
+
+class Refused(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return logits + torch.randn_like(logits), present
+
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "decoder_of_test.py").write_text(DECODER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    sys.modules.pop("decoder_of_test", None)
+    return tmp_path
+
+
+FILE = "decoder_of_test.py"
+
+
+def test_rewrite_prints_the_report_and_writes_pages(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rewrite", f"{FILE}:make", "--input", "ids=int64[2,3]"]
+    assert main([*words, "--html", "report.html", "--svg", "paths.svg"]) == 0
+    shown = capsys.readouterr()
+    assert "PROVED_EXACT" in shown.out
+    assert not shown.err, "quiet where nobody watches"
+    assert "<details" in (folder / "report.html").read_text()
+    assert (folder / "paths.svg").read_text().startswith("<svg")
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
+        FILE,
+        "report.html",
+        "paths.svg",
+    }
+
+
+def test_json_is_all_that_stdout_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewrite", "decoder_of_test:with_inputs", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["verdict"] == "PROVED_EXACT"
+    assert "said by the user's module" in shown.err
+
+
+def test_a_refused_model_is_1_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewrite", f"{FILE}:Refused"]) == 1
+    shown = capsys.readouterr()
+    assert "CaptureError: The path draws random numbers" in shown.err
+    assert f"{FILE}:" in shown.err
+    assert "cachefree explain" in shown.err
+    assert main(["explain", f"{FILE}:Refused", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"] == "CaptureError"
+    assert told["refusals"][0]["line"] == 1 + DECODER.splitlines().index(
+        "        return logits + torch.randn_like(logits), present"
+    )
+    assert main(["rewrite", f"{FILE}:Refused", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"] == "CaptureError"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["rewrite", "absent_module:make"], "no module, file or folder 'absent_module'"),
+        (["rewrite", "absent.py:make"], "There is no file absent.py"),
+        (["rewrite", f"{FILE}:absent"], "Its models are Loud, Refused"),
+        (["rewrite", FILE], "is named without a factory"),
+        (["rewrite", f"{FILE}:needs_words"], "a function without arguments"),
+        (["rewrite", f"{FILE}:raises"], "raises ValueError: no weights here"),
+        (["rewrite", f"{FILE}:NUMBER"], "is int, and no model"),
+        (["rewrite", f"{FILE}:make", "--input", "ids=2,5"], "--input ids=int64[2,5]"),
+        (["rewrite", "."], "has no config.json"),
+        (["rewrite", f"{FILE}:make", "--html", "absent/report.html"], "No such file or directory"),
+        (["rewrite"], "MODEL"),
+        (["rewrote"], "invalid choice"),
+        (["verify", f"{FILE}:make", "--examples", "0"], "less than 1"),
+        ([], "COMMAND"),
+    ],
+)
+def test_what_cannot_be_loaded_is_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_verify_and_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hypothesis")
+    words = [f"{FILE}:with_inputs"]
+    assert main(["verify", *words, "--examples", "2", "--backend", "eager"]) == 0
+    assert "no difference from the model" in capsys.readouterr().out
+    assert main(["export", *words, "-o", "decoder.onnx", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == "decoder.onnx"
+    assert all(Path(file).is_file() for file in told["files"])
+
+
+def test_check_says_where_there_is_no_checker(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(cachefree._HOMES, "check_certificate", raising=False)
+    assert main(["check", f"{FILE}:with_inputs"]) == 3
+    assert "no checker of certificates" in capsys.readouterr().err
+
+
+def test_check_hands_the_proof_to_the_checker(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    checked = []
+
+    def checker(certificate):
+        checked.append(certificate)
+        return "7 steps replayed"
+
+    monkeypatch.setattr(cachefree, "check_certificate", checker, raising=False)
+    (folder / "saved.certificate.json").write_text("{}")
+    assert main(["check", "saved.certificate.json"]) == 0
+    assert main(["check", f"{FILE}:with_inputs"]) == 0
+    assert checked[0] == Path("saved.certificate.json")
+    assert isinstance(checked[1], cachefree.Rewritten)
+    assert "7 steps replayed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_transformers_folder_is_rewritten_without_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11, n_positions=64)
+    small.save_pretrained(folder / "checkpoint")
+    assert main(["rewrite", "checkpoint", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model"] == "GPT2LMHeadModel"
+    assert told["verdict"].startswith("PROVED")
+
+
+@pytest.mark.parametrize("command", ["", "rewrite", "export", "check", "completion", "demo"])
+def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"] if command else ["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
+    assert "exit codes:" in shown
+    assert "130  interrupted" in shown
+
+
+def test_help_needs_no_torch() -> None:
+    program = (
+        "import sys; from cachefree.cli import main; code = main(['export', '--help']);"
+        "assert code == 0; assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=_here())
+    assert time.perf_counter() - started < 10
+
+
+def _here() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(cachefree.__file__).parent.parent)}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_that_the_shell_reads(shell: str, tmp_path: Path) -> None:
+    text = script(shell)
+    for word in ("rewrite", "explain", "--svg" if shell != "fish" else "svg", "genai"):
+        assert word in text
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "script").write_text(text)
+    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_and_choices() -> None:
+    program = script("bash") + (
+        '\nCOMP_WORDS=(cachefree ex); COMP_CWORD=1; _cachefree; echo "${COMPREPLY[@]}"'
+        "\nCOMP_WORDS=(cachefree export --names g); COMP_CWORD=3; _cachefree"
+        '\necho "${COMPREPLY[@]}"'
+    )
+    found = subprocess.run(["bash", "-c", program], check=True, capture_output=True, text=True)
+    assert found.stdout.split("\n")[:2] == ["explain export", "genai"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(
+    number: signal.Signals,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("nobody was interrupted")
+
+    before = {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(writing, "_write", interrupted)
+    assert main(["export", f"{FILE}:with_inputs", "-o", "decoder.onnx"]) == 130
+    assert "interrupted" in capfd.readouterr().err
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
