@@ -16,6 +16,7 @@ from cachefree.onnx.domain import check_domain, concrete, read_sizes
 from cachefree.onnx.generation import generate
 from cachefree.onnx.metadata import FileDescription, read_description
 from cachefree.onnx.runtime import TensorSession, open_session
+from cachefree.onnx.sharing import SharedRun
 from cachefree.onnx.storage import check_storage
 from cachefree.onnx.writing import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 
@@ -89,6 +90,7 @@ class OnnxDecoder:
         session: The ``onnxruntime.InferenceSession``.
         encoder: The encoder's file, where there is one beside: called with what only the encoder
             reads, it gives ``last_hidden_state`` (B, E, C).
+        kv: How each slot of the cache grows, and why those do that are joined.
     """
 
     def __init__(
@@ -107,6 +109,9 @@ class OnnxDecoder:
         self.verdict = description.verdict
         self.session = session.session
         self.encoder = encoder
+        self.kv = description.cache.report
+        has_buffers = bool(description.cache.layouts)
+        self._shared = SharedRun(session, description) if has_buffers else None
 
     def __repr__(self) -> str:
         inputs = ", ".join(spec.name for spec in self.interface.inputs if not spec.is_cache)
@@ -193,6 +198,8 @@ class OnnxDecoder:
         is_first: bool | None = None,
     ) -> list[torch.Tensor]:
         check_domain(self.interface, sizes, is_first=is_first)
+        if self._shared is not None:
+            return self._shared.run(tensors, sizes)
         names = [spec.name for spec in self.interface.inputs]
         results = {
             spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
-from cachefree.onnx.metadata import describe, neutral_elements
+from cachefree.onnx.attention.kinds import KV, KvGraph, with_attention
+from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.metadata import describe, describe_cache, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.program import exported_program
@@ -34,6 +37,7 @@ ENCODER_FILE = "encoder_model.onnx"
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 _CHATTY = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer")
 _PREFERRED_OPSET = 23  # the first with Attention
+_SCATTER_OPSET = 24  # the first with TensorScatter
 
 
 def to_onnx(
@@ -41,6 +45,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     names: Style = "optimum",
+    kv: KV = "concat",
     opset: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -60,6 +65,13 @@ def to_onnx(
             The encoder is written beside it, as ``encoder_model.onnx``.
         names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"``
             (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
+        kv: How the cache grows. ``"concat"``: by a join, which copies it at each step; every
+            runtime takes that. ``"attention"``: the join and the attention that reads it are one
+            ``Attention`` with a past and a present. ``"shared"``: past and present are one buffer
+            of a fixed capacity, and nothing is copied (``GroupQueryAttention``, or
+            ``TensorScatter`` with ``Attention``); `load_onnx` drives it and lets it grow. A slot
+            whose attention is not shown to be such an operator is joined, and the file says why:
+            `OnnxDecoder.kv`.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
 
@@ -78,14 +90,46 @@ def to_onnx(
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
     one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten), vocabulary)
     verdict = _verdict(rewritten)
-    version = opset or default_opset()
+    changed = _with_kind(one, kv, opset)
+    version = opset or _opset_of(changed)
     with contextlib.ExitStack() as files:
         if whole is not None:
             encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say)
+        one.kv = changed
         _write(one, files.enter_context(replace_files(target)), verdict, version, say)
     return target
+
+
+def _with_kind(graph: _Graph, kind: str, opset: int | None) -> KvGraph | None:
+    """The graph with another kind of cache; None for joins."""
+    writers = {"concat": None, "attention": with_attention, "shared": with_shared}
+    if kind not in writers:
+        raise CacheFreeError(
+            Refusal(
+                f"There is no kv={kind!r}.", remedy=f"Use one of {', '.join(map(repr, writers))}."
+            )
+        )
+    writer = writers[kind]
+    if writer is None:
+        return None
+    changed = writer(graph.module, graph.interface)
+    least = _opset_of(changed)
+    if changed.report.kernels and (opset or least) < least:
+        raise CacheFreeError(
+            Refusal(
+                f'kv="{kind}" needs opset {least}, and opset={opset} was asked for.',
+                why="Its operators are not in older ones.",
+                remedy='Leave opset= out, or use kv="concat".',
+            )
+        )
+    return changed
+
+
+def _opset_of(changed: KvGraph | None) -> int:
+    is_scattered = changed is not None and SCATTERED in changed.report.kernels.values()
+    return _SCATTER_OPSET if is_scattered else default_opset()
 
 
 def _target(path: Path, *, has_encoder: bool) -> Path:
@@ -102,18 +146,28 @@ class _Graph:
     style: Style
     neutral: list[Any]
     vocabulary: dict[str, int]
+    kv: KvGraph | None = None
 
 
 def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[str], None]) -> None:
     chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
     say("writing the graph")
-    program = exported_program(graph.module, graph.interface)
+    module, interface, inputs = graph.module, graph.interface, chosen.inputs
+    if graph.kv is not None:
+        module, interface = graph.kv.module, graph.kv.interface
+    if len(interface.inputs) > len(inputs):
+        inputs = (*inputs, LENGTH)
+    program = exported_program(module, interface)
     say("exporting to ONNX")
     model = _export(program, opset)
-    _name(model, graph.interface, chosen)
+    _name(model, interface, dataclasses.replace(chosen, inputs=inputs))
+    if len(inputs) > len(chosen.inputs):
+        _give_length(model)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
     )
+    if graph.kv is not None:
+        model.metadata_props.update(describe_cache(graph.kv))
     _check_no_control_flow(model)
     say("saving the weights")
     _save(model, path)
@@ -203,6 +257,23 @@ def _name(model: Any, interface: Interface, names: Names) -> None:
     for value, spec, name in values:
         value.name = name
         value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
+
+
+def _give_length(model: Any) -> None:
+    """Makes a number of the input whose length is that of the past."""
+    import onnx_ir
+
+    marker = next(value for value in model.graph.inputs if value.name == LENGTH)
+    for node in [use.node for use in marker.uses()]:
+        assert node.op_type == "Shape", "the marker's length alone is read"
+        node.replace_input_with(0, marker)
+        identity = onnx_ir.node("Identity", [marker])
+        model.graph.insert_before(node, identity)
+        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], identity.outputs[0])
+        identity.outputs[0].name = node.outputs[0].name
+        model.graph.remove(node, safe=True)
+    marker.dtype = onnx_ir.DataType.INT64
+    marker.shape = onnx_ir.Shape([1])
 
 
 def _values(graph: Any) -> Iterator[Any]:
