@@ -83,8 +83,9 @@ class Buffers:
     def take(
         self, given: Mapping[int, torch.Tensor], batch: int, past: int, total: int
     ) -> BufferSet:
-        """Buffers that hold what is past, with room for ``total`` rows, of which this call owns all
-        from ``past`` on.
+        """Buffers that hold what is past, with room for ``total`` rows.
+
+        This call alone writes to the rows from ``past`` on.
 
         Args:
             given: Place of a slot → what is past, as the model has it.
@@ -133,4 +134,3 @@ class Buffers:
         for view in views.values():
             self._views[view] = buffers
         return views
-

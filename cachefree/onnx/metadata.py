@@ -24,9 +24,9 @@ from cachefree.sizes import expression
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 
 __all__ = [
+    "CacheDescription",
     "FileDescription",
     "Neutral",
-    "CacheDescription",
     "describe",
     "describe_cache",
     "neutral_elements",

@@ -48,9 +48,7 @@ class SharedRun:
         self.length = slot.past.shape[slot.growing_axes[0]]
         self.total = slot.present.shape[slot.growing_axes[0]]
 
-    def run(
-        self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]
-    ) -> list[torch.Tensor]:
+    def run(self, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
         """Runs the graph once; see `OnnxDecoder.run_flat`."""
         inputs = dict(zip((spec.name for spec in self.interface.inputs), tensors, strict=True))
         past, total = concrete((self.length, self.total), sizes)
@@ -103,8 +101,7 @@ class SharedRun:
         }
         for row in range(batch):
             mine = {
-                name: _row(tensor, in_axes.get(name), row, batch)
-                for name, tensor in plain.items()
+                name: _row(tensor, in_axes.get(name), row, batch) for name, tensor in plain.items()
             }
             shapes = {
                 name: (tuple(_row(found[name], out_axes[name], row, batch).shape), dtype)

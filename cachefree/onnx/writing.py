@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
-from cachefree.onnx.attention.kinds import KV, KvGraph, with_attention
+from cachefree.onnx.attention.kinds import KV, KvGraph
+from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
 from cachefree.onnx.metadata import describe, describe_cache, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface

@@ -10,10 +10,18 @@ import sympy
 import torch
 from torch import fx
 
-from cachefree.onnx.attention.site import MaskStep, NoSiteError, Site
+from cachefree.onnx.attention.chain import MaskStep, NoSiteError
+from cachefree.onnx.attention.site import Site
 from cachefree.onnx.attention.values import Shapes, SizeNodes
 
-__all__ = ["LEAST", "check_fills", "lowest_kept", "mask_of", "with_blank_rows"]
+__all__ = [
+    "LEAST",
+    "check_fills",
+    "lowest_kept",
+    "mask_of",
+    "with_blank_rows",
+    "without_blank_rows",
+]
 
 aten = torch.ops.aten
 LEAST = -1e30
@@ -54,8 +62,10 @@ def mask_of(
         if step.kind == "triangle":
             mask = _triangle(site, graph, sizes, shapes, dtype)
         elif step.kind == "floor":
-            mask = mask if mask is None else graph.call_function(
-                aten.clamp_min.default, (mask, step.number)
+            mask = (
+                mask
+                if mask is None
+                else graph.call_function(aten.clamp_min.default, (mask, step.number))
             )
         elif step.kind == "scale":
             mask = graph.call_function(aten.mul.Tensor, (mask, step.number))
@@ -82,11 +92,29 @@ def lowest_kept(graph: fx.Graph, mask: fx.Node) -> fx.Node:
     return graph.call_function(aten.where.self, (is_none, mask, raised))
 
 
-def with_blank_rows(graph: fx.Graph, mask: fx.Node, result: fx.Node, dtype: torch.dtype) -> fx.Node:
-    """The result with NaN in rows that see nothing, which is what a softmax makes of them."""
+def without_blank_rows(
+    graph: fx.Graph, mask: fx.Node, dtype: torch.dtype
+) -> tuple[fx.Node, fx.Node]:
+    """A mask in which a row that hides all keys hides none, and which rows these are.
+
+    What a kernel makes of such a row depends on the kernel; `with_blank_rows` puts there what is
+    due.
+    """
     best = graph.call_function(aten.amax.default, (mask, [-1], True))
     is_blank = graph.call_function(aten.eq.Scalar, (best, -math.inf))
-    nothing = graph.call_function(aten.scalar_tensor.default, (math.nan,), {"dtype": dtype})
+    nothing = graph.call_function(aten.scalar_tensor.default, (0.0,), {"dtype": dtype})
+    return graph.call_function(aten.where.self, (is_blank, nothing, mask)), is_blank
+
+
+def with_blank_rows(
+    graph: fx.Graph, is_blank: fx.Node, result: fx.Node, dtype: torch.dtype, *, is_safe: bool
+) -> fx.Node:
+    """The result with what is due in rows that see nothing.
+
+    Torch's own attention gives zeros there, and a softmax NaN.
+    """
+    due = 0.0 if is_safe else math.nan
+    nothing = graph.call_function(aten.scalar_tensor.default, (due,), {"dtype": dtype})
     return graph.call_function(aten.where.self, (is_blank, nothing, result))
 
 

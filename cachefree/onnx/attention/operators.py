@@ -71,5 +71,6 @@ def onnx_node(
             "version": 1 if domain else None,
         },
     )
-    return [graph.call_function(operator.getitem, (several, place)) for place in range(len(results))]
-
+    return [
+        graph.call_function(operator.getitem, (several, place)) for place in range(len(results))
+    ]

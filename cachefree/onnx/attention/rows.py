@@ -42,6 +42,10 @@ _ALONG = {
     aten.any.dim, aten.all.dim, aten.max.dim, aten.min.dim, aten.topk.default, aten.var.correction,
     aten.logsumexp.default, aten.sort.default,
 }  # fmt: skip
+_POINTWISE = {
+    aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Tensor, aten.max.other, aten.min.other,
+    aten.__and__.Scalar, aten.__or__.Scalar,
+}  # fmt: skip
 _SAME = {
     aten.dropout.default, aten.to.dtype, aten._to_copy.default, aten.type_as.default,
     aten.to.device, aten.to.other, aten.to.dtype_layout, aten.glu.default,
@@ -68,12 +72,13 @@ class _Rows:
     def keeps(self, node: fx.Node) -> bool:
         """Whether a node keeps rows apart if its operands do."""
         if node.op in ("placeholder", "output", "get_attr"):
-            values = [node] if node.op == "placeholder" else []
-            return all(self.axis(value) is not False for value in values)
-        values = self.shapes.value(node)
+            return node.op != "placeholder" or self.axis(node) is not False
+        values: Any = self.shapes.value(node)
         if not isinstance(values, (torch.Tensor, tuple, list)):
             return True  # a size; what it is used for is looked at there
         given = [other for other in node.all_input_nodes if self._is_tensor(other)]
+        if node.target is aten.type_as.default:
+            given = given[:1]  # of the other it takes the type
         if any(self.axis(other) is False for other in given):
             return False
         if node.target in _FILLS:
@@ -123,7 +128,7 @@ class _Rows:
             return True
         if target in _ALONG:
             return self._along(node)
-        if torch.Tag.pointwise in getattr(target, "tags", ()):
+        if target in _POINTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
             return self._aligned(node, axis)
         return self._layer(node, target, axis)
 
@@ -165,9 +170,10 @@ class _Rows:
     def _aligned(self, node: fx.Node, axis: int) -> bool:
         rank = len(self.shapes.of(node))
         return all(
-            self.axis(other) is None or rank - len(self.shapes.of(other)) + self.axis(other) == axis
+            own is None or rank - len(self.shapes.of(other)) + own == axis
             for other in node.all_input_nodes
             if self.shapes.is_tensor(other)
+            for own in [self.axis(other)]
         )
 
     def _along(self, node: fx.Node) -> bool:

@@ -13,8 +13,14 @@ import torch
 from torch import fx
 
 from cachefree.facts import Facts
-from cachefree.laws.elements import Applied, Constant, Element, Elements, Integer
-from cachefree.laws.elements import UnknownElementError
+from cachefree.laws.elements import (
+    Applied,
+    Constant,
+    Element,
+    Elements,
+    Integer,
+    UnknownElementError,
+)
 from cachefree.laws.readers import READERS
 from cachefree.normal import Normaliser
 from cachefree.onnx.attention.values import Shapes
@@ -190,9 +196,8 @@ class _Reader:
         if tensor.dim() < 2 or tensor.is_meta or min(tensor.shape[-2:]) < 2:
             return None
         whole = tensor.detach()
-        for op, filled in ((aten.tril.default, whole[..., 0, 0]), (aten.triu.default, whole[..., 0, 1])):  # fmt: skip
-            diagonal = 0 if op is aten.tril.default else 1
-            value = filled.flatten()[0]
+        for op, diagonal in ((aten.tril.default, 0), (aten.triu.default, 1)):
+            value = whole[..., 0, diagonal].flatten()[0]
             if value == 0 or bool(torch.isnan(value.double())):
                 continue
             made = op(torch.full_like(whole, value.item()), diagonal)
@@ -202,5 +207,3 @@ class _Reader:
                 full = self.table.make("full", (sizes, number, dtype, device), sizes, dtype, device)
                 return self.table.make(op, (full, diagonal), sizes, dtype, device)
         return None
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 from collections import Counter
 from typing import Any
 
@@ -17,13 +18,15 @@ import sympy
 import torch
 from torch import fx
 
-from cachefree.onnx.attention.kinds import KvGraph, Plain, Writing, expanded
+from cachefree.onnx.attention.chain import NoSiteError
+from cachefree.onnx.attention.editing import Writing
+from cachefree.onnx.attention.kinds import KvGraph
 from cachefree.onnx.attention.layout import Layout
-from cachefree.onnx.attention.masking import with_blank_rows
+from cachefree.onnx.attention.masking import with_blank_rows, without_blank_rows
+from cachefree.onnx.attention.operands import Plain, expanded
 from cachefree.onnx.attention.operators import onnx_node
 from cachefree.onnx.attention.rows import rows_are_apart
-from cachefree.onnx.attention.seeing import Sight
-from cachefree.onnx.attention.site import NoSiteError, Site
+from cachefree.onnx.attention.site import Site
 from cachefree.onnx.attention.values import SizeNodes
 from cachefree.onnx.program import CAPACITY
 from cachefree.sizes import size_symbol
@@ -38,6 +41,7 @@ LENGTH = "past_length"
 GROUPED = "GroupQueryAttention"
 SCATTERED = "TensorScatter, Attention"
 _BATCH = size_symbol("batch")
+_GROUPED_SIZES = 8  # the kernel refuses heads of other sizes than multiples of this
 
 
 def with_shared(module: fx.GraphModule, interface: Interface) -> KvGraph:
@@ -120,14 +124,25 @@ def _write(writing: Writing, site: Site, is_apart: bool) -> str:
     mask, sight = writing.mask(site)
     with writing.graph.inserting_before(site.result):
         kept = mask if mask is None else writing.kept_low(site, mask, sight)
-        if sight.hides_future and kept is mask and is_apart:
-            _write_grouped(writing, site, mask, sight)
+        size = int(site.keys.slot.past.shape[site.key_layout.roles.index("d")])
+        is_low, is_blank = kept is not mask, None
+        if kept is not None and not sight.sees_itself:
+            kept, is_blank = without_blank_rows(writing.graph, kept, dtype)
+        if sight.hides_future and not is_low and is_apart and size % _GROUPED_SIZES == 0:
+            _write_grouped(writing, site, kept, is_blank, is_causal=sight.is_causal)
             return GROUPED
-        _write_scattered(writing, site, kept, mask, sight)
+        _write_scattered(writing, site, kept, is_blank)
         return SCATTERED
 
 
-def _write_grouped(writing: Writing, site: Site, mask: fx.Node | None, sight: Sight) -> None:
+def _write_grouped(
+    writing: Writing,
+    site: Site,
+    mask: fx.Node | None,
+    is_blank: fx.Node | None,
+    *,
+    is_causal: bool,
+) -> None:
     graph, plain = writing.graph, Plain(writing, site)
     dtype = writing.shapes.dtype(site.query)
     call = graph.call_function
@@ -149,7 +164,7 @@ def _write_grouped(writing: Writing, site: Site, mask: fx.Node | None, sight: Si
         call(aten.expand.default, (call(aten.reshape.default, (last, [1])), [batch])),
         call(aten.reshape.default, (total, [1])),
         None, None, None,
-        None if mask is None or sight.is_causal else plain.whole_rows(mask),
+        None if mask is None or is_causal else plain.whole_rows(mask),
     ]  # fmt: skip
     present = (dtype, _buffer(writing, site))
     result, keys, values = onnx_node(
@@ -158,13 +173,13 @@ def _write_grouped(writing: Writing, site: Site, mask: fx.Node | None, sight: Si
     )  # fmt: skip
     apart = call(aten.reshape.default, (result, [batch, tokens, heads, size]))
     result = call(aten.transpose.int, (apart, 1, 2))
-    if mask is not None and not site.is_safe and not sight.sees_itself:
-        result = with_blank_rows(graph, mask, result, dtype)
+    if is_blank is not None:
+        result = with_blank_rows(graph, is_blank, result, dtype, is_safe=site.is_safe)
     writing.replace(site, plain.as_result(result), (keys, values))
 
 
 def _write_scattered(
-    writing: Writing, site: Site, mask: fx.Node | None, given: fx.Node | None, sight: Sight
+    writing: Writing, site: Site, mask: fx.Node | None, is_blank: fx.Node | None
 ) -> None:
     graph, plain = writing.graph, Plain(writing, site)
     dtype = writing.shapes.dtype(site.query)
@@ -173,7 +188,8 @@ def _write_scattered(
     past = plain.length - plain.tokens
     counts = []
     for size in (past, plain.length):
-        count = call(aten.scalar_tensor.default, (writing.sizes.node(size),), {"dtype": torch.int64})  # fmt: skip
+        number = writing.sizes.node(size)
+        count = call(aten.scalar_tensor.default, (number,), {"dtype": torch.int64})
         count = call(aten.reshape.default, (count, [1]))
         counts.append(call(aten.expand.default, (count, [batch])))
     buffers = []
@@ -185,11 +201,9 @@ def _write_scattered(
         )  # fmt: skip
     bias = None if mask is None else _to_the_end(writing, site, plain, mask, dtype)
     inputs = [plain.query(), *buffers, bias, None, None, counts[1]]
-    (result,) = onnx_node(
-        graph, "Attention", inputs, [(dtype, plain.result())], plain.attributes()
-    )
-    if given is not None and not site.is_safe and not sight.sees_itself:
-        result = with_blank_rows(graph, given, result, dtype)
+    (result,) = onnx_node(graph, "Attention", inputs, [(dtype, plain.result())], plain.attributes())
+    if is_blank is not None:
+        result = with_blank_rows(graph, is_blank, result, dtype, is_safe=site.is_safe)
     writing.replace(site, plain.as_result(result), buffers)
 
 
@@ -202,8 +216,6 @@ def _to_the_end(
     shape = writing.shapes.of(whole)
     lead = [writing.sizes.node(size) for size in shape[:-1]]
     end = call(torch.ops.aten.sym_size.int, (site.keys.past, 2))
-    import operator
-
     rest = call(operator.sub, (end, writing.sizes.node(plain.length)))
     hidden = graph.call_function(
         aten.full.default, ([*lead, rest], float("-inf")), {"dtype": dtype}
@@ -245,7 +257,7 @@ def _read_sizes_elsewhere(writing: Writing, layouts: dict[int, Layout], marker: 
     for node, spec in buffers.items():
         for user in list(node.users):
             if user.op == "call_method" and user.target == "size":
-                size = sympy.sympify(spec.shape[int(user.args[1])])  # type: ignore[arg-type]
+                size = sympy.sympify(spec.shape[int(user.args[1])])
                 found = elsewhere.node(size)
                 user.replace_all_uses_with(found)
                 graph.erase_node(user)
@@ -260,7 +272,7 @@ def _interface(interface: Interface, layouts: dict[int, Layout]) -> Interface:
             size = slot.past.shape[layouts[place].roles.index("d")]
             shape = (_BATCH, layouts[place].heads, _CAPACITY, size)
             changed[slot.past.name] = changed[slot.present.name] = shape
-            slot = CacheSlot(  # noqa: PLW2901
+            slot = CacheSlot(
                 dataclasses.replace(slot.past, shape=shape),
                 dataclasses.replace(slot.present, shape=shape), (2,), slot.neutral,
             )  # fmt: skip

@@ -37,6 +37,8 @@ class Shapes:
     def value(self, node: fx.Node) -> Any:
         """The value of a node on fake tensors; a node that was written later is run now."""
         if node not in self.values:
+            args: Any
+            kwargs: Any
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
             with torch.no_grad(), enable_python_dispatcher(), self.mode:
                 if node.op == "call_method":
@@ -91,7 +93,8 @@ class SizeNodes:
             return known
         if isinstance(known, tuple):
             source, axis = known
-            return self._put(size, lambda graph: graph.call_method("size", (source, axis)))
+            self.read[size] = self._write(lambda graph: graph.call_method("size", (source, axis)))
+            return self.read[size]
         if not isinstance(size, (sympy.Add, sympy.Mul)):
             raise ValueError(f"no input tells the size {size}")
         function = operator.add if isinstance(size, sympy.Add) else operator.mul
@@ -102,14 +105,10 @@ class SizeNodes:
         self.read[size] = first
         return first
 
-    def _put(self, size: Any, write: Any) -> fx.Node:
-        self.read[size] = self._write(write)
-        return self.read[size]  # type: ignore[no-any-return]
-
     def _write(self, write: Any) -> fx.Node:
         with self.graph.inserting_after(self.last):
             self.last = write(self.graph)
-        return self.last
+        return self.last  # type: ignore[no-any-return]
 
 
 def evaluate(

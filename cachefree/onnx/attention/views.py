@@ -171,9 +171,7 @@ def _fits(
     expected = layout.heads_first(numbers)
     expected = expected.repeat_interleave(heads // layout.heads, 1)
     if lead is not None:
-        counts = [
-            int(size.subs({s: sizes[str(s)] for s in size.free_symbols})) for size in lead
-        ]
+        counts = [int(size.subs({s: sizes[str(s)] for s in size.free_symbols})) for size in lead]
         found = found.expand(*counts, *found.shape[-2:])
     if found.numel() != expected.numel() or found.shape[-2:] != expected.shape[-2:]:
         return False
