@@ -76,7 +76,6 @@ class Buffers:
         self.layouts = dict(layouts)
         self.sizes = dict(sizes)
         self.device = device
-        self.reserve = 0
         self._views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.copies = 0
 
@@ -96,16 +95,32 @@ class Buffers:
         known = self._known(given)
         if known is not None and known.batch == batch and known.claim(past, total):
             return known
-        capacity = max(total + max(total // 4, _STEP), self.reserve)
+        made = self._made(batch, total)
+        for place, layout in self.layouts.items():
+            if past:
+                made.tensors[place][:, :, :past] = layout.heads_first(given[place]).to(self.device)
+        self.copies += bool(past)
+        return made
+
+    def reordered(
+        self, given: Mapping[int, torch.Tensor], rows: torch.Tensor, past: int
+    ) -> dict[int, torch.Tensor]:
+        """Rows of the batch of what is past, in new buffers: views, as the model has them."""
+        made = self._made(len(rows), past)
+        for place, layout in self.layouts.items():
+            old = layout.heads_first(given[place]).to(self.device)
+            made.tensors[place][:, :, :past] = old.index_select(0, rows.to(self.device))
+        return self.views(made, past)
+
+    def _made(self, batch: int, total: int) -> BufferSet:
+        """New buffers, with room to grow: a quarter more, so that few copies come in the end."""
+        capacity = total + max(total // 4, _STEP)
         capacity += -capacity % _STEP
         tensors = {}
         for place, layout in self.layouts.items():
             size, dtype = self.sizes[place]
             shape = (batch, layout.heads, capacity, size)
             tensors[place] = torch.zeros(shape, dtype=dtype, device=self.device)
-            if past:
-                tensors[place][:, :, :past] = layout.heads_first(given[place]).to(self.device)
-        self.copies += bool(past)
         return BufferSet(tensors, total)
 
     def _known(self, given: Mapping[int, torch.Tensor]) -> BufferSet | None:

@@ -10,9 +10,10 @@ import torch
 
 from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.buffers import Buffers, BufferSet
-from cachefree.onnx.domain import concrete
+from cachefree.onnx.domain import concrete, read_sizes
 from cachefree.onnx.metadata import FileDescription
 from cachefree.onnx.runtime import TensorSession
+from cachefree.onnx.stepping import take_rows
 from cachefree.sizes import size_symbol
 
 __all__ = ["SharedRun"]
@@ -74,6 +75,21 @@ class SharedRun:
             views[self.presents[spec.name]] if spec.name in self.presents else found[spec.name]
             for spec in self.interface.outputs
         ]
+
+    def reordered(
+        self, cache: Mapping[str, torch.Tensor], rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Rows of the batch of a cache; see `OnnxDecoder.reordered`."""
+        sizes = read_sizes(self.interface, cache)
+        past = concrete((self.length,), sizes)[0]
+        given = {place: cache[name] for name, place in self.pasts.items()}
+        views = self.buffers.reordered(given, rows, past)
+        return {
+            slot.past.name: views[self.pasts[slot.past.name]]
+            if slot.past.name in self.pasts
+            else take_rows(cache[slot.past.name], slot.past, rows, sizes["batch"])
+            for slot in self.interface.cache
+        }
 
     def _once(
         self,
