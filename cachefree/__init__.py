@@ -16,7 +16,7 @@ from cachefree.errors import (
 )
 
 if TYPE_CHECKING:
-    from cachefree.onnx import load_onnx, to_onnx
+    from cachefree.onnx import Beam, Greedy, load_onnx, to_onnx
     from cachefree.report import Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Beam",
     "CacheFreeError",
     "CacheNotFoundError",
     "CaptureError",
     "DomainError",
     "EquivalenceError",
+    "Greedy",
     "Rewritten",
     "UnsupportedBranchError",
     "Verdict",
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Beam": "cachefree.onnx",
+    "Greedy": "cachefree.onnx",
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
     "load_onnx": "cachefree.onnx",

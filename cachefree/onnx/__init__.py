@@ -3,7 +3,8 @@
 One file that serves the first call and every later one, and ONNX Runtime called like the model.
 """
 
+from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.session import OnnxDecoder, load_onnx
 from cachefree.onnx.writing import to_onnx
 
-__all__ = ["OnnxDecoder", "load_onnx", "to_onnx"]
+__all__ = ["Beam", "Greedy", "OnnxDecoder", "load_onnx", "to_onnx"]

@@ -29,6 +29,8 @@ __all__ = [
     "Neutral",
     "describe",
     "describe_cache",
+    "describe_loop",
+    "generates",
     "neutral_elements",
     "read_description",
 ]
@@ -101,6 +103,16 @@ class FileDescription:
     logits: str | None = None
     vocabulary: int | None = None
     cache: CacheDescription = field(default_factory=CacheDescription)
+
+
+def describe_loop(beams: int) -> dict[str, str]:
+    """The metadata of a file that generates by itself."""
+    return {_KEY + "loop": json.dumps({"beams": beams})}
+
+
+def generates(metadata: Mapping[str, str]) -> bool:
+    """Whether a file generates by itself."""
+    return _KEY + "loop" in metadata
 
 
 def describe_cache(graph: KvGraph) -> dict[str, str]:

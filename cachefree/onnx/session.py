@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,7 +14,8 @@ from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
 from cachefree.onnx.generation import Options, generate
-from cachefree.onnx.metadata import FileDescription, read_description
+from cachefree.onnx.loops.session import OnnxGenerator
+from cachefree.onnx.metadata import FileDescription, generates, read_description
 from cachefree.onnx.runtime import TensorSession, open_session
 from cachefree.onnx.sharing import SharedRun
 from cachefree.onnx.stepping import take_rows
@@ -47,7 +48,7 @@ def load_onnx(
         session_options: An ``onnxruntime.SessionOptions``.
 
     Returns:
-        What is called like the model.
+        What is called like the model; an `OnnxGenerator` for a file that generates by itself.
 
     Raises:
         CacheFreeError: the file, its data file or a provider is missing, it was not written by
@@ -56,6 +57,9 @@ def load_onnx(
     file = _file(Path(path))
     metadata, uses_bfloat16 = check_storage(file)
     description = read_description(metadata, str(file))
+    if generates(metadata):
+        session = open_session(file, providers, session_options, uses_bfloat16)
+        return cast(OnnxDecoder, OnnxGenerator(session))
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)

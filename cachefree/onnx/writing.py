@@ -19,7 +19,9 @@ from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.attention.kinds import KV, KvGraph
 from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
-from cachefree.onnx.metadata import describe, describe_cache, neutral_elements
+from cachefree.onnx.loops.choices import Beam, Greedy
+from cachefree.onnx.loops.composing import compose, plan_of
+from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.program import exported_program
@@ -47,6 +49,7 @@ def to_onnx(
     *,
     names: Style = "optimum",
     kv: KV = "concat",
+    loop: Greedy | None = None,
     opset: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -73,6 +76,9 @@ def to_onnx(
             ``TensorScatter`` with ``Attention``); `load_onnx` drives it and lets it grow. A slot
             whose attention is not shown to be such an operator is joined, and the file says why:
             `OnnxDecoder.kv`.
+        loop: `cachefree.Greedy` or `cachefree.Beam`: the file then holds a whole generation, a
+            ``Loop`` whose body is the one graph, weights once: ``input_ids``, ``attention_mask``
+            and ``max_new_tokens`` in, ``sequences`` out.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
 
@@ -91,6 +97,9 @@ def to_onnx(
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
     one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten), vocabulary)
     verdict = _verdict(rewritten)
+    if loop is not None:
+        _check_loop(whole, kv)
+        one.loop = loop
     changed = _with_kind(one, kv, opset)
     version = opset or _opset_of(changed)
     with contextlib.ExitStack() as files:
@@ -101,6 +110,24 @@ def to_onnx(
         one.kv = changed
         _write(one, files.enter_context(replace_files(target)), verdict, version, say)
     return target
+
+
+def _check_loop(encoder: Any, kind: str) -> None:
+    """Refuses what a loop does not hold."""
+    if encoder is None and kind != "shared":
+        return
+    raise CacheFreeError(
+        Refusal(
+            "A generation in one file takes no "
+            + ("shared buffers." if encoder is None else "encoder."),
+            why=(
+                "What a loop carries from turn to turn is a value, and no buffer."
+                if encoder is None
+                else "The encoder is a file of its own."
+            ),
+            remedy='Use kv="attention" or kv="concat", or leave loop= out.',
+        )
+    )
 
 
 def _with_kind(graph: _Graph, kind: str, opset: int | None) -> KvGraph | None:
@@ -148,6 +175,7 @@ class _Graph:
     neutral: list[Any]
     vocabulary: dict[str, int]
     kv: KvGraph | None = None
+    loop: Greedy | None = None
 
 
 def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[str], None]) -> None:
@@ -170,6 +198,12 @@ def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[s
     if graph.kv is not None:
         model.metadata_props.update(describe_cache(graph.kv))
     _check_no_control_flow(model)
+    if graph.loop is not None:
+        beams = graph.loop.num_beams if isinstance(graph.loop, Beam) else 1
+        plan = plan_of(graph.interface, chosen, graph.neutral, beams)
+        say("writing the loop")
+        model.metadata_props.update(describe_loop(beams))
+        model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset))
     say("saving the weights")
     _save(model, path)
 
