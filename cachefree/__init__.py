@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cachefree.checker import check_certificate
     from cachefree.explain import explain
     from cachefree.explanation import Explanation
-    from cachefree.onnx import Weights, load_onnx, to_onnx
+    from cachefree.onnx import Beam, Greedy, Weights, load_onnx, to_onnx
     from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Beam",
     "CacheFreeError",
     "CacheNotFoundError",
     "CaptureError",
@@ -35,6 +36,7 @@ __all__ = [
     "DomainError",
     "EquivalenceError",
     "Explanation",
+    "Greedy",
     "Report",
     "Rewritten",
     "UnsupportedBranchError",
@@ -51,6 +53,8 @@ __all__ = [
 _HOMES = {
     "Explanation": "cachefree.explanation",
     "Report": "cachefree.report",
+    "Beam": "cachefree.onnx",
+    "Greedy": "cachefree.onnx",
     "Rewritten": "cachefree.rewritten",
     "Verdict": "cachefree.report",
     "Weights": "cachefree.onnx",

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 
 from cachefree.errors import DomainError, Refusal
+from cachefree.onnx.beams import search
 from cachefree.onnx.metadata import FileDescription
-from cachefree.sizes import size_symbol
-from cachefree.spec import InputSpec
+from cachefree.onnx.stepping import Stepper
 
-__all__ = ["choose_tokens", "generate"]
+__all__ = ["Options", "choose_tokens", "generate"]
 
-_QUERY = size_symbol("query")
+
+@dataclass(frozen=True)
+class Options:
+    """How tokens are chosen, see `OnnxDecoder.generate`."""
+
+    max_new_tokens: int
+    eos: tuple[int, ...] = ()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    pad: int | None = None
+    seed: int | None = None
+    prefill_chunk: int | None = None
+    streamer: Any = None
+    progress: Callable[[int, int], None] | None = None
+
+    def check(self) -> None:
+        """Refuses options that contradict one another, before anything runs."""
+        if self.num_beams < 1 or (self.num_beams > 1 and self.do_sample):
+            raise DomainError(
+                Refusal(
+                    f"num_beams={self.num_beams} with do_sample={self.do_sample} is not done.",
+                    why="Beams are searched, and not drawn.",
+                    remedy="Use num_beams=1 to draw tokens, or leave do_sample out.",
+                )
+            )
+        if self.prefill_chunk is not None and self.prefill_chunk < 1:
+            raise DomainError(
+                Refusal(
+                    f"prefill_chunk={self.prefill_chunk} is no number of tokens.",
+                    remedy="Give 1 or more, or leave it out for the whole prompt at once.",
+                )
+            )
+        if self.num_beams > 1 and self.streamer is not None:
+            raise DomainError(
+                Refusal(
+                    "A beam search has no tokens to stream.",
+                    why="Which beam is the best is known at its end.",
+                    remedy="Leave streamer= out, or use num_beams=1.",
+                )
+            )
+
+    @property
+    def fill(self) -> int:
+        """What stands behind the end of a row."""
+        if self.pad is not None:
+            return self.pad
+        return self.eos[0] if self.eos else -1
 
 
 def generate(
@@ -23,48 +74,50 @@ def generate(
     description: FileDescription,
     input_ids: torch.Tensor,
     inputs: Mapping[str, Any],
-    max_new_tokens: int,
-    *,
-    eos_token_id: int | None,
-    do_sample: bool,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
+    options: Options,
 ) -> torch.Tensor:
     """Continues token ids, as `OnnxDecoder.generate` says.
 
-    ``decoder`` is called by input names, gives a dict by output name, and has ``next_cache``; the
-    ``description`` says which input takes the tokens and which output scores them.
+    ``decoder`` is called by input names, gives a dict by output name, and has ``next_cache`` and
+    ``reordered``; the ``description`` says which input takes the tokens and which output scores
+    them.
     """
-    tokens, axis = _token_input(description)
+    options.check()
+    stepper = Stepper(decoder, description, input_ids, inputs)
+    if options.num_beams > 1:
+        return search(stepper, options)
     generator = torch.Generator()
-    if seed is not None:
-        generator.manual_seed(seed)
+    if options.seed is not None:
+        generator.manual_seed(options.seed)
     else:
         generator.seed()
+    axis = stepper.axis
     ids = input_ids.cpu()
-    others = _Inputs(description, tokens, ids.shape[axis], 1 - axis, ids.shape[1 - axis], inputs)
-    outputs = None
-    finished = torch.zeros(ids.shape[1 - axis], dtype=torch.bool)
-    new = ids
-    for _ in range(max_new_tokens):
-        cache: dict[str, torch.Tensor] = {} if outputs is None else decoder.next_cache(outputs)
-        outputs = decoder(**{tokens.name: new}, **others.values, **cache)
-        scores = _last_scores(outputs[description.logits], description).float().cpu()
+    finished = torch.zeros(stepper.batch, dtype=torch.bool)
+    ends = torch.tensor(options.eos, dtype=torch.int64)
+    if options.streamer is not None:
+        options.streamer.put(ids)
+    for step in range(options.max_new_tokens):
+        scores = stepper.scores(options.prefill_chunk)
         chosen = (
-            choose_tokens(scores, temperature, top_k, top_p, generator)
-            if do_sample
+            choose_tokens(scores, options.temperature, options.top_k, options.top_p, generator)
+            if options.do_sample
             else scores.argmax(-1)
         )
-        if eos_token_id is not None:
-            chosen = chosen.masked_fill(finished, eos_token_id)
-            finished |= chosen == eos_token_id
+        if options.eos:
+            chosen = chosen.masked_fill(finished, options.fill)
+            finished |= torch.isin(chosen, ends)
         new = chosen.to(ids.dtype).unsqueeze(axis)
         ids = torch.cat([ids, new], axis)
-        if eos_token_id is not None and bool(finished.all()):
+        if options.streamer is not None:
+            options.streamer.put(chosen)
+        if options.progress is not None:
+            options.progress(step + 1, options.max_new_tokens)
+        if options.eos and bool(finished.all()):
             break
-        others.step()
+        stepper.add(new)
+    if options.streamer is not None:
+        options.streamer.end()
     return ids
 
 
@@ -103,113 +156,3 @@ def choose_tokens(
         is_beyond[:, 0] = False
         scores = scores.masked_fill(is_beyond.scatter(-1, order, is_beyond), -torch.inf)
     return torch.multinomial(scores.softmax(-1), 1, generator=generator).squeeze(-1)
-
-
-def _token_input(description: FileDescription) -> tuple[InputSpec, int]:
-    spec = next(
-        (spec for spec in description.interface.inputs if spec.name == description.tokens), None
-    )
-    if (
-        spec is None
-        or description.logits is None
-        or len(spec.shape) != 2
-        or _QUERY not in spec.shape
-    ):
-        raise DomainError(
-            Refusal(
-                "This graph cannot generate tokens.",
-                why=(
-                    "It has no input of token ids, or no output with a score for each token of the"
-                    " vocabulary."
-                ),
-                remedy=(
-                    "Call it step by step; next_cache(outputs) gives the cache for the next call."
-                ),
-            )
-        )
-    return spec, spec.shape.index(_QUERY)
-
-
-def _last_scores(logits: torch.Tensor, description: FileDescription) -> torch.Tensor:
-    """The scores of the last token: BV."""
-    spec = next(spec for spec in description.interface.outputs if spec.name == description.logits)
-    if _QUERY in spec.shape:
-        logits = logits.select(spec.shape.index(_QUERY), -1)
-    return logits.reshape(-1, logits.shape[-1])
-
-
-class _Inputs:
-    """The inputs besides the tokens and the cache, from call to call."""
-
-    def __init__(
-        self,
-        description: FileDescription,
-        tokens: InputSpec,
-        length: int,
-        batch_axis: int,
-        batch: int,
-        given: Mapping[str, Any],
-    ) -> None:
-        self.specs = [s for s in description.interface.inputs if not s.is_cache and s is not tokens]
-        self.batch = batch
-        self.values: dict[str, Any] = {
-            spec.name: given[name]
-            for spec in self.specs
-            for name in dict.fromkeys((spec.name, spec.path))
-            if name in given
-        }
-        unknown = given.keys() - {name for spec in self.specs for name in (spec.name, spec.path)}
-        if unknown:
-            raise DomainError(f"The graph has no input {', '.join(sorted(unknown))}.")
-        for spec in self.specs:
-            if spec.name not in self.values and _is_mask(spec):
-                self.values[spec.name] = torch.ones(batch, length, dtype=spec.dtype)
-        for spec in self.specs:
-            if spec.name not in self.values and _is_position(spec):
-                self.values[spec.name] = self._positions(spec, length)
-
-    def _positions(self, spec: InputSpec, length: int) -> torch.Tensor:
-        masks = [self.values[mask.name] for mask in self.specs if _is_mask(mask)]
-        rows = (
-            (masks[0].long().cumsum(-1) - 1).clamp(min=0)
-            if masks
-            else torch.arange(length).expand(self.batch, -1)
-        )
-        positions = rows.to(spec.dtype)
-        if len(spec.shape) == 1:
-            return positions[0]
-        return positions.T.contiguous() if spec.shape.index(_QUERY) == 0 else positions
-
-    def step(self) -> None:
-        """Goes on to the next call, with one new token."""
-        for spec in self.specs:
-            value = self.values.get(spec.name)
-            if value is None:
-                continue
-            if _is_mask(spec):
-                self.values[spec.name] = torch.cat([value, value.new_ones(value.shape[0], 1)], 1)
-            elif _is_position(spec):
-                self.values[spec.name] = value.narrow(spec.shape.index(_QUERY), -1, 1) + 1
-            elif any(_QUERY in getattr(size, "free_symbols", ()) for size in spec.shape):
-                raise DomainError(
-                    Refusal(
-                        f"What {spec.name} is for the next token is not known.",
-                        remedy=(
-                            "Call the decoder step by step; next_cache(outputs) gives the cache for"
-                            " the next call."
-                        ),
-                    )
-                )
-
-
-def _is_mask(spec: InputSpec) -> bool:
-    """Whether it says for each past and new token if it counts: shape (batch, past + query)."""
-    return (
-        len(spec.shape) == 2
-        and isinstance(spec.shape[1], sympy.Add)
-        and _QUERY in spec.shape[1].free_symbols
-    )
-
-
-def _is_position(spec: InputSpec) -> bool:
-    return "pos" in spec.path and not spec.dtype.is_floating_point and _QUERY in spec.shape

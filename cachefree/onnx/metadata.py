@@ -6,24 +6,31 @@ Verdict, domain and interface, as text that is parsed and never run.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.attention.kinds import KvGraph, KvReport
+from cachefree.onnx.attention.layout import Layout
 from cachefree.onnx.expressions import parse_expression
 from cachefree.onnx.names import Names
 from cachefree.sizes import expression
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 
 __all__ = [
+    "CacheDescription",
     "FileDescription",
     "Neutral",
     "describe",
+    "describe_cache",
+    "describe_loop",
+    "generates",
     "neutral_elements",
     "read_description",
 ]
@@ -61,6 +68,21 @@ class Neutral:
 
 
 @dataclass(frozen=True)
+class CacheDescription:
+    """How a file's cache grows, see ``kv`` of `to_onnx`.
+
+    Attributes:
+        report: The kind, and what became of each slot.
+        layouts: Place of a slot that is a buffer → how the model lays it out.
+        rows_apart: Whether several rows with a past and several new tokens are run one by one.
+    """
+
+    report: KvReport = field(default_factory=lambda: KvReport("concat"))
+    layouts: Mapping[int, Layout] = field(default_factory=dict)
+    rows_apart: bool = False
+
+
+@dataclass(frozen=True)
 class FileDescription:
     """What the file says.
 
@@ -71,6 +93,7 @@ class FileDescription:
         tokens: The input that takes token ids.
         logits: The output that gives a score a token.
         vocabulary: The number of token ids; None where it is not known.
+        cache: How the cache grows.
     """
 
     interface: Interface
@@ -79,6 +102,48 @@ class FileDescription:
     tokens: str | None = None
     logits: str | None = None
     vocabulary: int | None = None
+    cache: CacheDescription = field(default_factory=CacheDescription)
+
+
+def describe_loop(beams: int) -> dict[str, str]:
+    """The metadata of a file that generates by itself."""
+    return {_KEY + "loop": json.dumps({"beams": beams})}
+
+
+def generates(metadata: Mapping[str, str]) -> bool:
+    """Whether a file generates by itself."""
+    return _KEY + "loop" in metadata
+
+
+def describe_cache(graph: KvGraph) -> dict[str, str]:
+    """The metadata of a file whose cache is no plain join: key → text."""
+    said = {
+        "kind": graph.report.kind,
+        "kernels": graph.report.kernels,
+        "reasons": graph.report.reasons,
+        "rows_apart": graph.rows_apart,
+        "buffers": [
+            {"slot": place, "roles": list(layout.roles), "heads": layout.heads}
+            for place, layout in graph.layouts.items()
+        ],
+    }
+    return {_KEY + "kv": json.dumps(said)}
+
+
+def _cache_of(text: str | None, slots: int) -> CacheDescription:
+    if text is None:
+        return CacheDescription()
+    said = json.loads(text)
+    layouts = {
+        int(buffer["slot"]): Layout(tuple(map(str, buffer["roles"])), int(buffer["heads"]))
+        for buffer in said["buffers"]
+    }
+    known = {"b", "k", "p", "d", "bk"}
+    if any(not 0 <= place < slots or not known.issuperset(layout.roles)
+           for place, layout in layouts.items()):  # fmt: skip
+        raise ValueError("a buffer is of no slot, or has an unknown axis")
+    report = KvReport(str(said["kind"]), dict(said["kernels"]), dict(said["reasons"]))
+    return CacheDescription(report, layouts, bool(said["rows_apart"]))
 
 
 def describe(
@@ -161,11 +226,14 @@ def read_description(metadata: Mapping[str, str], path: str) -> FileDescription:
             )
         )
     try:
-        return _parse(
+        description = _parse(
             json.loads(metadata[_KEY + "interface"]),
             json.loads(metadata[_KEY + "domain"]),
             metadata[_KEY + "verdict"],
         )
+        slots = len(description.interface.cache)
+        cache = _cache_of(metadata.get(_KEY + "kv"), slots)
+        return dataclasses.replace(description, cache=cache)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         raise CacheFreeError(
             Refusal(

@@ -32,7 +32,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
-from cachefree.fakes import has_no_values
+from cachefree.fakes import device_of, has_no_values
 from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
@@ -40,11 +40,13 @@ from cachefree.sizes import SizeEnvironment, size_symbol
 if TYPE_CHECKING:
     from cachefree.spec import Interface
 
-__all__ = ["example_sizes", "exported_program"]
+__all__ = ["CAPACITY", "example_sizes", "exported_program", "graph_values"]
 
 log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
+CAPACITY = "capacity"
+"""The symbol of the rows that a shared buffer has."""
 _NUMBERS = (
     (2, 3, 4, 5, 6, 7, 8, 9),
     (3, 5, 7, 11, 13, 17, 19, 23),
@@ -64,9 +66,18 @@ def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
     past_first = sorted(symbols, key=lambda name: name not in interface.past_symbols)
     orders = (past_first, symbols) if _has_ties(interface) else (symbols,)
     candidates = [
-        dict(zip(order, numbers, strict=False)) for order in orders for numbers in _NUMBERS
+        _with_room(dict(zip(order, numbers, strict=False)))
+        for order in orders
+        for numbers in _NUMBERS
     ]
     yield from sorted(candidates, key=lambda sizes: not interface.domain.holds(sizes))
+
+
+def _with_room(sizes: dict[str, int]) -> dict[str, int]:
+    """Buffers hold more rows than there are."""
+    if CAPACITY in sizes:
+        sizes[CAPACITY] = 1 + 2 * sum(sizes.values())
+    return sizes
 
 
 def _has_ties(interface: Interface) -> bool:
@@ -91,11 +102,32 @@ def exported_program(
             domain.
     """
     device = _device(module) if has_values else torch.device("cpu")
+    return _written(module, interface, device)[0]
+
+
+def graph_values(module: fx.GraphModule, interface: Interface) -> dict[fx.Node, Any]:
+    """The value of each node of a graph on fake tensors, whose sizes are the interface's symbols.
+
+    Raises:
+        CaptureError: the graph runs at no sizes of its domain.
+    """
+    device = device_of(module)
+    _, nodes = _written(module, interface, device)
+    return {
+        node: value.meta["val"] if isinstance(value, fx.Node) else value
+        for node, value in nodes.items()
+    }
+
+
+def _written(
+    module: fx.GraphModule, interface: Interface, device: torch.device
+) -> tuple[ExportedProgram, dict[fx.Node, Any]]:
     reason: Exception | None = None
     for sizes in example_sizes(interface):
+        writer = _ProgramWriter(module, interface, sizes, device)
         try:
             with torch.no_grad(), torch.inference_mode(False), enable_python_dispatcher():
-                return _ProgramWriter(module, interface, sizes, device).run()
+                return writer.run(), writer.nodes
         except (RuntimeError, ValueError, IndexError) as error:
             log.debug("The graph does not run at %s: %s", sizes, error)
             reason = reason or error

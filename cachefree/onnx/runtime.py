@@ -44,13 +44,13 @@ class TensorSession:
     def run(
         self,
         inputs: Mapping[str, torch.Tensor],
-        outputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        outputs: Mapping[str, tuple[tuple[int, ...], torch.dtype] | torch.Tensor],
     ) -> list[torch.Tensor]:
         """Runs the graph once.
 
         Args:
             inputs: Name → tensor.
-            outputs: Name → shape and dtype of the result.
+            outputs: Name → shape and dtype of the result, or the tensor that it is written to.
 
         Returns:
             The results in the order of ``outputs``.
@@ -58,7 +58,10 @@ class TensorSession:
         binding = self.session.io_binding()
         held = [tensor.detach().to(self.device).contiguous() for tensor in inputs.values()]
         results = [
-            torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in outputs.values()
+            due
+            if isinstance(due, torch.Tensor)
+            else torch.empty(due[0], dtype=due[1], device=self.device)
+            for due in outputs.values()
         ]
         for name, tensor in zip(inputs, held, strict=True):
             binding.bind_input(name, *self._place(tensor))

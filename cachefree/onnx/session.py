@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
-from cachefree.onnx.generation import generate
-from cachefree.onnx.metadata import FileDescription, read_description
+from cachefree.onnx.generation import Options, generate
+from cachefree.onnx.loops.session import OnnxGenerator
+from cachefree.onnx.metadata import FileDescription, generates, read_description
 from cachefree.onnx.runtime import TensorSession, open_session
+from cachefree.onnx.sharing import SharedRun
+from cachefree.onnx.stepping import take_rows
 from cachefree.onnx.storage import check_storage
 from cachefree.onnx.writing import DECODER_FILE, ENCODER_FILE, MODEL_FILE
 
@@ -45,7 +48,7 @@ def load_onnx(
         session_options: An ``onnxruntime.SessionOptions``.
 
     Returns:
-        What is called like the model.
+        What is called like the model; an `OnnxGenerator` for a file that generates by itself.
 
     Raises:
         CacheFreeError: the file, its data file or a provider is missing, it was not written by
@@ -54,6 +57,9 @@ def load_onnx(
     file = _file(Path(path))
     metadata, uses_bfloat16 = check_storage(file)
     description = read_description(metadata, str(file))
+    if generates(metadata):
+        session = open_session(file, providers, session_options, uses_bfloat16)
+        return cast(OnnxDecoder, OnnxGenerator(session))
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
@@ -89,6 +95,7 @@ class OnnxDecoder:
         session: The ``onnxruntime.InferenceSession``.
         encoder: The encoder's file, where there is one beside: called with what only the encoder
             reads, it gives ``last_hidden_state`` (B, E, C).
+        kv: How each slot of the cache grows, and why those do that are joined.
     """
 
     def __init__(
@@ -107,6 +114,9 @@ class OnnxDecoder:
         self.verdict = description.verdict
         self.session = session.session
         self.encoder = encoder
+        self.kv = description.cache.report
+        has_buffers = bool(description.cache.layouts)
+        self._shared = SharedRun(session, description) if has_buffers else None
 
     def __repr__(self) -> str:
         inputs = ", ".join(spec.name for spec in self.interface.inputs if not spec.is_cache)
@@ -193,6 +203,8 @@ class OnnxDecoder:
         is_first: bool | None = None,
     ) -> list[torch.Tensor]:
         check_domain(self.interface, sizes, is_first=is_first)
+        if self._shared is not None:
+            return self._shared.run(tensors, sizes)
         names = [spec.name for spec in self.interface.inputs]
         results = {
             spec.name: (concrete(spec.shape, sizes), spec.dtype) for spec in self.interface.outputs
@@ -224,12 +236,19 @@ class OnnxDecoder:
         input_ids: torch.Tensor,
         max_new_tokens: int = 20,
         *,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+        pad_token_id: int | None = None,
         seed: int | None = None,
+        prefill_chunk: int | None = None,
+        streamer: Any = None,
+        progress: Callable[[int, int], None] | None = None,
         **inputs: Any,
     ) -> torch.Tensor:
         """Continues token ids, with the cache.
@@ -237,13 +256,22 @@ class OnnxDecoder:
         Args:
             input_ids: Token ids, BS (or SB where the model has time first).
             max_new_tokens: How many tokens to add at most.
-            eos_token_id: A row that reaches it is filled up with it; all rows there ends the
-                generation.
+            eos_token_id: What ends a row, one id or several; all rows there ends the generation.
             do_sample: Whether to draw tokens; else the likeliest is taken.
             temperature: Divides the scores before a token is drawn.
             top_k: Draw among the K likeliest only.
             top_p: Draw among the likeliest that together have this probability only.
+            num_beams: Beams to search, by the rules of transformers; 1 for none.
+            length_penalty: The power of its length that a beam's log probability is divided by.
+            early_stopping: Whether a search ends as soon as ``num_beams`` beams have ended.
+            pad_token_id: What stands behind the end of a row; None: the (first) id that ends one.
             seed: For the same tokens again.
+            prefill_chunk: How many tokens of the prompt to run at once; None: all. It bounds the
+                memory of long prompts, and is right for a model whose result does not depend on how
+                its input is cut.
+            streamer: What has ``put(ids)``, called with the prompt and then with each token, and
+                ``end()``.
+            progress: Called with the number of new tokens and ``max_new_tokens`` after each.
             inputs: The model's other inputs for ``input_ids``, by name. A mask over past and new
                 tokens is continued with ones (and is all ones where it is left out), positions
                 count on, the rest is passed to each call.
@@ -252,22 +280,39 @@ class OnnxDecoder:
             The ids with the new ones behind them.
 
         Raises:
-            DomainError: the graph takes no token ids or gives no scores, or a call is outside the
-                domain.
+            DomainError: the graph takes no token ids or gives no scores, a call is outside the
+                domain, or the options contradict one another.
         """
-        return generate(
-            self._plain(),
-            self._description,
-            input_ids,
-            inputs,
+        ends = () if eos_token_id is None else eos_token_id
+        options = Options(
             max_new_tokens,
-            eos_token_id=eos_token_id,
+            (ends,) if isinstance(ends, int) else tuple(ends),
             do_sample=do_sample,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            pad=pad_token_id,
             seed=seed,
+            prefill_chunk=prefill_chunk,
+            streamer=streamer,
+            progress=progress,
         )
+        return generate(self._plain(), self._description, input_ids, inputs, options)
+
+    def reordered(
+        self, cache: Mapping[str, torch.Tensor], rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Rows of the batch of a cache by input name, some perhaps twice: beams go on from it."""
+        if self._shared is not None:
+            return self._shared.reordered(cache, rows)
+        batch = _batch_of(self.interface, cache)
+        return {
+            slot.past.name: take_rows(cache[slot.past.name], slot.past, rows, batch)
+            for slot in self.interface.cache
+        }
 
     def _plain(self) -> OnnxDecoder:
         return self if self._like is None else OnnxDecoder(self._session, self._description)
@@ -286,6 +331,11 @@ class OnnxDecoder:
             )
         shape = concrete(spec.shape, sizes)
         return self._description.neutral[slot].tensor(shape, spec.dtype, self.device)
+
+
+def _batch_of(interface: Interface, cache: Mapping[str, torch.Tensor]) -> int:
+    known = {name: tensor for name, tensor in cache.items() if tensor is not None}
+    return read_sizes(interface, known)["batch"]
 
 
 def _check_like(like: Any, interface: Interface, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import re
@@ -15,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
-from cachefree.onnx.metadata import describe, neutral_elements
+from cachefree.onnx.attention.kinds import KV, KvGraph
+from cachefree.onnx.attention.separate import with_attention
+from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.loops.choices import Beam, Greedy
+from cachefree.onnx.loops.composing import compose, plan_of
+from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
 from cachefree.onnx.names import Names, Style, axis_name, name_interface
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.placing import outside_optimizer, place
@@ -42,6 +48,7 @@ _CHATTY = (
     "onnx_ir.passes.common.initializer_deduplication",
 )
 _PREFERRED_OPSET = 23  # the first with Attention
+_SCATTER_OPSET = 24  # the first with TensorScatter
 
 
 def to_onnx(
@@ -49,6 +56,8 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     names: Style = "optimum",
+    kv: KV = "concat",
+    loop: Greedy | None = None,
     opset: int | None = None,
     weights: Any = None,
     resume: bool = False,
@@ -71,6 +80,16 @@ def to_onnx(
             The encoder is written beside it, as ``encoder_model.onnx``.
         names: ``"optimum"`` (``past_key_values.0.key`` → ``present.0.key``), ``"genai"``
             (onnxruntime-genai's), or ``"model"`` (the arguments' own paths).
+        kv: How the cache grows. ``"concat"``: by a join, which copies it at each step; every
+            runtime takes that. ``"attention"``: the join and the attention that reads it are one
+            ``Attention`` with a past and a present. ``"shared"``: past and present are one buffer
+            of a fixed capacity, and nothing is copied (``GroupQueryAttention``, or
+            ``TensorScatter`` with ``Attention``); `load_onnx` drives it and lets it grow. A slot
+            whose attention is not shown to be such an operator is joined, and the file says why:
+            `OnnxDecoder.kv`.
+        loop: `cachefree.Greedy` or `cachefree.Beam`: the file then holds a whole generation, a
+            ``Loop`` whose body is the one graph, weights once: ``input_ids``, ``attention_mask``
+            and ``max_new_tokens`` in, ``sequences`` out.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         weights: Where the weights are, of a model without values (on ``meta``) or in place of its
             own: a safetensors file, an index of shards, a torch checkpoint, a folder with one of
@@ -103,15 +122,20 @@ def to_onnx(
     vocabulary = {spec.name: size for spec, size in rows if size is not None}
     one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten, matched), vocabulary)
     verdict = _verdict(rewritten)
-    version = opset or default_opset()
     source = None if matched is None else _Source(matched, target.parent, resume)
     proof = rewritten.certificate if certificate else None
+    if loop is not None:
+        _check_loop(beside_it, kv)
+        one.loop = loop
+    changed = _with_kind(one, kv, opset)
+    version = opset or _opset_of(changed)
     with contextlib.ExitStack() as files:
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
             encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say, source)
+        one.kv = changed
         written = files.enter_context(replace_files(target))
         _write(one, written, verdict, version, say, source)
         if proof is not None and proved is not None:
@@ -122,6 +146,54 @@ def to_onnx(
 
 def _certificate_file(target: Path) -> Path:
     return target.with_suffix(".certificate.json")
+
+
+def _check_loop(encoder: Any, kind: str) -> None:
+    """Refuses what a loop does not hold."""
+    if encoder is None and kind != "shared":
+        return
+    raise CacheFreeError(
+        Refusal(
+            "A generation in one file takes no "
+            + ("shared buffers." if encoder is None else "encoder."),
+            why=(
+                "What a loop carries from turn to turn is a value, and no buffer."
+                if encoder is None
+                else "The encoder is a file of its own."
+            ),
+            remedy='Use kv="attention" or kv="concat", or leave loop= out.',
+        )
+    )
+
+
+def _with_kind(graph: _Graph, kind: str, opset: int | None) -> KvGraph | None:
+    """The graph with another kind of cache; None for joins."""
+    writers = {"concat": None, "attention": with_attention, "shared": with_shared}
+    if kind not in writers:
+        raise CacheFreeError(
+            Refusal(
+                f"There is no kv={kind!r}.", remedy=f"Use one of {', '.join(map(repr, writers))}."
+            )
+        )
+    writer = writers[kind]
+    if writer is None:
+        return None
+    changed = writer(graph.module, graph.interface)
+    least = _opset_of(changed)
+    if changed.report.kernels and (opset or least) < least:
+        raise CacheFreeError(
+            Refusal(
+                f'kv="{kind}" needs opset {least}, and opset={opset} was asked for.',
+                why="Its operators are not in older ones.",
+                remedy='Leave opset= out, or use kv="concat".',
+            )
+        )
+    return changed
+
+
+def _opset_of(changed: KvGraph | None) -> int:
+    is_scattered = changed is not None and SCATTERED in changed.report.kernels.values()
+    return _SCATTER_OPSET if is_scattered else default_opset()
 
 
 def _target(path: Path, *, has_encoder: bool) -> Path:
@@ -138,6 +210,8 @@ class _Graph:
     style: Style
     neutral: list[Any]
     vocabulary: dict[str, int]
+    kv: KvGraph | None = None
+    loop: Greedy | None = None
 
 
 @dataclass
@@ -159,15 +233,30 @@ def _write(
 ) -> None:
     chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
     say("writing the graph")
-    program = exported_program(graph.module, graph.interface, has_values=source is None)
+    module, interface, inputs = graph.module, graph.interface, chosen.inputs
+    if graph.kv is not None:
+        module, interface = graph.kv.module, graph.kv.interface
+    if len(interface.inputs) > len(inputs):
+        inputs = (*inputs, LENGTH)
+    program = exported_program(module, interface, has_values=source is None)
     say("exporting to ONNX")
     model = _export(program, opset, None if source is None else source.matched)
     repeat_angles(model)
-    _name(model, graph.interface, chosen)
+    _name(model, interface, dataclasses.replace(chosen, inputs=inputs))
+    if len(inputs) > len(chosen.inputs):
+        _give_length(model)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
     )
+    if graph.kv is not None:
+        model.metadata_props.update(describe_cache(graph.kv))
     _check_no_control_flow(model)
+    if graph.loop is not None:
+        beams = graph.loop.num_beams if isinstance(graph.loop, Beam) else 1
+        plan = plan_of(graph.interface, chosen, graph.neutral, beams)
+        say("writing the loop")
+        model.metadata_props.update(describe_loop(beams))
+        model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset, None))
     say("saving the weights")
     if source is None:
         _save(model, path)
@@ -264,6 +353,23 @@ def _name(model: Any, interface: Interface, names: Names) -> None:
     for value, spec, name in values:
         value.name = name
         value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
+
+
+def _give_length(model: Any) -> None:
+    """Makes a number of the input whose length is that of the past."""
+    import onnx_ir
+
+    marker = next(value for value in model.graph.inputs if value.name == LENGTH)
+    for node in [use.node for use in marker.uses()]:
+        assert node.op_type == "Shape", "the marker's length alone is read"
+        node.replace_input_with(0, marker)
+        identity = onnx_ir.node("Identity", [marker])
+        model.graph.insert_before(node, identity)
+        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], identity.outputs[0])
+        identity.outputs[0].name = node.outputs[0].name
+        model.graph.remove(node, safe=True)
+    marker.dtype = onnx_ir.DataType.INT64
+    marker.shape = onnx_ir.Shape([1])
 
 
 def _values(graph: Any) -> Iterator[Any]:

@@ -1,0 +1,66 @@
+"""A whole generation in one file: equal tokens, one decoder, the weights once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+import cachefree
+from cachefree.errors import CacheFreeError, DomainError
+from cachefree.onnx import load_onnx, to_onnx
+
+from .test_onnx_generate import END, IDS, MASK, model, rewritten, theirs
+
+__all__ = ["model", "rewritten"]
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 1}, {"num_beams": 3, "length_penalty": 2.0}],
+    ids=["greedy", "beam"],
+)
+def test_tokens_are_those_of_the_model(
+    model: Any,
+    rewritten: cachefree.Rewritten,
+    tmp_path: Path,
+    options: dict[str, Any],
+) -> None:
+    ends = {"eos_token_id": END, "pad_token_id": 0}
+    loop = (
+        cachefree.Greedy(**ends) if options["num_beams"] == 1 else cachefree.Beam(**ends, **options)
+    )
+    kv: Any = "concat" if options["num_beams"] > 1 else "attention"
+    path = to_onnx(rewritten, tmp_path / "m.onnx", loop=loop, kv=kv)
+    generator: Any = load_onnx(path)
+    assert torch.equal(
+        generator.generate(IDS, 9, attention_mask=MASK), theirs(model, do_sample=False, **options)
+    )
+    alone = model.generate(IDS[:1], max_new_tokens=6, pad_token_id=0, do_sample=False, **options)
+    assert torch.equal(generator.generate(IDS[:1], 6), alone)
+    assert torch.equal(generator.generate(IDS, 0), IDS)
+    file = onnx.load(path)
+    loops = [node for node in file.graph.node if node.op_type == "Loop"]
+    assert len(loops) == 1
+    assert not loops[0].attribute[0].g.initializer  # the weights stand outside, once
+    sizes = [tensor.dims for tensor in file.graph.initializer]
+    assert sizes.count([20, 16]) + sizes.count([16, 20]) == 1  # the tied embedding
+    with pytest.raises(DomainError, match="with a token in each row at least"):
+        generator.generate(IDS, 2, attention_mask=MASK[:, :2])
+    with pytest.raises(DomainError, match=r"input_ids is torch.int32"):
+        generator.generate(IDS.int(), 2)
+
+
+def test_what_no_loop_can_do_is_refused(
+    rewritten: cachefree.Rewritten,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(CacheFreeError, match="takes no shared buffers"):
+        to_onnx(rewritten, tmp_path / "m.onnx", loop=cachefree.Greedy(), kv="shared")
+    with pytest.raises(CacheFreeError, match="A search with 1 beams is none"):
+        cachefree.Beam(num_beams=1)
