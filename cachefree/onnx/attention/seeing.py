@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from cachefree.facts import Facts
+from cachefree.fakes import has_no_values
 from cachefree.laws.elements import (
     Applied,
     Constant,
@@ -186,14 +187,15 @@ class _Reader:
         tensor: Any = node.graph.owning_module
         for part in str(node.target).split("."):
             tensor = getattr(tensor, part)
+        device = torch.device("cpu") if has_no_values(tensor) else tensor.device
         return self._triangle(tensor, sizes, dtype) or self.table.attribute(
-            str(node.target), tensor
+            str(node.target), tensor, device
         )
 
     def _triangle(
         self, tensor: torch.Tensor, sizes: tuple[Any, ...], dtype: torch.dtype
     ) -> Term | None:
-        if tensor.dim() < 2 or tensor.is_meta or min(tensor.shape[-2:]) < 2:
+        if tensor.dim() < 2 or has_no_values(tensor) or min(tensor.shape[-2:]) < 2:
             return None
         whole = tensor.detach()
         for op, diagonal in ((aten.tril.default, 0), (aten.triu.default, 1)):
