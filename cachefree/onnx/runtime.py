@@ -55,6 +55,26 @@ class TensorSession:
         Returns:
             The results in the order of ``outputs``.
         """
+        return self.run_between(inputs, {}, outputs, ())[0]
+
+    def run_between(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        handed: Mapping[str, Any],
+        outputs: Mapping[str, tuple[tuple[int, ...], torch.dtype] | torch.Tensor],
+        wanted: Sequence[str],
+    ) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """Runs a graph that takes values of another session, and gives some to a later one.
+
+        Args:
+            inputs: Name → tensor.
+            handed: Name → ``OrtValue`` that another session gave.
+            outputs: As in `run`.
+            wanted: The names of outputs that a later session takes.
+
+        Returns:
+            The results in the order of ``outputs``, and name → ``OrtValue`` of what was wanted.
+        """
         binding = self.session.io_binding()
         held = [tensor.detach().to(self.device).contiguous() for tensor in inputs.values()]
         results = [
@@ -65,8 +85,12 @@ class TensorSession:
         ]
         for name, tensor in zip(inputs, held, strict=True):
             binding.bind_input(name, *self._place(tensor))
+        for name, value in handed.items():
+            binding.bind_ortvalue_input(name, value)
         for name, tensor in zip(outputs, results, strict=True):
             binding.bind_output(name, *self._place(tensor))
+        for name in wanted:
+            binding.bind_output(name, self.device.type, self.device.index or 0)
         if self.device.type == "cuda":
             torch.cuda.current_stream(
                 self.device
@@ -82,7 +106,8 @@ class TensorSession:
                     remedy=f"The inputs were {shapes}.",
                 )
             ) from error
-        return results
+        given = binding.get_outputs()[len(outputs) :] if wanted else []
+        return results, dict(zip(wanted, given, strict=True))
 
     def _place(self, tensor: torch.Tensor) -> tuple[str, int, int, list[int], int]:
         address = tensor.data_ptr() if tensor.numel() else self._nowhere.data_ptr()

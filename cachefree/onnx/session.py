@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
 from cachefree.onnx.generation import Options, generate
@@ -18,6 +19,8 @@ from cachefree.onnx.loops.session import OnnxGenerator
 from cachefree.onnx.metadata import FileDescription, generates, read_description
 from cachefree.onnx.runtime import TensorSession, open_session
 from cachefree.onnx.sharing import SharedRun
+from cachefree.onnx.staged import StagedSession
+from cachefree.onnx.stages import STAGE, is_stage, stage_files
 from cachefree.onnx.stepping import take_rows
 from cachefree.onnx.storage import check_storage
 from cachefree.onnx.writing import DECODER_FILE, ENCODER_FILE, MODEL_FILE
@@ -54,7 +57,7 @@ def load_onnx(
         CacheFreeError: the file, its data file or a provider is missing, it was not written by
             cachefree, ``like`` is another model, or ONNX Runtime cannot run it.
     """
-    file = _file(Path(path))
+    file, *others = _files(Path(path))
     metadata, uses_bfloat16 = check_storage(file)
     description = read_description(metadata, str(file))
     if generates(metadata):
@@ -63,6 +66,8 @@ def load_onnx(
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
+    if others:
+        session = _staged(session, others, description, providers, session_options)
     encoder = None
     beside = file.with_name(ENCODER_FILE)
     if file.name != ENCODER_FILE and beside.exists():
@@ -70,12 +75,38 @@ def load_onnx(
     return OnnxDecoder(session, description, like, encoder)
 
 
-def _file(path: Path) -> Path:
-    """The one graph's file: the path itself, or in a folder the file of that name."""
+def _staged(
+    first: TensorSession,
+    others: Sequence[Path],
+    description: FileDescription,
+    providers: Sequence[Any] | None,
+    session_options: Any,
+) -> StagedSession:
+    """The sessions of all stages."""
+    sessions = [first]
+    for number, file in enumerate(others, start=2):
+        metadata, uses_bfloat16 = check_storage(file)
+        if metadata.get(STAGE) != f"{number} of {len(others) + 1}":
+            raise CacheFreeError(
+                Refusal(
+                    f"{file} is not stage {number} of {len(others) + 1}.",
+                    why=f"It says that it is {metadata.get(STAGE, 'no stage')}.",
+                    remedy="Export all stages again.",
+                )
+            )
+        sessions.append(open_session(file, providers, session_options, uses_bfloat16))
+    names = [spec.name for spec in description.interface.inputs]
+    return StagedSession(sessions, [*names, LENGTH])
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of one graph: the path itself, its stages, or in a folder those of its name."""
     if not path.is_dir():
-        return path
+        return [path] if path.exists() and not is_stage(path) else stage_files(path) or [path]
     names = (DECODER_FILE, MODEL_FILE)
-    found = next((path / name for name in names if (path / name).exists()), None)
+    several = (stage_files(path / name) for name in names)
+    single = next(([path / name] for name in names if (path / name).exists()), None)
+    found = single or next(filter(None, several), None)
     if found is None:
         raise CacheFreeError(
             Refusal(

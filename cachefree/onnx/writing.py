@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from cachefree.onnx.networks import network_translations
 from cachefree.onnx.placing import outside_optimizer, place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
+from cachefree.onnx.stages import split, stage_targets
 from cachefree.onnx.storage import data_file, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
 from cachefree.preconditions import refuse_not_rewritten
@@ -58,6 +59,7 @@ def to_onnx(
     names: Style = "optimum",
     kv: KV = "concat",
     loop: Greedy | None = None,
+    stages: int | None = None,
     opset: int | None = None,
     weights: Any = None,
     resume: bool = False,
@@ -90,6 +92,9 @@ def to_onnx(
         loop: `cachefree.Greedy` or `cachefree.Beam`: the file then holds a whole generation, a
             ``Loop`` whose body is the one graph, weights once: ``input_ids``, ``attention_mask``
             and ``max_new_tokens`` in, ``sequences`` out.
+        stages: In how many files to write the graph, cut between layers: ``decoder-stage1of4.onnx``
+            and so on, each with its own weights and its own slots of the cache. `load_onnx` runs
+            them one after the other from one call.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         weights: Where the weights are, of a model without values (on ``meta``) or in place of its
             own: a safetensors file, an index of shards, a torch checkpoint, a folder with one of
@@ -104,7 +109,7 @@ def to_onnx(
             ``cachefree.check_certificate``.
 
     Returns:
-        The path of the one graph.
+        The path of the one graph; with ``stages``, of the first one.
 
     Raises:
         CacheFreeError: the weights are on the meta device and ``weights`` is not given, or some are
@@ -134,14 +139,15 @@ def to_onnx(
         if beside_it is not None:
             encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
-            _write(encoder, beside, verdict, version, say, source)
+            _write(encoder, [beside], verdict, version, say, source)
         one.kv = changed
-        written = files.enter_context(replace_files(target))
+        targets = [target] if stages is None else stage_targets(target, stages, loop, proof)
+        written = [files.enter_context(replace_files(part)) for part in targets]
         _write(one, written, verdict, version, say, source)
         if proof is not None and proved is not None:
             say("writing the certificate")
-            proof.for_onnx(written).save(proved)
-    return target
+            proof.for_onnx(written[0]).save(proved)
+    return targets[0]
 
 
 def _certificate_file(target: Path) -> Path:
@@ -225,7 +231,7 @@ class _Source:
 
 def _write(
     graph: _Graph,
-    path: Path,
+    paths: Sequence[Path],
     verdict: str,
     opset: int,
     say: Callable[[str], None],
@@ -258,11 +264,12 @@ def _write(
         model.metadata_props.update(describe_loop(beams))
         model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset, None))
     say("saving the weights")
-    if source is None:
-        _save(model, path)
-    else:
-        place(model, source.matched, path, source.home, is_resumed=source.is_resumed)
-        _save_graph(model, path)
+    for part, path in zip(split(model, len(paths)), paths, strict=True):
+        if source is None:
+            _save(part, path)
+        else:
+            place(part, source.matched, path, source.home, is_resumed=source.is_resumed)
+            _save_graph(part, path)
 
 
 def default_opset() -> int:
