@@ -71,7 +71,7 @@ class Rewritten(nn.Module):
         self.__dict__["_parameters"] = graph_module._parameters
         self.__dict__["_buffers"] = graph_module._buffers
         for name, child in graph_module.named_children():
-            self.add_module(name, child)
+            self._modules[name] = child  # a model may have a child of any name, "encoder" too
 
     @property
     def graph_module(self) -> fx.GraphModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
-        client.execute()
+        client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     return notebook

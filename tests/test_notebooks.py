@@ -24,9 +24,7 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = str(path.parent.parent)
-    monkeypatch.setenv("PYTHONPATH", root)
+def test_it_runs(path: Path) -> None:
     started = time.perf_counter()
     executed(path)
     assert time.perf_counter() - started < SECONDS
