@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cachefree.report.source import short
+
 __all__ = ["Change", "apply"]
 
 
@@ -30,7 +32,7 @@ class Change:
     @property
     def diff(self) -> str:
         """The change as a unified diff."""
-        name = self.file or "the call"
+        name = short(self.file) if self.file else "the call"
         lines = list(
             difflib.unified_diff(
                 self.before, self.after, name, name, lineterm="", n=len(self.before)
