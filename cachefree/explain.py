@@ -53,6 +53,17 @@ def explain(
 
     Returns:
         The explanation: text with ``print``, a page in a notebook, plain values with ``as_dict``.
+
+    Example:
+        >>> class Noisy(torch.nn.Module):
+        ...     def forward(self, x, past=None):
+        ...         k = x if past is None else torch.cat([past, x], dim=1)
+        ...         return x + torch.nn.functional.dropout(x, 0.5), k
+        >>> found = cachefree.explain(Noisy().eval(), (torch.zeros(2, 5, 3),))
+        >>> found.is_rewritable, found.error
+        (False, 'CaptureError')
+        >>> found.refusals[0].what
+        'The path draws random numbers (aten.dropout.default).'
     """
     started = time.perf_counter()
     options: dict[str, Any] = {"cache": cache, "carry": carry, "method": method}

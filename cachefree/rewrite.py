@@ -93,6 +93,23 @@ def rewrite(
         CacheNotFoundError: no argument carries a cache, or several could.
         CaptureError: the model does not run, or its code depends on the values of tensors.
         UnsupportedBranchError: the two paths differ in a way that no rule closes.
+
+    Example:
+        >>> class Decoder(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.keys = torch.nn.Linear(3, 3)
+        ...
+        ...     def forward(self, x, past=None):
+        ...         k = self.keys(x)
+        ...         if past is not None:
+        ...             k = torch.cat([past, k], dim=1)
+        ...         return k.cumsum(dim=1)[:, -x.shape[1] :], k
+        >>> rewritten = cachefree.rewrite(Decoder().eval(), (torch.zeros(2, 5, 3),))
+        >>> rewritten.report.verdict.name
+        'PROVED_EXACT'
+        >>> rewritten.empty_cache(batch_size=4).shape
+        torch.Size([4, 0, 3])
     """
     refuse_no_module(model)
     try:

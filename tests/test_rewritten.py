@@ -363,3 +363,55 @@ def test_a_call_inside_the_domain_makes_no_copy_of_the_inputs(
     flat = rewritten.flatten_call(IDS, past)
     assert [one is other for one, other in zip(flat, (IDS, *past), strict=True)] == [True] * 3
     assert len(tensors(rewritten(IDS, past))) == 3
+
+
+class Named(Small):
+    """Children with the names that the rewritten module has for its own parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.report, self.encoder, self.keeper = (nn.Linear(6, 6) for _ in range(3))
+
+    def attend(self, q, k):
+        return super().attend(self.keeper(self.encoder(self.report(q))), k)
+
+
+def test_children_of_a_model_may_have_any_name() -> None:
+    model = small(Named)
+    rewritten = rewritten_small(model)
+    assert rewritten.report.verdict.is_proof
+    assert dict(rewritten.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    with torch.no_grad():
+        torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
+
+
+class Translates(nn.Module):
+    """An encoder inside, under the name that people give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.encoder = nn.Embedding(9, 4), nn.GRU(4, 4, batch_first=True)
+        self.keys, self.head = nn.Linear(4, 4), nn.Linear(4, 9)
+
+    def forward(self, source_ids, decoder_ids, past=None):
+        states, _ = self.encoder(self.tokens(source_ids))
+        x = self.tokens(decoder_ids)
+        own = x if past is None else torch.cat([past[0], x], dim=1)
+        keys = self.keys(states) if past is None else past[1]
+        x = own.cumsum(dim=1)[:, -x.shape[1] :]
+        return self.head(x + (x @ keys.mT).softmax(-1) @ keys), (own, keys)
+
+
+def test_an_encoder_called_encoder() -> None:
+    torch.manual_seed(0)
+    model = Translates().eval()
+    source, target = torch.randint(9, (2, 7)), torch.randint(9, (2, 4))
+    rewritten = cachefree.rewrite(model, (source, target))
+    assert rewritten.encoder is not model.encoder
+    assert dict(rewritten.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    with torch.no_grad():
+        (ours, cache), (theirs, their_cache) = rewritten(source, target), model(source, target)
+        torch.testing.assert_close(ours, theirs)
+        ours, _ = rewritten(source, target[:, :1], cache)
+        theirs, _ = model(source, target[:, :1], their_cache)
+        torch.testing.assert_close(ours, theirs)

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cachefree.report.source import short
+
 __all__ = ["Change", "apply"]
 
 
@@ -30,7 +32,7 @@ class Change:
     @property
     def diff(self) -> str:
         """The change as a unified diff."""
-        name = self.file or "the call"
+        name = short(self.file) if self.file else "the call"
         lines = list(
             difflib.unified_diff(
                 self.before, self.after, name, name, lineterm="", n=len(self.before)
@@ -44,10 +46,21 @@ class Change:
 
 
 def apply(changes: Iterable[Change], source: str) -> str:
-    """A file's text with the changes made.
+    r"""A file's text with the changes made.
 
     Raises:
         ValueError: the lines are others now.
+
+    Example:
+        >>> change = Change("A new tensor.", "model.py", 2, ("k.mul_(2)",), ("k = k.mul(2)",))
+        >>> print(change.diff)
+        --- model.py
+        +++ model.py
+        @@ -2,1 +2,1 @@
+        -k.mul_(2)
+        +k = k.mul(2)
+        >>> apply([change], "k = x\nk.mul_(2)\n")
+        'k = x\nk = k.mul(2)\n'
     """
     lines: list[str] = source.splitlines()
     for change in sorted(changes, key=lambda change: change.line, reverse=True):

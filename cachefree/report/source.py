@@ -7,6 +7,7 @@ import keyword
 import linecache
 import os
 import re
+import sys
 from dataclasses import dataclass
 
 __all__ = ["Excerpt", "excerpt", "highlighted", "short"]
@@ -75,5 +76,12 @@ def highlighted(line: str) -> str:
 
 
 def short(file: str) -> str:
-    """A path as short as it can be: relative where it is below the working directory."""
+    """A path as short as it can be: relative below the working directory; a cell by its number."""
+    if "ipykernel" in sys.modules:
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        named = None if shell is None else shell.compile.format_code_name(file)
+        if named is not None:
+            return " ".join(named)
     return file.removeprefix(os.getcwd() + os.sep)

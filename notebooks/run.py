@@ -1,0 +1,54 @@
+"""Runs the notebooks in place: ``python -m notebooks.run [1 5 …]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+SECONDS = 600
+
+
+def paths(numbers: list[str] | None = None) -> list[Path]:
+    """The notebooks, or those with these numbers."""
+    every = sorted(HERE.glob("*.ipynb"))
+    return [path for path in every if not numbers or path.name.partition("-")[0] in numbers]
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
+    """A notebook with the outputs of a run of its own, in an empty folder."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=SECONDS,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def main() -> None:
+    """Runs them and writes them back."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("numbers", nargs="*", help="which; all where none is named")
+    for path in paths(parser.parse_args().numbers):
+        started = time.perf_counter()
+        notebook = executed(path)
+        nbformat.write(notebook, path)
+        seconds, size = time.perf_counter() - started, path.stat().st_size / 1000
+        sys.stdout.write(f"{path.name:32} {seconds:6.1f} s {size:8.0f} kB\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Every notebook runs to its end from an empty folder, and its outputs are small."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+from notebooks.run import executed, paths  # noqa: E402 - it needs nbclient
+
+NOTEBOOKS = paths()
+SECONDS = 240  # two minutes on two cores of its own, and others may use them too
+BYTES = 400_000
+
+
+def test_there_are_notebooks() -> None:
+    assert len(NOTEBOOKS) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path: Path) -> None:
+    started = time.perf_counter()
+    executed(path)
+    assert time.perf_counter() - started < SECONDS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_was_run_and_is_small(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    cells = notebook["cells"]
+    assert path.stat().st_size < BYTES
+    assert cells[0]["cell_type"] == "markdown", "it begins with the problem"
+    assert "Take along" in "".join(cells[-1]["source"])
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in code), "make notebooks"
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    text = json.dumps(outputs)
+    assert str(path.parent.parent) not in text, "no path of a machine"
