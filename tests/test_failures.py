@@ -174,7 +174,7 @@ def test_a_failure_of_a_comparison_leaves_the_model_as_it_was() -> None:
             cachefree.verify(model, rewritten, backends=("eager",), max_examples=3, seed=1)
         model.state.zero_()  # what the model's own code left, outside of any capture
         model.log.clear()
-        del model.fresh
+        model.__dict__.pop("fresh", None)
         unchanged.check()
 
 
