@@ -31,7 +31,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "search",
         "discover",
         "lifting",
-        "align shapes preconditions",
+        "align shapes preconditions written",
         "regimes rules neutral",
         "common_sizes",
         "encoder",

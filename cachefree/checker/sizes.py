@@ -101,7 +101,7 @@ class Sizes:
         if size not in self._plain:
             plain = sympy.expand(self._substituted(size))
             if not plain.is_number:
-                there = None if self._point is None else plain.subs(self._point)
+                there = self._there(plain)
                 alike = self._forms.setdefault(there, [])
                 if there is not None and there.is_Integer and self.equal(plain, there):
                     plain = there
@@ -111,6 +111,13 @@ class Sizes:
                     plain = plain if found is None else found
             self._plain[size] = int(plain) if plain.is_Integer else plain
         return self._plain[size]
+
+    def _there(self, size: Any) -> Any:
+        """The number that a size is at one point of the region; None where no point is known."""
+        if self._point is None:
+            return None
+        others = size.free_symbols - self._point.keys()
+        return size.subs({**self._point, **{s: 17 + sum(map(ord, s.name)) % 83 for s in others}})
 
     def _substituted(self, expr: Any) -> Any:
         return expr.subs(self.values) if self.values else expr

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.random import fork_rng
 
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.lifting.subject import called_alike
@@ -66,7 +67,7 @@ def verify(
     """
     refuse_not_rewritten(rewritten, "verify")
     hypothesis = _hypothesis()
-    with temporary_directory() as directory:
+    with temporary_directory() as directory, fork_rng(devices=[]):
         trial = _trial(model, rewritten, backends, providers, Path(directory))
         failures: list[str] = []
         for plan in _corners(trial.interface):
@@ -100,7 +101,7 @@ def replay(
         EquivalenceError: it differs.
         CacheFreeError: the model does not run on it.
     """
-    with temporary_directory() as directory:
+    with temporary_directory() as directory, fork_rng(devices=[]):
         trial = _trial(model, rewritten, backends, providers, Path(directory))
         try:
             difference = trial.run(plan)
