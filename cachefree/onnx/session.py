@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
 from cachefree.onnx.generation import Options, generate
@@ -63,6 +64,7 @@ def load_onnx(
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
+    _check_names(session, description, file)
     encoder = None
     beside = file.with_name(ENCODER_FILE)
     if file.name != ENCODER_FILE and beside.exists():
@@ -331,6 +333,24 @@ class OnnxDecoder:
             )
         shape = concrete(spec.shape, sizes)
         return self._description.neutral[slot].tensor(shape, spec.dtype, self.device)
+
+
+def _check_names(session: TensorSession, description: FileDescription, file: Path) -> None:
+    """Refuses a graph whose inputs and outputs are not those that the file says it has."""
+    further = {LENGTH} if description.cache.layouts else set()
+    interface = description.interface
+    for kind, has, said in (
+        ("inputs", session.session.get_inputs(), {s.name for s in interface.inputs} | further),
+        ("outputs", session.session.get_outputs(), {s.name for s in interface.outputs}),
+    ):
+        if differing := {value.name for value in has} ^ said:
+            raise CacheFreeError(
+                Refusal(
+                    f"{file} was edited: its {kind} are not those that it describes.",
+                    why=f"They differ in {', '.join(sorted(differing)[:4])}.",
+                    remedy="Export the model again.",
+                )
+            )
 
 
 def _batch_of(interface: Interface, cache: Mapping[str, torch.Tensor]) -> int:

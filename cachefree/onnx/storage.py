@@ -70,7 +70,20 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
                 remedy=f"Put {location} beside {path.name}, or export the model again.",
             )
         )
-    end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+    try:
+        offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
+    except ValueError:
+        offset, length = -1, -1
+    if offset < 0 or length < 0:
+        raise CacheFreeError(
+            Refusal(
+                f"{path} does not say where its weights are: offset {entry.get('offset')!r},"
+                f" length {entry.get('length')!r}.",
+                why="Both are numbers of bytes in a file that nobody has edited.",
+                remedy="Copy the file again, or export the model again.",
+            )
+        )
+    end = offset + length
     if data.stat().st_size < end:
         raise CacheFreeError(
             Refusal(
@@ -82,11 +95,15 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replace_files(path: Path) -> Iterator[Path]:
+def replace_files(path: Path, weights: str | None = None) -> Iterator[Path]:
     """A path in a temporary directory; what is written there takes the place of the old files.
 
     The files are moved when the block ends, the data first, and put back as they were if a move
     fails. If the block raises, nothing has changed.
+
+    Args:
+        path: Where the graph is to be.
+        weights: The name of the file with its weights; None: that of `data_file`.
 
     Raises:
         CacheFreeError: the directory cannot be written to.
@@ -99,7 +116,7 @@ def replace_files(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise _unwritable(path, IsADirectoryError("it is a directory"))
         yield directory / path.name
-        _move([data_file(path), path], directory)
+        _move([path.with_name(weights) if weights else data_file(path), path], directory)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:

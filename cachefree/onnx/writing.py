@@ -19,6 +19,7 @@ from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.attention.kinds import KV, KvGraph
 from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
@@ -50,6 +51,8 @@ def to_onnx(
     names: Style = "optimum",
     kv: KV = "concat",
     loop: Greedy | None = None,
+    folder: bool = False,
+    tokenizer: Any = None,
     opset: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -79,6 +82,11 @@ def to_onnx(
         loop: `cachefree.Greedy` or `cachefree.Beam`: the file then holds a whole generation, a
             ``Loop`` whose body is the one graph, weights once: ``input_ids``, ``attention_mask``
             and ``max_new_tokens`` in, ``sequences`` out.
+        folder: Whether to write beside it what other programs look for: ``config.json``,
+            ``generation_config.json``, ``genai_config.json`` (where the cache is a key and a value
+            a layer), a ``README.md`` with the call for each, and the tokenizer's files.
+        tokenizer: With ``folder``: a folder whose tokenizer files are copied, or what has
+            ``save_pretrained``.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         progress: Called with a few words before each step.
 
@@ -102,14 +110,27 @@ def to_onnx(
         one.loop = loop
     changed = _with_kind(one, kv, opset)
     version = opset or _opset_of(changed)
+    weights = target.name + JS_DATA_SUFFIX if folder else data_file(target).name
     with contextlib.ExitStack() as files:
         if whole is not None:
             encoder = _Graph(rewritten.encoder, whole.encoder_interface, names, [], {})
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, beside, verdict, version, say)
         one.kv = changed
-        _write(one, files.enter_context(replace_files(target)), verdict, version, say)
+        beside = files.enter_context(replace_files(target, weights))
+        _write(one, beside, verdict, version, say, weights)
+    if folder:
+        chosen = name_interface(interface, names, vocabulary)
+        write_folder(
+            target, interface, chosen, model=_model_of(rewritten), tokenizer=tokenizer,
+            vocabulary=next(iter(vocabulary.values()), None), kind=kv,
+        )  # fmt: skip
     return target
+
+
+def _model_of(rewritten: Any) -> Any:
+    """The user's own model; None for a rewritten one that was copied."""
+    return getattr(rewritten.__dict__.get("_origin"), "model", None)
 
 
 def _check_loop(encoder: Any, kind: str) -> None:
@@ -178,7 +199,14 @@ class _Graph:
     loop: Greedy | None = None
 
 
-def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[str], None]) -> None:
+def _write(
+    graph: _Graph,
+    path: Path,
+    verdict: str,
+    opset: int,
+    say: Callable[[str], None],
+    weights: str | None = None,
+) -> None:
     chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
     say("writing the graph")
     module, interface, inputs = graph.module, graph.interface, chosen.inputs
@@ -205,7 +233,7 @@ def _write(graph: _Graph, path: Path, verdict: str, opset: int, say: Callable[[s
         model.metadata_props.update(describe_loop(beams))
         model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset))
     say("saving the weights")
-    _save(model, path)
+    _save(model, path, weights or data_file(path).name)
 
 
 def default_opset() -> int:
@@ -356,7 +384,7 @@ def _origin(node: Any) -> str:
     return (target[1] if target else "an operator") + (f" ({line})" if line else "")
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: Any, path: Path, weights: str) -> None:
     import onnx_ir
 
-    onnx_ir.save(model, path, external_data=data_file(path).name, size_threshold_bytes=256)
+    onnx_ir.save(model, path, external_data=weights, size_threshold_bytes=256)
