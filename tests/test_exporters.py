@@ -11,10 +11,10 @@ from torch import nn
 
 import cachefree
 
-from .exporters import QUICK, SLOW, NotInstalledError, check
+from .exporters import QUICK, SLOW, NotInstalledError, check, decoder
 from .models.gpt import GPTConfig, NanoGPT
 from .models.mems import GLMModel
-from .small import IDS, Small, rewritten_small, small
+from .small import IDS, Small, small
 
 MODELS = {
     "small": (Small, (IDS[:2, :3],)),
@@ -38,7 +38,7 @@ def equal_everywhere(rewritten: cachefree.Rewritten, exported: Any) -> None:
 
 @pytest.fixture(scope="module")
 def small_graph() -> cachefree.Rewritten:
-    return rewritten_small(small(), check="off")
+    return decoder()
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def _genai(
     queries = config.get("num_attention_heads") or config.get("n_head") or heads
     return {
         "model": {
-            "type": "gpt2" if "position_ids" in plain and heads == queries else "llama",
+            "type": "decoder",
             "context_length": config.get("max_position_embeddings") or _largest_length(interface),
             "vocab_size": config.get("vocab_size"),
             "bos_token_id": generation.get("bos_token_id") or 0,
