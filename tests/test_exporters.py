@@ -11,6 +11,7 @@ from torch import nn
 
 import cachefree
 
+from .exporters import QUICK, SLOW, NotInstalledError, check, decoder
 from .models.gpt import GPTConfig, NanoGPT
 from .models.mems import GLMModel
 from .small import IDS, Small, small
@@ -31,32 +32,25 @@ def rewritten(request: pytest.FixtureRequest) -> cachefree.Rewritten:
     return cachefree.rewrite(small(build), example)
 
 
-def flat_call(rewritten: cachefree.Rewritten, batch: int, past: int, query: int) -> Any:
-    """Flat inputs of these sizes, with numbers that are not all alike."""
-    sizes = {"batch": batch, "past": past, "query": query}
-    generator = torch.Generator().manual_seed(3)
-    found = []
-    for spec in rewritten.interface.inputs:
-        shape = [int(sizes.get(str(size), size)) for size in spec.shape]
-        if spec.dtype.is_floating_point:
-            found.append(torch.randn(shape, generator=generator))
-        else:
-            found.append(torch.randint(0, 8, shape, generator=generator))
-    return tuple(found)
-
-
-SIZES = [(1, 0, 1), (1, 0, 4), (2, 0, 3), (3, 1, 1), (1, 4, 1), (2, 3, 2), (3, 4, 6)]
-
-
 def equal_everywhere(rewritten: cachefree.Rewritten, exported: Any) -> None:
-    for batch, past, query in SIZES:
-        inputs = flat_call(rewritten, batch, past, query)
-        with torch.no_grad():
-            expected = rewritten.graph_module(*inputs)
-            found = exported(*inputs)
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, msg=lambda m: f"{(batch, past, query)}: {m}")  # noqa: B023
+    check(rewritten, exported)
+
+
+@pytest.fixture(scope="module")
+def small_graph() -> cachefree.Rewritten:
+    return decoder()
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_each_exporter(small_graph: cachefree.Rewritten, name: str) -> None:
+    _, export = {**QUICK, **SLOW}[name]
+    try:
+        exported = export(small_graph)
+    except NotInstalledError as error:
+        pytest.skip(str(error))
+    check(small_graph, exported)
 
 
 def test_export_saved_and_loaded(rewritten: cachefree.Rewritten) -> None:

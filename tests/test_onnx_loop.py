@@ -49,7 +49,8 @@ def test_tokens_are_those_of_the_model(
     assert len(loops) == 1
     assert not loops[0].attribute[0].g.initializer  # the weights stand outside, once
     sizes = [tensor.dims for tensor in file.graph.initializer]
-    assert sizes.count([20, 16]) + sizes.count([16, 20]) == 1  # the tied embedding
+    assert sizes.count([16, 48]) == 1  # queries, keys and values of the one layer
+    assert sizes.count([20, 16]) == 1
     with pytest.raises(DomainError, match="with a token in each row at least"):
         generator.generate(IDS, 2, attention_mask=MASK[:, :2])
     with pytest.raises(DomainError, match=r"input_ids is torch.int32"):

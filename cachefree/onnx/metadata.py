@@ -222,6 +222,7 @@ def read_description(metadata: Mapping[str, str], path: str) -> FileDescription:
             Refusal(
                 f"{path} has format {metadata[_KEY + 'format']!r}; this version of cachefree reads"
                 f" {FORMAT!r}.",
+                why="Another version of cachefree wrote it.",
                 remedy="Use the version of cachefree that wrote it, or export the model again.",
             )
         )

@@ -21,7 +21,6 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.onnx.checkpoints import Stored
-from cachefree.onnx.storage import data_file
 from cachefree.onnx.weights import Matched
 from cachefree.progress import amount
 
@@ -106,7 +105,9 @@ class _Plan:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def place(model: Any, matched: Matched, path: Path, home: Path, *, is_resumed: bool) -> None:
+def place(
+    model: Any, matched: Matched, path: Path, home: Path, name: str, *, is_resumed: bool
+) -> None:
     """Gives every initializer of a model its values.
 
     Args:
@@ -114,12 +115,13 @@ def place(model: Any, matched: Matched, path: Path, home: Path, *, is_resumed: b
         matched: The stored weights by the names of initializers.
         path: Where the ONNX file will be written; the data file and links are put beside it.
         home: The folder that all of them are moved to in the end.
+        name: The data file's name.
         is_resumed: Whether an interrupted data file in ``home`` is gone on with, and kept if this
             is interrupted as well.
     """
     plan = _Plan()
-    for name, value in list(model.graph.initializers.items()):
-        stored = matched.stored.get(name)
+    for weight, value in list(model.graph.initializers.items()):
+        stored = matched.stored.get(weight)
         if stored is None:
             _keep(plan, value)
             continue
@@ -132,7 +134,7 @@ def place(model: Any, matched: Matched, path: Path, home: Path, *, is_resumed: b
             plan.pointed.append((value, stored))
         else:
             plan.stream(value, stored, dtype)
-    links = _Links(path.parent, home, data_file(path).stem.removesuffix(".onnx"))
+    links = _Links(path.parent, home, path.stem)
     for value, stored in plan.pointed:
         location = links.location(stored)
         if location is None:
@@ -142,9 +144,8 @@ def place(model: Any, matched: Matched, path: Path, home: Path, *, is_resumed: b
                 value, stored.dtype, location, stored.offset, stored.length
             )
     if plan.streamed:
-        _stream(plan, data_file(path), home, is_resumed=is_resumed)
+        _stream(plan, path.with_name(name), home, is_resumed=is_resumed)
     for one in plan.streamed:
-        name = data_file(path).name
         one.value.const_value = _external(one.value, one.dtype, name, one.offset, one.length)
 
 

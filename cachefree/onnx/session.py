@@ -66,6 +66,7 @@ def load_onnx(
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
+    _check_names(session, description, file)
     if others:
         session = _staged(session, others, description, providers, session_options)
     encoder = None
@@ -362,6 +363,24 @@ class OnnxDecoder:
             )
         shape = concrete(spec.shape, sizes)
         return self._description.neutral[slot].tensor(shape, spec.dtype, self.device)
+
+
+def _check_names(session: TensorSession, description: FileDescription, file: Path) -> None:
+    """Refuses a graph whose inputs and outputs are not those that the file says it has."""
+    further = {LENGTH} if description.cache.layouts else set()
+    interface = description.interface
+    for kind, has, said in (
+        ("inputs", session.session.get_inputs(), {s.name for s in interface.inputs} | further),
+        ("outputs", session.session.get_outputs(), {s.name for s in interface.outputs}),
+    ):
+        if differing := {value.name for value in has} ^ said:
+            raise CacheFreeError(
+                Refusal(
+                    f"{file} was edited: its {kind} are not those that it describes.",
+                    why=f"They differ in {', '.join(sorted(differing)[:4])}.",
+                    remedy="Export the model again.",
+                )
+            )
 
 
 def _batch_of(interface: Interface, cache: Mapping[str, torch.Tensor]) -> int:

@@ -69,7 +69,7 @@ def stage_files(path: Path) -> list[Path]:
     return [stage_path(whole, number, count) for number in range(1, count + 1)]
 
 
-def stage_targets(path: Path, count: int, loop: Any, certificate: Any) -> list[Path]:
+def stage_targets(path: Path, count: int, loop: Any, certificate: Any, folder: bool) -> list[Path]:
     """The files to write ``path`` to in stages.
 
     Raises:
@@ -77,12 +77,12 @@ def stage_targets(path: Path, count: int, loop: Any, certificate: Any) -> list[P
     """
     if count < 1:
         raise CacheFreeError(Refusal(f"stages={count} is no number of files.", remedy="Give 2."))
-    for what, given in (("loop=", loop), ("certificate=", certificate)):
-        if given is not None:
+    for what, given in (("loop=", loop), ("certificate=", certificate), ("folder=", folder)):
+        if given:
             raise CacheFreeError(
                 Refusal(
                     f"stages= and {what} cannot be given together.",
-                    why="A loop and a certificate are those of one file.",
+                    why="A loop, a certificate and a folder for other programs are of one file.",
                     remedy=f"Leave out {what} or stages=.",
                 )
             )

@@ -70,7 +70,20 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
                 remedy=f"Put {location} beside {path.name}, or export the model again.",
             )
         )
-    end = int(entry.get("offset", 0)) + int(entry.get("length", 0))
+    try:
+        offset, length = int(entry.get("offset", 0)), int(entry.get("length", 0))
+    except ValueError:
+        offset, length = -1, -1
+    if offset < 0 or length < 0:
+        raise CacheFreeError(
+            Refusal(
+                f"{path} does not say where its weights are: offset {entry.get('offset')!r},"
+                f" length {entry.get('length')!r}.",
+                why="Both are numbers of bytes in a file that nobody has edited.",
+                remedy="Copy the file again, or export the model again.",
+            )
+        )
+    end = offset + length
     if data.stat().st_size < end:
         raise CacheFreeError(
             Refusal(
@@ -82,11 +95,15 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replace_files(path: Path) -> Iterator[Path]:
+def replace_files(path: Path, weights: str | None = None) -> Iterator[Path]:
     """A path in a temporary directory; what is written there takes the place of the old files.
 
     The files are moved when the block ends, the data first, and put back as they were if a move
     fails. If the block raises, nothing has changed.
+
+    Args:
+        path: Where the graph is to be.
+        weights: The name of the file with its weights; None: that of `data_file`.
 
     Raises:
         CacheFreeError: the directory cannot be written to, or another process writes this file.
@@ -96,10 +113,10 @@ def replace_files(path: Path) -> Iterator[Path]:
             alone.enter_context(_alone(path))
         except OSError as error:
             raise _unwritable(path, error) from error
-        yield from _replaced(path)
+        yield from _replaced(path, weights)
 
 
-def _replaced(path: Path) -> Iterator[Path]:
+def _replaced(path: Path, weights: str | None) -> Iterator[Path]:
     try:
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
@@ -108,7 +125,7 @@ def _replaced(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise _unwritable(path, IsADirectoryError("it is a directory"))
         yield directory / path.name
-        targets = [data_file(path), path]
+        targets = [path.with_name(weights) if weights else data_file(path), path]
         beside = [path.with_name(name) for name in sorted(os.listdir(directory))]
         _move([*(file for file in beside if file not in targets), *targets], directory)
     except OSError as error:

@@ -19,6 +19,7 @@ from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.onnx.attention.kinds import KV, KvGraph
 from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
@@ -60,6 +61,8 @@ def to_onnx(
     kv: KV = "concat",
     loop: Greedy | None = None,
     stages: int | None = None,
+    folder: bool = False,
+    tokenizer: Any = None,
     opset: int | None = None,
     weights: Any = None,
     resume: bool = False,
@@ -95,6 +98,11 @@ def to_onnx(
         stages: In how many files to write the graph, cut between layers: ``decoder-stage1of4.onnx``
             and so on, each with its own weights and its own slots of the cache. `load_onnx` runs
             them one after the other from one call.
+        folder: Whether to write beside it what other programs look for: ``config.json``,
+            ``generation_config.json``, ``genai_config.json`` (where the cache is a key and a value
+            a layer), a ``README.md`` with the call for each, and the tokenizer's files.
+        tokenizer: With ``folder``: a folder whose tokenizer files are copied, or what has
+            ``save_pretrained``.
         opset: The ONNX opset. None: 23, or the newest that this torch writes.
         weights: Where the weights are, of a model without values (on ``meta``) or in place of its
             own: a safetensors file, an index of shards, a torch checkpoint, a folder with one of
@@ -134,6 +142,7 @@ def to_onnx(
         one.loop = loop
     changed = _with_kind(one, kv, opset)
     version = opset or _opset_of(changed)
+    stored = target.name + JS_DATA_SUFFIX if folder else None
     with contextlib.ExitStack() as files:
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
@@ -141,17 +150,28 @@ def to_onnx(
             beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
             _write(encoder, [beside], verdict, version, say, source)
         one.kv = changed
-        targets = [target] if stages is None else stage_targets(target, stages, loop, proof)
-        written = [files.enter_context(replace_files(part)) for part in targets]
-        _write(one, written, verdict, version, say, source)
+        targets = [target] if stages is None else stage_targets(target, stages, loop, proof, folder)
+        written = [files.enter_context(replace_files(part, stored)) for part in targets]
+        _write(one, written, verdict, version, say, source, stored)
         if proof is not None and proved is not None:
             say("writing the certificate")
             proof.for_onnx(written[0]).save(proved)
+    if folder:
+        chosen = name_interface(interface, names, vocabulary)
+        write_folder(
+            target, interface, chosen, model=_model_of(rewritten), tokenizer=tokenizer,
+            vocabulary=next(iter(vocabulary.values()), None), kind=kv,
+        )  # fmt: skip
     return targets[0]
 
 
 def _certificate_file(target: Path) -> Path:
     return target.with_suffix(".certificate.json")
+
+
+def _model_of(rewritten: Any) -> Any:
+    """The user's own model; None for a rewritten one that was copied."""
+    return getattr(rewritten.__dict__.get("_origin"), "model", None)
 
 
 def _check_loop(encoder: Any, kind: str) -> None:
@@ -236,6 +256,7 @@ def _write(
     opset: int,
     say: Callable[[str], None],
     source: _Source | None,
+    stored: str | None = None,
 ) -> None:
     chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
     say("writing the graph")
@@ -265,10 +286,11 @@ def _write(
         model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset, None))
     say("saving the weights")
     for part, path in zip(split(model, len(paths)), paths, strict=True):
+        name = stored or data_file(path).name
         if source is None:
-            _save(part, path)
+            _save(part, path, name)
         else:
-            place(part, source.matched, path, source.home, is_resumed=source.is_resumed)
+            place(part, source.matched, path, source.home, name, is_resumed=source.is_resumed)
             _save_graph(part, path)
 
 
@@ -430,10 +452,10 @@ def _origin(node: Any) -> str:
     return (target[1] if target else "an operator") + (f" ({line})" if line else "")
 
 
-def _save(model: Any, path: Path) -> None:
+def _save(model: Any, path: Path, weights: str) -> None:
     import onnx_ir
 
-    onnx_ir.save(model, path, external_data=data_file(path).name, size_threshold_bytes=256)
+    onnx_ir.save(model, path, external_data=weights, size_threshold_bytes=256)
 
 
 def _save_graph(model: Any, path: Path) -> None:

@@ -34,15 +34,22 @@ def check_fills(site: Site, dtype: torch.dtype) -> None:
     """Refuses numbers among the scores that may not hide a key, or that hide it only just.
 
     ``where(hidden, c, x)`` is written as ``x + where(hidden, c, 0)``. The two are one where c is
-    negative infinity or so low that x is lost in it.
+    negative infinity or so low that x is lost in it. A number that hides a key, but in which x is
+    not lost, is written as `LEAST` where nothing is done to it afterwards: alone in a row, it
+    weighs all keys alike, and so does `LEAST`.
 
     Raises:
         NoSiteError: a number is neither.
     """
-    for step in site.steps:
+    for place, step in enumerate(site.steps):
         if step.kind not in ("fill", "keep", "floor") or step.number == -math.inf:
             continue
-        if not step.number <= _HIDES or dtype != torch.float32:
+        later = site.steps[place + 1 :]
+        factor = math.prod(other.number for other in later if other.kind == "scale")
+        is_lost = step.number * min(factor, 1.0) <= LEAST
+        is_last = step.kind != "floor" and all(o.kind in ("fill", "keep") for o in later)
+        hides = is_lost or (step.number <= _HIDES and is_last)
+        if not hides or dtype != torch.float32:
             raise NoSiteError(f"it puts {step.number} among scores of {dtype}")
 
 
@@ -73,7 +80,8 @@ def mask_of(
             operand = _in_four(step, graph, sizes, shapes, site.heads)
             if step.kind in ("fill", "keep"):
                 kept = mask if mask is not None else number(0.0)
-                pair = (number(step.number), kept)
+                is_between = step.number > LEAST
+                pair = (number(LEAST if is_between else step.number), kept)
                 pair = pair if step.kind == "fill" else pair[::-1]
                 mask = graph.call_function(aten.where.self, (operand, *pair))
             elif mask is None:

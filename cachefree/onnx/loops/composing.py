@@ -230,7 +230,7 @@ class _Composer:
         example = torch.zeros(2, 3, dtype=torch.int64)
         axes = {0: batch, 1: length}
         start = self._part(
-            Start(self.plan.slots, self.beams), (example, example), (axes, axes), "start."
+            Start(self.plan.slots, self.beams), (example, example + 1), (axes, axes), "start."
         )
         start.given([ids, mask])
         parts, outer = [start], list(start.nodes)
