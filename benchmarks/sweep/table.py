@@ -39,6 +39,8 @@ def is_equal(row: Row, prefix: str) -> bool:
 
 def outcome(row: Row) -> str:
     """One of a few words for what became of an architecture."""
+    if "eager_gap" not in row:
+        return "not built here" if row["stage"] in ("import", "model") else "not run in eager mode"
     if not is_consistent(row):
         return "no consistent cache in eager mode"
     if "verdict" not in row:

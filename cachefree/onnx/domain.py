@@ -139,8 +139,8 @@ def _solved_sizes(
             if not isinstance(size, sympy.Basic) or isinstance(size, sympy.Symbol):
                 continue
             unknown = set(_symbols(size)) - sizes.keys()
-            if len(unknown) == 1:
-                symbol = size_symbol(unknown.pop())
+            symbol = size_symbol(next(iter(unknown), ""))
+            if len(unknown) == 1 and sympy.diff(size, symbol).is_Integer:
                 rest = size.subs({size_symbol(name): value for name, value in sizes.items()})
                 solutions = sympy.solve(sympy.Eq(rest, tensor.shape[axis]), symbol)
                 if len(solutions) == 1 and solutions[0].is_Integer and solutions[0] >= 0:
