@@ -164,6 +164,9 @@ def tiny_model(kind: str, name: str, sizes: Mapping[str, int] | None = None) -> 
     }[kind]
     torch.manual_seed(0)
     config = tiny_config(configuration_auto.CONFIG_MAPPING[name])
+    if kind == "causal" and hasattr(config, "encoder_layers"):
+        # a decoder alone counts the layers of its cache by the encoder's
+        config.encoder_layers = config.decoder_layers
     for size, value in (sizes or {}).items():
         setattr(config, size, value)
     model = auto.from_config(config).eval()
