@@ -13,7 +13,7 @@ import torch
 from cachefree.capture import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
 from cachefree.recipes import Recipe
-from cachefree.sizes import compiled
+from cachefree.sizes import compiled, preimage
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
 
@@ -369,14 +369,24 @@ class Calling:
                 for axis, expr in check.expressions:
                     others = {str(s) for s in expr.free_symbols} - {name}
                     if symbol in expr.free_symbols and others <= sizes.keys():
+                        if not sympy.diff(expr, symbol).is_Integer and _is_told_twice(
+                            pairs, symbol
+                        ):
+                            continue
                         found = _solved(expr, symbol, sizes, leaf.shape[axis])
                         if found is not None:
                             sizes.setdefault(name, found)
 
 
+def _is_told_twice(pairs: Sequence[tuple[_Check, Any]], symbol: sympy.Symbol) -> bool:
+    """Whether several expressions hold a symbol, so that one alone does not settle it."""
+    held = {expr for check, _ in pairs for _, expr in check.expressions}
+    return sum(symbol in expr.free_symbols for expr in held) > 1
+
+
 def _solved(expr: Any, symbol: sympy.Symbol, sizes: Sizes, size: int) -> int | None:
     if not sympy.diff(expr, symbol).is_Integer:
-        return None
+        return preimage(expr, symbol, sizes, size)
     known = {s: sizes[str(s)] for s in expr.free_symbols - {symbol}}
     found = sympy.solve(sympy.Eq(expr.subs(known), size), symbol)
     return int(found[0]) if found else 0

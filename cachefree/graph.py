@@ -206,10 +206,13 @@ class _Writer:
                     pending.append((self.nodes[term], dim, size))
         for node, dim, size in pending:
             unknown = [symbol for symbol in size.free_symbols if symbol not in self.sizes]
-            if len(unknown) == 1:
+            if unknown and size not in self.sizes:
+                # rows of a convolution with a stride tell their own number, and not that of theirs
+                self.sizes[size] = self.graph.call_method("size", (node, dim))
+            if len(unknown) == 1 and _is_affine(size, unknown[0]):
                 whole = sympy.Dummy("whole", integer=True)
                 solved = sympy.solve(sympy.Eq(whole, size), unknown[0])
-                if len(solved) == 1 and _is_affine(size, unknown[0]):
+                if len(solved) == 1:
                     self.sizes[whole] = self.graph.call_method("size", (node, dim))
                     self.sizes[unknown[0]] = self._size(solved[0])
 
@@ -235,6 +238,10 @@ class _Writer:
             raise CaptureError(f"The size {expr} cannot be read from any input of the graph.")
         call = self.graph.call_function
         if isinstance(expr, sympy.Add):
+            for size in list(self.sizes):
+                rest = sympy.expand(expr - size)
+                if len(size.args) > 1 and rest.free_symbols < expr.free_symbols:
+                    return call(operator.add, (self.sizes[size], self._size(rest)))
             positive = [arg for arg in expr.args if not arg.could_extract_minus_sign()]
             negative = [-arg for arg in expr.args if arg.could_extract_minus_sign()]
             total = self._size(positive[0]) if positive else 0

@@ -21,6 +21,7 @@ BATCH, QUERY = 3, 5
 _DECODERS_TOKENS = re.compile(r"^(decoder|dec|target|tgt)_(input_)?(ids|tokens)$")
 _DECODERS_MASK = re.compile(r"^(decoder|dec|target|tgt)_\w*mask$")
 _LENGTHS = (64, 400, 4000)
+_SAMPLES = (8000, 64)  # of a sound, of which an encoder makes far fewer rows
 _MOST_LAYERS = 3
 
 Inputs = dict[str, Any]
@@ -87,7 +88,8 @@ def main_inputs(model: nn.Module, device: torch.device, dtype: torch.dtype) -> I
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))]
     for layer in layers[:_MOST_LAYERS]:
-        for length in _LENGTHS:
+        is_sound = isinstance(layer, nn.Conv1d) and layer.in_channels == 1
+        for length in _SAMPLES if is_sound else _LENGTHS:
             if isinstance(layer, nn.Conv2d):
                 for size in _image_sizes(model):
                     yield (BATCH, layer.in_channels, *size)

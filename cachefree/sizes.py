@@ -22,6 +22,7 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._guards import SLoc
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ValueRangesSLoc
+from torch.utils._sympy.functions import Max, Min, Mod, PythonMod
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
@@ -33,6 +34,7 @@ __all__ = [
     "SizeEnvironment",
     "compiled",
     "expression",
+    "preimage",
     "size_symbol",
     "user_line",
 ]
@@ -351,3 +353,37 @@ def _source(expr: Any) -> str:
     if name not in _OPERATORS:
         raise NotImplementedError(name)
     return "(" + _OPERATORS[name].join(parts) + ")"
+
+
+_LONGEST = 1 << 24
+
+
+def preimage(expr: Any, symbol: sympy.Symbol, known: Mapping[str, int], size: int) -> int | None:
+    """The smallest number at which an expression that never falls has a value; None if none has.
+
+    The rows of a convolution with a stride do not tell how many there were before. What is given
+    the rows alone depends on nothing else, so that any number with as many rows will do.
+
+    Args:
+        expr: The expression.
+        symbol: The unknown in it.
+        known: The other sizes.
+        size: The value.
+    """
+    if expr.has(sympy.Max, sympy.Min, Max, Min, Mod, PythonMod):
+        return None  # a window that is full does not tell how much went through it
+    function = compiled(expr)
+
+    def value(number: int) -> int:
+        return int(function({**known, str(symbol): number}))
+
+    high = 1
+    while value(high) < size:
+        high *= 2
+        if high > _LONGEST:
+            return None
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if value(middle) >= size else (middle + 1, high)
+    return low if value(low) == size else None

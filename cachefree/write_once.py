@@ -27,6 +27,7 @@ from cachefree.align import Divergence
 from cachefree.capture import Call, TensorSpec
 from cachefree.discover import Discovery
 from cachefree.encoder import STATES, Encoder, bottleneck, is_needed_whole
+from cachefree.facts import Facts
 from cachefree.reading import Program
 from cachefree.rules import Closing, replaced
 from cachefree.shapes import Signatures
@@ -80,6 +81,11 @@ class _Slot:
     axis: int
     length: sympy.Symbol
 
+    @property
+    def rows(self) -> Any:
+        """How many rows it has when it is full."""
+        return self.past.sizes[self.axis]
+
 
 def with_slots_joined(
     table: Table, discovery: Discovery, first: Program, later: Program
@@ -88,7 +94,7 @@ def with_slots_joined(
     slots = list(_slots(discovery, first, later))
     if not slots:
         return OneCall(discovery.later, later.inputs, later.outputs, {})
-    ties = {slot.length: slot.value.sizes[slot.axis] for slot in slots}
+    ties = {slot.length: slot.rows for slot in slots}
     past = {slot.past: _past_input(table, slot) for slot in slots}
     start = _encoders_end(table, discovery, later, slots)
     joined = {slot.past: _joined(table, slot, past[slot.past], start) for slot in slots}
@@ -133,7 +139,10 @@ def _encoders_end(
     name = STATES
     while any(re.match(rf"{name}\b", str(term.args[0])) for term in later.inputs):
         name += "_"
-    return {end: table.input(name, end.sizes, end.dtype, end.device)}
+    facts = Facts(())
+    alike = {slot.value.sizes[slot.axis]: slot.rows for slot in slots}
+    sizes = tuple(alike.get(size, facts.simplified(size)) for size in end.sizes)
+    return {end: table.input(name, sizes, end.dtype, end.device)}
 
 
 def _encoder(
@@ -159,15 +168,24 @@ def _slots(discovery: Discovery, first: Program, later: Program) -> Iterator[_Sl
     lengths: dict[Any, sympy.Symbol] = {}
     for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
         past, value = later.inputs[place], first.outputs[output]
-        if later.outputs[output] is not past or past.shape != value.shape:
+        if later.outputs[output] is not past or not _is_as_large(past, value):
             continue
         axis = _axis(value)
         if axis is None:
             continue
-        size = value.sizes[axis]
+        size = past.sizes[axis]
         if size not in lengths:
             lengths[size] = _length_symbol(size, lengths)
         yield _Slot(past, value, axis, lengths[size])
+
+
+def _is_as_large(past: Term, value: Term) -> bool:
+    """Whether two tensors have the same sizes, however these are written."""
+    facts = Facts(())
+    return len(past.sizes) == len(value.sizes) and all(
+        one == other or facts.equal(one, other)
+        for one, other in zip(past.sizes, value.sizes, strict=True)
+    )
 
 
 def _axis(value: Term) -> int | None:
@@ -207,7 +225,10 @@ def _past_input(table: Table, slot: _Slot) -> Term:
 def _joined(table: Table, slot: _Slot, past: Term, start: Mapping[Term, Term]) -> Term:
     new = _of_rows_left(table, slot, start)
     shape = list(past.sizes)
-    shape[slot.axis] = sympy.expand(slot.length + new.sizes[slot.axis])
+    left = new.sizes[slot.axis]
+    whole = sympy.expand(slot.length + left)
+    is_whole = whole == slot.rows or Facts((slot.length <= slot.rows,)).equal(whole, slot.rows)
+    shape[slot.axis] = slot.rows if is_whole else whole
     return table.like(slot.value, aten.cat.default, ((past, new), slot.axis), shape)
 
 
@@ -217,7 +238,7 @@ def _of_rows_left(table: Table, slot: _Slot, start: Mapping[Term, Term]) -> Term
     Where it does not run on no rows, or where its length is not theirs, all of it is computed and
     then cut.
     """
-    rows = slot.value.sizes[slot.axis]
+    rows = slot.rows
     if isinstance(rows, (int, sympy.Symbol)):
         value = _of_fewer(table, slot.value, rows, slot.length, start)
         if value is not None and _runs_on_no_rows(value):

@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import nn
 
 from cachefree.errors import CacheFreeError
 from cachefree.onnx.export import export_arguments, positional
+from cachefree.onnx.program import example_sizes
 from cachefree.rewrite import rewrite
+from cachefree.sizes import size_symbol
+from cachefree.spec import Domain, InputSpec, Interface, OutputSpec, Region
 
 from .test_onnx import build, inputs
 
@@ -117,3 +121,14 @@ def test_positional_arguments() -> None:
     assert positional(signature, {"a": 5}) == ((5,), {})
     assert positional(signature, {"a": 5, "*rest": (7, 8)}) == ((5, 1, 7, 8), {})
     assert positional(signature, {"a": 5, "c": 3}) == ((5, 1), {"c": 3})
+
+
+def test_example_sizes_leave_rows_to_a_convolution_with_a_stride() -> None:
+    batch, frames = size_symbol("batch"), size_symbol("encoder")
+    sounds = InputSpec("sounds", "sounds", (batch, frames), torch.float32)
+    for rows, least in ((sympy.floor((frames - 1) / 4) + 1, 5), (sympy.floor(frames / 320), 640)):
+        states = OutputSpec("states", "states", (batch, rows, 8), torch.float32)
+        interface = Interface((sounds,), (states,), (), Domain((Region("encoder"),)))
+        sizes = next(example_sizes(interface))
+        assert sizes["encoder"] >= least
+        assert sizes["batch"] >= 2

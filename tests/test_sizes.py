@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cachefree.capture import Call, Captured, TensorSpec, capture
-from cachefree.sizes import expression, is_users, size_symbol, substitute
+from cachefree.sizes import expression, is_users, preimage, size_symbol, substitute
 from cachefree.structure import flatten
 
 N, P = size_symbol("n"), size_symbol("p")
@@ -217,3 +217,14 @@ def test_expressions_and_substitution() -> None:
 def test_what_torch_computes_sizes_with_is_not_the_users_code() -> None:
     assert not any(is_users(module.__file__) for module in (torch, sympy, inspect))
     assert is_users(__file__)
+
+
+def test_the_smallest_number_with_as_many_rows() -> None:
+    frames = size_symbol("encoder")
+    rows = sympy.floor((frames - 1) / 4) + 1
+    for count in (1, 2, 20):
+        found = preimage(rows, frames, {}, count)
+        assert found == 4 * (count - 1) + 1
+    assert preimage(sympy.Min(frames, 6), frames, {}, 6) is None
+    assert preimage(2 * frames, frames, {}, 7) is None
+    assert preimage(rows * size_symbol("batch"), frames, {"batch": 3}, 6) == 5

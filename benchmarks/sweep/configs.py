@@ -7,6 +7,7 @@ in `EXCEPTIONS`, as data.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 # By attribute name, wherever a configuration has it.
@@ -144,8 +145,14 @@ def architectures(kind: str) -> list[str]:
     return list(mapping[kind])
 
 
-def tiny_model(kind: str, name: str) -> Any:
-    """A small random model, in evaluation mode, its weights large enough to show a wrong cache."""
+def tiny_model(kind: str, name: str, sizes: Mapping[str, int] | None = None) -> Any:
+    """A small random model, in evaluation mode, its weights large enough to show a wrong cache.
+
+    Args:
+        kind: As `architectures` has it.
+        name: The model type.
+        sizes: Sizes of the configuration other than the usual ones.
+    """
     import torch
     import transformers
     from transformers.models.auto import configuration_auto
@@ -156,7 +163,13 @@ def tiny_model(kind: str, name: str) -> Any:
         "speech": transformers.AutoModelForSpeechSeq2Seq,
     }[kind]
     torch.manual_seed(0)
-    model = auto.from_config(tiny_config(configuration_auto.CONFIG_MAPPING[name])).eval()
+    config = tiny_config(configuration_auto.CONFIG_MAPPING[name])
+    if kind == "causal" and hasattr(config, "encoder_layers"):
+        # a decoder alone counts the layers of its cache by the encoder's
+        config.encoder_layers = config.decoder_layers
+    for size, value in (sizes or {}).items():
+        setattr(config, size, value)
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for tensor in model.parameters():
             if tensor.dim() > 1:

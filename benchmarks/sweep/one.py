@@ -73,13 +73,19 @@ class Caller:
 
 def encoder_inputs(model: Any) -> dict[str, torch.Tensor] | None:
     """What the encoder takes, in the shapes that the rewrite finds; a padded text has a mask."""
+    from cachefree import CacheFreeError
     from cachefree.inputs import find_first_call
 
     if not model.config.is_encoder_decoder:
         return None
     generator = torch.Generator().manual_seed(2)
     found: dict[str, torch.Tensor] = {}
-    for name, like in find_first_call(model).kwargs.items():
+    ids = torch.zeros((1, 1), dtype=torch.long)
+    try:
+        shapes = find_first_call(model).kwargs
+    except CacheFreeError:  # the rewrite will say why; the model's own calls are made all the same
+        shapes = {"input_ids": ids, "attention_mask": ids}
+    for name, like in shapes.items():
         if name.startswith("decoder_"):
             continue
         if like.dtype.is_floating_point:

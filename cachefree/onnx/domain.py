@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from cachefree.errors import DomainError, Refusal
-from cachefree.sizes import size_symbol
+from cachefree.sizes import preimage, size_symbol
 from cachefree.spec import Domain, InputSpec, Interface
 
 __all__ = ["check_domain", "concrete", "read_sizes"]
@@ -130,6 +130,10 @@ def _plain_sizes(
     return sizes, origin
 
 
+def _free(size: Any) -> set[Any]:
+    return size.free_symbols if isinstance(size, sympy.Basic) else set()
+
+
 def _solved_sizes(
     given: Sequence[tuple[InputSpec, torch.Tensor]], sizes: dict[str, int], origin: dict[str, str]
 ) -> None:
@@ -139,8 +143,16 @@ def _solved_sizes(
             if not isinstance(size, sympy.Basic) or isinstance(size, sympy.Symbol):
                 continue
             unknown = set(_symbols(size)) - sizes.keys()
-            if len(unknown) == 1:
-                symbol = size_symbol(unknown.pop())
+            symbol = size_symbol(next(iter(unknown), ""))
+            if len(unknown) == 1 and not sympy.diff(size, symbol).is_Integer:
+                holding = {s for spec, _ in given for s in spec.shape if symbol in _free(s)}
+                if len(holding) > 1:
+                    continue
+                found = preimage(size, symbol, sizes, tensor.shape[axis])
+                if found is not None:
+                    sizes[symbol.name] = found
+                    origin[symbol.name] = f"axis {axis} of {spec.name}"
+            elif len(unknown) == 1:
                 rest = size.subs({size_symbol(name): value for name, value in sizes.items()})
                 solutions = sympy.solve(sympy.Eq(rest, tensor.shape[axis]), symbol)
                 if len(solutions) == 1 and solutions[0].is_Integer and solutions[0] >= 0:

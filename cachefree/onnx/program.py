@@ -13,6 +13,7 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sympy
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -33,6 +34,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
 from cachefree.fakes import device_of, has_no_values
+from cachefree.onnx.domain import concrete
 from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
@@ -54,6 +56,8 @@ _NUMBERS = (
     (4, 3, 2, 5, 6, 7, 8, 9),
 )
 
+_FACTORS = (16, 512)  # for the lengths of what an encoder hears
+
 
 def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
     """Sizes to trace at: at least 2 each and all different; those inside the domain come first.
@@ -70,7 +74,28 @@ def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
         for order in orders
         for numbers in _NUMBERS
     ]
-    yield from sorted(candidates, key=lambda sizes: not interface.domain.holds(sizes))
+    small = {"batch", "query", *interface.past_symbols}
+    candidates += [
+        {name: size if name in small else size * factor for name, size in sizes.items()}
+        for factor in _FACTORS
+        for sizes in candidates
+    ]
+    yield from sorted(
+        candidates,
+        key=lambda sizes: (not interface.domain.holds(sizes), _has_ones(interface, sizes)),
+    )
+
+
+def _has_ones(interface: Interface, sizes: Mapping[str, int]) -> bool:
+    """Whether a size that may vary is 0 or 1: rows of a convolution with a stride are few."""
+    shapes = [spec.shape for spec in interface.inputs] + [spec.shape for spec in interface.outputs]
+    varying = {
+        size
+        for shape in shapes
+        for size in shape
+        if isinstance(size, sympy.Basic) and {str(s) for s in size.free_symbols} <= sizes.keys()
+    }
+    return any(concrete((size,), sizes)[0] < 2 for size in varying)
 
 
 def _with_room(sizes: dict[str, int]) -> dict[str, int]:
