@@ -109,7 +109,7 @@ class _Reader:
                 inputs.append(term)
                 self.values[node] = self._leaf(term, node)
             elif node.op == "get_attr":
-                self.values[node] = self._leaf(self._attribute(str(node.target)), node)
+                self.values[node] = self._leaf(self._attribute(node), node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
@@ -126,8 +126,14 @@ class _Reader:
             self.tracked.add(term)
         return _Value(base, (), base.term, base.version, _storage(node.meta.get("val")))
 
-    def _attribute(self, target: str) -> Term:
-        tensor = self.captured.attributes[target]
+    def _attribute(self, node: fx.Node) -> Term:
+        tensor = self.captured.attributes[str(node.target)]
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            self._refuse(
+                node,
+                "The path calls a transform of torch.func (vmap, grad).",
+                "what is inside it has no shape of its own, and was not traced",
+            )
         name = self.names.get(id(tensor))
         return self.table.attribute(name, tensor) if name else self.table.constant(tensor)
 
@@ -164,6 +170,13 @@ class _Reader:
                 node,
                 f"The path calls {target}, which is no torch operator.",
                 "it cannot be compared with the other path",
+            )
+        if node.meta.get("val") is None and target._schema.returns:
+            self._refuse(
+                node,
+                "The path catches an error of a torch operator.",
+                "whether an operator fails depends on sizes, and a graph catches nothing",
+                "Ask for the size before, instead of catching the error",
             )
         if target._schema.is_mutable:
             self._write(node, target)

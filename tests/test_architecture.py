@@ -21,7 +21,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "errors structure signatures vocabulary progress origin fakes recurrent",
         "sizes places fixed stand_ins",
         "reach remembered spelling provenance explaining",
-        "surroundings like_integers sameness",
+        "surroundings like_integers sameness other_sizes",
         "isolation spec terms faithful jumps",
         "exact_slices symbolic_python",
         "graph report facts capture",
