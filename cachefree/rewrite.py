@@ -155,6 +155,8 @@ def rewrite(
         seconds=time.perf_counter() - started,
     )
 
+    keeper = keeper_of(subject, later.captured)
+
     def again() -> Rewritten:
         return rewrite(
             model,
@@ -171,10 +173,15 @@ def rewrite(
         interface,
         parts.calling,
         report,
-        Origin(model, again, without=buffers_of_state(subject)),
+        Origin(
+            model,
+            again,
+            without=buffers_of_state(subject),
+            has_state=keeper is not None,
+        ),
         encoder,
         parts.encoder,
-        keeper_of(subject, later.captured),
+        keeper,
     )
 
 
