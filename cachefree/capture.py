@@ -25,6 +25,7 @@ from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.like_integers import sizes_like_integers
 from cachefree.memos import MEMOS, outside_state
+from cachefree.other_sizes import other_sizes
 from cachefree.provenance import provenance
 from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import (
@@ -276,6 +277,9 @@ def capture(
     if asks_for_sameness(model):
         with refuse_sameness():
             run_on_fakes(model, call, {**hints, **(asked or {})})
+    _refuse_another_path_elsewhere(
+        model, call, environment, result["calls"], {**hints, **(asked or {})}
+    )
     if not asked:
         _refuse_another_path_at_one(model, call, environment, result["calls"])
     if plain.asks_layout:
@@ -310,6 +314,25 @@ def capture(
         stand_ins=tuple(traced.stand_ins.used),
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
+
+
+def _refuse_another_path_elsewhere(
+    model: torch.nn.Module,
+    call: Call,
+    environment: SizeEnvironment,
+    calls: list[TorchCall],
+    sizes: Mapping[str, int],
+) -> None:
+    """Compares a captured path with runs at other sizes of its region, where that may matter."""
+    for point in other_sizes(model, environment, sizes):
+        beyond = CallLog()
+        try:
+            run_on_fakes(model, call, point, beyond)
+        except Exception as error:  # noqa: BLE001 - the model itself does not run there
+            log.debug("the model does not run at %s: %s", point, error)
+            continue
+        values = {size_symbol(name): sympy.Integer(size) for name, size in point.items()}
+        refuse_another_path(calls, beyond.calls, values, with_sizes=True, with_numbers=True)
 
 
 def _refuse_another_path_at_one(

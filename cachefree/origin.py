@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from cachefree.baked import Flags, asks_for_devices
 
@@ -19,17 +21,24 @@ class Origin:
     """Notices when a model is not any more what its graph was captured from.
 
     New values of parameters need no notice: they are shared. A submodule that was replaced, a hook
-    that was added, a parameter of another dtype, class or shape, or a flag that the model's code
-    reads does; and another kind of device, where the code may go another way on it.
+    that was added, a parameter of another dtype, class or shape, a flag that the model's code reads,
+    a function in an attribute, or a method that was put on an object does; and another kind of
+    device, where the code may go another way on it.
 
     Args:
         model: The model.
         again: Rewrites it again.
         without: Names of buffers and attributes that are a cache, which any call changes.
+        has_state: Whether calls of the model change its attributes.
     """
 
     def __init__(
-        self, model: nn.Module, again: Callable[[], Any], without: frozenset[str] = frozenset()
+        self,
+        model: nn.Module,
+        again: Callable[[], Any],
+        without: frozenset[str] = frozenset(),
+        *,
+        has_state: bool = False,
     ) -> None:
         self.model = model
         self.again = again
@@ -40,6 +49,14 @@ class Origin:
         self._tensors: list[
             tuple[Mapping[str, Any], list[tuple[Any, ...]], list[_Kind | None]]
         ] = []
+        self._plain: list[tuple[dict[str, Any], str, Any]] = []
+        self._names: list[tuple[nn.Module, set[str]]] = []
+        for hooks in (_global_forward_hooks, _global_forward_pre_hooks):
+            self._hooks.append((hooks, len(hooks)))
+        for module in () if has_state else model.modules():
+            own = vars(module)
+            self._names.append((module, set(own)))
+            self._plain += [(own, name, own[name]) for name in own if _is_watched(name, own[name])]
         for path, module in model.named_modules():
             if module._modules:
                 self._children.append((module._modules, [*map(id, module._modules.values())]))
@@ -61,6 +78,16 @@ class Origin:
         for hooks, count in self._hooks:
             if len(hooks) != count:
                 return True
+        for own, name, value in self._plain:
+            now = own.get(name)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return True
+        for module, names in self._names:
+            if len(vars(module)) != len(names) and any(_is_method(module, names)):
+                return True
+        return self._have_tensors_changed()
+
+    def _have_tensors_changed(self) -> bool:
         for place, (tensors, marks, kinds) in enumerate(self._tensors):
             now = self._marks(tensors)
             if now != marks:
@@ -90,3 +117,17 @@ class Origin:
             )
             for tensor in tensors.values()
         ]
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _is_watched(name: str, value: Any) -> bool:
+    kinds = (type(None), types.FunctionType, types.MethodType)
+    return name not in _OF_TORCH and isinstance(value, kinds)
+
+
+def _is_method(module: nn.Module, names: set[str]) -> Iterator[bool]:
+    """Whether names that are new on an object hide a method of its class."""
+    for name in set(vars(module)) - names:
+        yield callable(getattr(type(module), name, None))

@@ -47,6 +47,14 @@ class Reached:
     codes: tuple[types.CodeType, ...]
     others: tuple[tuple[str, Any], ...] = ()
 
+    @functools.cached_property
+    def remembering(self) -> tuple[tuple[str, Any], ...]:
+        """The others, but for containers that are only appended to."""
+        ids = {id(value) for _, value in self.others}
+        held = [place for place in self.places if id(get(place)) in ids]
+        skipped = {id(get(place)) for place in held if self.is_only_written(place)}
+        return tuple(other for other in self.others if id(other[1]) not in skipped)
+
     def is_only_written(self, place: Place) -> bool:
         """Whether all code that is reached only appends to a container, and never reads it."""
         if type(get(place)) not in CONTAINERS:

@@ -129,6 +129,12 @@ class _Reader:
 
     def _attribute(self, node: fx.Node) -> Term:
         tensor = self.captured.attributes[str(node.target)]
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            self._refuse(
+                node,
+                "The path calls a transform of torch.func (vmap, grad).",
+                "what is inside it has no shape of its own, and was not traced",
+            )
         name = self.names.get(id(tensor))
         if name is None:
             return self.table.constant(tensor)
@@ -181,6 +187,13 @@ class _Reader:
                 node,
                 f"The path calls {target}, which is no torch operator.",
                 "it cannot be compared with the other path",
+            )
+        if node.meta.get("val") is None and target._schema.returns:
+            self._refuse(
+                node,
+                "The path catches an error of a torch operator.",
+                "whether an operator fails depends on sizes, and a graph catches nothing",
+                "Ask for the size before, instead of catching the error",
             )
         if target._schema.is_mutable:
             self._write(node, target)

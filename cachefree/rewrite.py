@@ -223,6 +223,7 @@ def _rewritten(
     )
 
     changed = frozenset(change.path for path in (first, later) for change in path.captured.changes)
+    keeper = keeper_of(subject, later.captured)
 
     def again() -> Rewritten:
         return rewrite(
@@ -241,10 +242,15 @@ def _rewritten(
         interface,
         parts.calling,
         report,
-        Origin(model, again, without=buffers_of_state(subject) | changed),
+        Origin(
+            model,
+            again,
+            without=buffers_of_state(subject) | changed,
+            has_state=keeper is not None,
+        ),
         encoder,
         parts.encoder,
-        keeper_of(subject, later.captured),
+        keeper,
         None if moved is None else moved.call,
         projection,
         Evidence.of(table, certified, interface, parts.inputs) if moved is None else None,

@@ -104,11 +104,8 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
 
 def _memories(model: torch.nn.Module, found_there: Reached) -> dict[str, Any]:
     """What is held by all that is reached and has no place that could be put back."""
-    skipped = {id(module) for module in model.modules()}
-    skipped |= {
-        id(get(place)) for place in found_there.places if found_there.is_only_written(place)
-    }
-    others = [(name, value) for name, value in found_there.others if id(value) not in skipped]
+    own = {id(module) for module in model.modules()}
+    others = [(name, value) for name, value in found_there.remembering if id(value) not in own]
     told = memory_of(value for _, value in others)
     return {name: memory for (name, _), memory in zip(others, told, strict=True)}
 

@@ -247,6 +247,8 @@ def _only_converts(file: str) -> bool:
             allowed.add(id(node.func))
             if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
                 places = node.args[1:]
+        elif isinstance(node, ast.MatchClass):
+            places = [node.cls]
         elif isinstance(node, (ast.arg, ast.AnnAssign)):
             places = [node.annotation]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

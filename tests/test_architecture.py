@@ -21,7 +21,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "errors structure signatures vocabulary progress fakes recurrent offered",
         "checker sizes places fixed stand_ins",
         "reach remembered spelling provenance explaining memos",
-        "surroundings baked like_integers sameness",
+        "surroundings baked like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python",
         "graph report facts capture",

@@ -188,6 +188,27 @@ def test_a_hook_that_is_added_is_seen() -> None:
     equal_in_chunks(model, rewritten)
 
 
+def test_a_number_and_a_method_that_are_replaced_on_the_model_are_seen() -> None:
+    class Scaled(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = 1.0
+
+        def attend(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return super().attend(q, k) * self.gain
+
+    model = small(Scaled)
+    rewritten = rewritten_small(model)
+    report = rewritten.report
+    equal_in_chunks(model, rewritten)
+    assert rewritten.report is report
+    model.gain = 3.0
+    equal_in_chunks(model, rewritten)
+    attend = model.attend
+    model.attend = lambda q, k: attend(q, k) * 0.5
+    equal_in_chunks(model, rewritten)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
 def test_copies_are_whole_and_apart(model: nn.Module, copied: Any) -> None:
     rewritten = rewritten_small(model)

@@ -1,0 +1,68 @@
+"""Sizes at which a captured path is compared with the model once more, where code is hard to hear.
+
+A clause that catches exceptions, a pattern that asks for a class, or ``type`` handed to another
+function can tell a symbolic size from a number and hide that it did: nothing is asked, and at the
+example sizes both ways give the same. Such code is rare. Where there is any, the path is run with
+plain numbers around every number that the code names.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Iterator, Mapping
+from types import CodeType
+
+import torch
+
+from cachefree.reach import is_installed, reached
+from cachefree.sizes import SizeEnvironment, compiled
+
+__all__ = ["other_sizes"]
+
+_MOST = 32
+_LARGEST = 1024
+
+
+def other_sizes(
+    model: torch.nn.Module, environment: SizeEnvironment, sizes: Mapping[str, int]
+) -> Iterator[dict[str, int]]:
+    """Sizes for which a captured path should stand, if the model's code is hard to hear.
+
+    Args:
+        model: The model.
+        environment: Of the captured path.
+        sizes: The example size of each symbol.
+    """
+    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
+    codes = [code for code in reached(classes).codes if not is_installed(code.co_filename)]
+    if not any(map(_is_hard_to_hear, codes)):
+        return
+    numbers = sorted({n + more for code in codes for n in _numbers(code) for more in (0, 1)})
+    facts = [compiled(question.fact) for question in environment.questions.values()]
+    count = 0
+    for number in numbers:
+        for name in environment.sizes:
+            point = {**sizes, name: number}
+            if sizes[name] != number and all(fact(point) for fact in facts):
+                count += 1
+                yield point
+                if count == _MOST:
+                    return
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_hard_to_hear(code: CodeType) -> bool:
+    steps = list(dis.get_instructions(code))
+    names = {"MATCH_CLASS", "CHECK_EXC_MATCH", "POP_EXCEPT"}
+    return any(step.opname in names for step in steps) or any(
+        step.argval == "type" and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") for step in steps
+    )
+
+
+def _numbers(code: CodeType) -> Iterator[int]:
+    for constant in code.co_consts:
+        parts = constant if isinstance(constant, (tuple, frozenset)) else (constant,)
+        for part in parts:
+            if type(part) in (int, float) and 2 <= part <= _LARGEST:
+                yield int(part)

@@ -1,0 +1,35 @@
+"""A counter of the standard library counts."""
+
+import collections
+
+import torch
+from torch import nn
+
+COUNTS = collections.Counter()
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.lin = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, past=None):
+        P = 0 if past is None else past.shape[1]
+        x = self.emb(ids)
+        rows = self.lin(x)
+        if past is not None:
+            rows = torch.cat([past, rows], dim=1)
+        y = rows.mean(1, keepdim=True)
+        COUNTS["calls"] += 1
+        if COUNTS["calls"] > 40:
+            y = y * 2
+        return x + y, rows
+
+
+def build():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def arguments(outputs, ids, states, past):
+    return {"ids": ids} if outputs is None else {"ids": ids, "past": outputs[1]}
