@@ -139,3 +139,13 @@ def stand_in_for(*names: str) -> None:
     """Lets packages import what they do not need here and what is not installed."""
     missing = tuple(name for name in names if importlib.util.find_spec(name) is None)
     sys.meta_path.append(_Finder(missing))
+
+
+def without_init(name: str) -> None:
+    """Makes a package importable in parts: its ``__init__`` is left out."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ImportError(f"No module named {name!r}")
+    module = types.ModuleType(name)
+    module.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules[name] = module
