@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, run_on_fakes
 from cachefree.dimensions import DECODERS, Dimension, resized
@@ -195,12 +196,34 @@ def _hands_on(
     model: nn.Module, later: Call, sizes: dict[str, int], constants: dict[str, Any]
 ) -> bool:
     """Whether a later call returns the constants that it is given, the tensors themselves."""
+    writes = _Writes(constants.values())
     try:
-        leaves, structure = run_on_fakes(model, later, sizes)
+        with writes:
+            leaves, structure = run_on_fakes(model, later, sizes)
     except Exception:  # noqa: BLE001 - the model may raise anything
+        return False
+    if writes.were_made:
         return False
     returned = dict(zip(leaf_paths(structure), leaves, strict=True))
     return all(returned.get(name) is value for name, value in constants.items())
+
+
+class _Writes(TorchFunctionMode):
+    """Sees whether some tensors are written to."""
+
+    def __init__(self, tensors: Iterable[Any]) -> None:
+        super().__init__()
+        self.own = {id(tensor) for tensor in tensors}
+        self.were_made = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        is_write = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+        if is_write and args and id(args[0]) in self.own:
+            self.were_made = True
+        return func(*args, **(kwargs or {}))
 
 
 def _with_past(hints: dict[str, int], more: dict[str, Any]) -> dict[str, int]:

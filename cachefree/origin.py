@@ -21,7 +21,7 @@ class Origin:
     """Notices when a model is not any more what its graph was captured from.
 
     New values of parameters need no notice: they are shared. A submodule that was replaced, a hook
-    that was added, a parameter of another dtype, class or shape, a flag that the model's code reads,
+    that was added, a parameter of another dtype, class or shape, a flag that the code reads,
     a function in an attribute, or a method that was put on an object does; and another kind of
     device, where the code may go another way on it.
 

@@ -43,6 +43,11 @@ class Program:
     written: dict[Term, Term]
 
 
+_WITHOUT_THE_WRITE = {
+    "__iand__": "bitwise_and",
+    "__ior__": "bitwise_or",
+    "__ixor__": "bitwise_xor",
+}
 _AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
 _Views = tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...]
 
@@ -394,7 +399,7 @@ class _Reader:
                 before.device,
                 node.meta.get(LINE),
             )
-        packet = getattr(aten, name[:-1], None)
+        packet = getattr(aten, _WITHOUT_THE_WRITE.get(name, name[:-1]), None)
         functional = getattr(packet, target._overloadname, None) if packet is not None else None
         if functional is None and torch.Tag.nondeterministic_seeded in target.tags:
             self._refuse(

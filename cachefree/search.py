@@ -24,7 +24,7 @@ from cachefree.trials import Trials
 __all__ = ["Found", "Search"]
 
 log = logging.getLogger(__name__)
-_BY_NAME = 3.0  # the score from which on a place is a cache's by its name
+_BY_NAME = 2.0  # the score from which on a place is a cache's by its name
 _SURE = re.compile(r"past|cache|(^|_)kvs?(_|$)|^mems?$", re.IGNORECASE)
 _FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
 

@@ -53,7 +53,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     ),
     "P6 dict": ("dict_by_uuid dict_by_number", "late"),
     "P7 module state": (
-        "attributes list_and_flag prefill_and_decode_keep weights_to_look_at registry",
+        "attributes list_and_flag counted_in_place weights_to_look_at registry",
         "counter_on_the_module counting used weights_that_are_read registry_that_matters",
     ),
     "P8 conv and recurrent state": (

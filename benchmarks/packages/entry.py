@@ -82,16 +82,30 @@ def passed(name: str, *, at: int = 1, **always: Any) -> Begin:
     return begin
 
 
-class _Nothing(type):
-    """A class that stands for whatever is imported; it decorates, and has every attribute."""
+class _Nothing:
+    """Stands for whatever is imported: a base, a decorator, an empty collection."""
 
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        is_decorator = cls.__bases__ == (_Nothing,) and len(args) == 1 and callable(args[0])
+        return args[0] if is_decorator else super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes anything."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Takes anything."""
+
+    def __class_getitem__(cls, item: Any) -> Any:
         return cls
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and callable(args[0]) else super().__call__()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else self
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Any:
+        return iter(())
 
 
 class _StandIn(types.ModuleType):
@@ -100,7 +114,7 @@ class _StandIn(types.ModuleType):
             return "2.9.0"
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Nothing(name, (), {})
+        return type(name, (_Nothing,), {})
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -125,3 +139,13 @@ def stand_in_for(*names: str) -> None:
     """Lets packages import what they do not need here and what is not installed."""
     missing = tuple(name for name in names if importlib.util.find_spec(name) is None)
     sys.meta_path.append(_Finder(missing))
+
+
+def without_init(name: str) -> None:
+    """Makes a package importable in parts: its ``__init__`` is left out."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ImportError(f"No module named {name!r}")
+    module = types.ModuleType(name)
+    module.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules[name] = module

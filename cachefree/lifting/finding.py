@@ -168,9 +168,14 @@ def _lifted(
         except Exception as error:  # noqa: BLE001 - discovery tells why a later call does not run
             log.debug("a later call does not run: %s", error)
             break
+        plan = _with(plan, probe.found)
+        written = [slot for slot in plan.slots if slot.place in probe.rewritten]
+        plan = replace(
+            plan,
+            slots=tuple(replace(s, is_written=s.is_written or s in written) for s in plan.slots),
+        )
         if not probe.found:
             break
-        plan = _with(plan, probe.found)
         values = Lifted(model, methods, plan).after(named, None)
     lifted = Lifted(model, methods, plan)
     visible = {name: value for name, value in named.items() if name not in plan.hidden}

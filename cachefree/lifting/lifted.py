@@ -116,7 +116,8 @@ class Lifted(Facade):
         for slot in self.plan.slots:
             if slot.kind == "entry":
                 if state is not None:
-                    self._put(scene, slot, _detached(state[slot.label], {}))
+                    value = _detached(state[slot.label], {})
+                    self._put(scene, slot, _copied(value) if slot.is_written else value)
                 continue
             buffer: torch.Tensor = lookup(scene.roots[slot.place.root], slot.place.steps)
             given = None if state is None else state[slot.label]
@@ -181,6 +182,12 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(
         value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
     ) and not isinstance(value, nn.Parameter)
+
+
+def _copied(value: Any) -> Any:
+    """The value with tensors of its own: a call may write to them."""
+    leaves, structure = flatten(value)
+    return structure.rebuild([leaf.clone() for leaf in leaves])
 
 
 def _detached(value: Any, aliases: Mapping[int, str]) -> Any:

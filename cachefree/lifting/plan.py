@@ -62,12 +62,14 @@ class Slot:
         kind: ``"entry"`` where calls put something there, ``"live"`` for a preallocated buffer
             that is written row by row, ``"whole"`` for a tensor that is written in place otherwise.
         initial: What is there before the first call, where that is no tensor.
+        is_written: Whether calls write in place to what an earlier call put there.
     """
 
     label: str
     place: Place
     kind: str = "entry"
     initial: Any = None
+    is_written: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from cachefree.lifting.buffers import is_write
-from cachefree.lifting.contents import TENSORS, Place
+from cachefree.lifting.contents import TENSORS, Place, lookup
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot, describe
 from cachefree.structure import flatten
@@ -25,14 +25,23 @@ class Probe(Lifted):
     def __init__(self, model: nn.Module, methods: Sequence[str], plan: Plan) -> None:
         super().__init__(model, methods, plan)
         self.__dict__["found"] = ()
+        self.__dict__["rewritten"] = frozenset()
 
     def _watching(self, scene: Any) -> contextlib.AbstractContextManager[Any]:
         stack = contextlib.ExitStack()
         stack.enter_context(super()._watching(scene))
-        self.__dict__["writes"] = stack.enter_context(_Writes(dict(scene.contents.tensors())))
+        tensors = dict(scene.contents.tensors())
+        entries = [
+            (slot.place, leaf)
+            for slot in self.plan.slots
+            if slot.kind == "entry"
+            for leaf in flatten(lookup(scene.roots[slot.place.root], slot.place.steps))[0]
+        ]
+        self.__dict__["writes"] = stack.enter_context(_Writes(tensors, entries))
         return stack
 
     def _unforeseen(self, scene: Any) -> None:
+        self.__dict__["rewritten"] = frozenset(self.writes.entries)
         entries_ = [
             Slot(describe(place), place, "entry", _initial(scene.contents.before(place)))
             for place in self._strange(scene)
@@ -65,13 +74,19 @@ class _Writes(TorchFunctionMode):
 
     Args:
         tensors: Place → the tensor there.
+        entries: Places of the state with the tensors that an earlier call put there.
 
     Attributes:
+        entries: Those places of the state that were written to.
         written: Place → for each write whether it was one of consecutive rows.
     """
 
-    def __init__(self, tensors: dict[Place, torch.Tensor]) -> None:
+    def __init__(
+        self, tensors: dict[Place, torch.Tensor], entries: Sequence[tuple[Place, torch.Tensor]]
+    ) -> None:
         super().__init__()
+        self.held = {id(tensor): (tensor, place) for place, tensor in entries}
+        self.entries: set[Place] = set()
         self.known = {id(tensor): (tensor, place, True) for place, tensor in tensors.items()}
         self.written: dict[Place, list[bool]] = {}
 
@@ -80,7 +95,12 @@ class _Writes(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", str(func))
         known = self.known.get(id(args[0])) if args else None
+        held = self.held.get(id(args[0])) if args else None
         result = func(*args, **(kwargs or {}))
+        if held is not None and is_write(name):
+            self.entries.add(held[1])
+        elif held is not None and name in _VIEWS and isinstance(result, torch.Tensor):
+            self.held.setdefault(id(result), (result, held[1]))
         if known is None:
             return result
         _, place, is_rows = known

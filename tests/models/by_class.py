@@ -184,6 +184,32 @@ class SinglePrecision(Base):
         return self.head(self.blocks[0].attend(q, k, v)), (k, v)
 
 
+class CountsInPlace(Base):
+    """A dict on the model with a tensor that counts, in place; the mask is narrowed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.state: dict[str, torch.Tensor] = {}
+
+    def reset(self):
+        self.state.clear()
+
+    def forward(self, ids):
+        start = self.state["keys"].shape[2] if self.state else 0
+        q, k, v = self.blocks[0].heads(self.embed(ids, start))
+        if self.state:
+            k, v = join((self.state["keys"], self.state["values"]), k, v)
+        self.state["keys"], self.state["values"] = k, v
+        if "count" in self.state:
+            self.state["count"] += ids.shape[1]
+        else:
+            self.state["count"] = torch.zeros(1) + ids.shape[1]
+        at = torch.arange(k.shape[2])
+        valid = at[start:, None] >= at
+        valid &= at[start:, None] - at <= 5
+        return self.head(self.blocks[0].attend(q, k, v, valid)) / self.state["count"]
+
+
 # Refused.
 
 
@@ -514,6 +540,7 @@ TAKEN: tuple[KeptCase, ...] = (
         "states_and_windows", seeded(StatesAndWindows), _steps,
         lambda model: (_frames(IDS)[:, 0], _windows(2)), {"method": "step"},
     ),
+    KeptCase("counted_in_place", seeded(CountsInPlace), _alone),
     KeptCase("casts_off", seeded(SinglePrecision), passed("past")),
 )  # fmt: skip
 
