@@ -92,3 +92,41 @@ def test_equal_on_onnxruntime(build: type[nn.Module], tmp_path: Path) -> None:
             found, mine = session(ids[:, start:end], mine)
             expected, theirs = model(ids[:, start:end], theirs)
             torch.testing.assert_close(found, expected)
+
+
+class Padded(nn.Module):
+    """A mask of numbers in which a padded row may hide every key."""
+
+    def __init__(self, hidden: float) -> None:
+        super().__init__()
+        self.emb, self.qkv = nn.Embedding(20, 16), nn.Linear(16, 48)
+        self.hidden = hidden
+
+    def forward(self, ids: Any, attention_mask: Any, past: Any = None) -> Any:
+        q, k, v = (
+            t.unflatten(-1, (2, 8)).transpose(1, 2) for t in self.qkv(self.emb(ids)).chunk(3, -1)
+        )
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        new, total = q.shape[2], k.shape[2]
+        seen = torch.ones(new, total, dtype=torch.bool).tril(total - new)[None, None]
+        seen = seen & attention_mask[:, None, None, :].bool()
+        mask = torch.where(seen, 0.0, self.hidden)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), (k, v)
+
+
+@pytest.mark.parametrize("hidden", [torch.finfo(torch.float32).min, -torch.inf, -1e9])
+def test_rows_that_see_nothing_are_those_of_torch(hidden: float, tmp_path: Path) -> None:
+    model = small(lambda: Padded(hidden))
+    ids = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(3, 6, dtype=torch.long)
+    mask[1, :2] = 0
+    rewritten = cachefree.rewrite(model, (ids[:2, :4], mask[:2, :4]))
+    path = cachefree.to_onnx(rewritten, tmp_path / "model.onnx")
+    session = cachefree.load_onnx(path, like=rewritten)
+    mine = theirs = None
+    with torch.no_grad():
+        for start, end in ((0, 4), (4, 5), (5, 6)):
+            found, mine = session(ids[:, start:end], mask[:, :end], mine)
+            expected, theirs = model(ids[:, start:end], mask[:, :end], theirs)
+            torch.testing.assert_close(found, expected)

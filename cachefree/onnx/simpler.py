@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = ["PREVIOUS", "SIMPLER", "Result"]
 
 aten = torch.ops.aten
 _ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
+_LEAST = -1e30
 PREVIOUS = object()
 """Stands for the result of the step before."""
 
@@ -56,33 +58,55 @@ def _embedding_bag(args: Any) -> Steps | None:
 
 
 def _attention(args: Any) -> Steps | None:
-    """Attention without heads as attention of one head: torch.onnx writes no other."""
-    rank = args[0].meta["val"].dim()
-    if rank == 4:
-        return _one_head_for_all(args)
-    if any(arg.meta["val"].dim() != rank for arg in args[1:3]):
-        return None
+    """Attention as torch.onnx and ONNX Runtime take it; None where it is so already."""
+    ranks = [arg.meta["val"].dim() for arg in args[:3]]
     mask = args[3] if len(args) > 3 else None
-    if rank != 3 or (mask is not None and mask.meta["val"].dim() > 3):
-        return None
-    steps: Steps = [(aten.unsqueeze.default, (arg, 1)) for arg in args[:3]]
-    given = [Result(0), Result(1), Result(2), *args[3:]]
+    steps: Steps = []
+    given = list(args)
+    if mask is not None and mask.meta["val"].dtype.is_floating_point:
+        steps += _kept_from_lowest(mask)
+        given[3] = Result(len(steps) - 1)
+    if ranks == [3, 3, 3] and (mask is None or mask.meta["val"].dim() <= 3):
+        return _one_head(steps, given, mask)
+    if ranks == [4, 4, 4]:
+        steps += _one_head_for_all(steps, given)
+    return [*steps, (aten.scaled_dot_product_attention.default, tuple(given))] if steps else None
+
+
+def _kept_from_lowest(mask: Any) -> Steps:
+    """A mask without the lowest number of its dtype.
+
+    A row of it alone gives the mean of the values, and zeros in ONNX Runtime.
+    """
+    dtype = mask.meta["val"].dtype
+    least = max(_LEAST, torch.finfo(dtype).min / 2)
+    return [
+        (aten.eq.Scalar, (mask, -math.inf)),
+        (aten.clamp_min.default, (mask, least)),
+        (aten.where.self, (Result(0), mask, Result(1))),
+    ]
+
+
+def _one_head(steps: Steps, given: list[Any], mask: Any) -> Steps:
+    """Attention without heads as attention of one head: torch.onnx writes no other."""
+    for place, arg in enumerate(given[:3]):
+        steps.append((aten.unsqueeze.default, (arg, 1)))
+        given[place] = Result(len(steps) - 1)
     if mask is not None and mask.meta["val"].dim() == 3:
-        steps.append((aten.unsqueeze.default, (mask, 1)))
-        given[3] = Result(3)
+        steps.append((aten.unsqueeze.default, (given[3], 1)))
+        given[3] = Result(len(steps) - 1)
     steps.append((aten.scaled_dot_product_attention.default, tuple(given)))
-    steps.append((aten.squeeze.dim, (PREVIOUS, 1)))
-    return steps
+    return [*steps, (aten.squeeze.dim, (PREVIOUS, 1))]
 
 
-def _one_head_for_all(args: Any) -> Steps | None:
+def _one_head_for_all(steps: Steps, given: list[Any]) -> Steps:
     """One head of keys that all queries share, once for each: torch.onnx takes equal numbers."""
-    heads, *others = (arg.meta["val"].shape[1] for arg in args[:3])
+    heads, *others = (arg.meta["val"].shape[1] for arg in given[:3])
     if any(type(size) is not int for size in (heads, *others)) or others != [1, 1] or heads == 1:
-        return None
-    steps: Steps = [(aten.expand.default, (arg, [-1, heads, -1, -1])) for arg in args[1:3]]
-    given = (args[0], Result(0), Result(1), *args[3:])
-    return [*steps, (aten.scaled_dot_product_attention.default, given)]
+        return []
+    expanded: Steps = [(aten.expand.default, (arg, [-1, heads, -1, -1])) for arg in given[1:3]]
+    given[1:3] = [Result(len(steps)), Result(len(steps) + 1)]
+    return expanded
 
 
 def _step(offsets: Any) -> int | None:
