@@ -58,13 +58,13 @@ class ExactSlices(CallLog):
             options.setdefault("dtype", torch.int64)
             size: Any = args[0]
             return torch.full((), size, **options)
-        elif func is torch.arange and len(args) == 3 and args[2] == -1 and _has_size(args):
+        elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
             return _descending(args[0], args[1], args[2], kwargs or {})
         return (captured_as(func, args) or func)(*args, **(kwargs or {}))
 
 
-def _has_size(values: Any) -> bool:
-    return any(isinstance(value, torch.SymInt) for value in values)
+def _are_sizes(values: Any) -> bool:
+    return all(isinstance(value, (int, torch.SymInt)) for value in values)
 
 
 def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> torch.Tensor:
