@@ -99,25 +99,26 @@ class Modes:
         device: Where torch makes tensors.
         casts: Whether torch casts by itself, on which devices and to what.
         fast_path: Whether attention modules may take torch's own fast path.
-        environment: The environment's variables, where the model's code reads them.
+        environment: The environment's variables that the model's code reads, by the texts that
+            stand in that code.
     """
 
     dtype: torch.dtype
     device: torch.device
     casts: tuple[tuple[str, torch.dtype], ...]
     fast_path: bool
-    environment: Mapping[str, str] | None = None
+    environment: Mapping[str, str | None] | None = None
 
     @classmethod
     def now(cls, model: nn.Module | None = None) -> Modes:
         """The modes as they are."""
-        is_read = model is not None and bool(_names(model) & _ENVIRONMENT)
+        read = None if model is None else _variables(model)
         return cls(
             torch.get_default_dtype(),
             torch.get_default_device(),
             _casts(),
             torch.backends.mha.get_fastpath_enabled(),
-            dict(os.environ) if is_read else None,
+            None if read is None else {name: os.environ.get(name) for name in read},
         )
 
     def difference(self) -> str | None:
@@ -130,12 +131,9 @@ class Modes:
             return f"torch.autocast is {_words(_casts())}, and was {_words(self.casts)}"
         if torch.backends.mha.get_fastpath_enabled() is not self.fast_path:
             return f"the fast path of torch.backends.mha was {'on' if self.fast_path else 'off'}"
-        if self.environment is not None and os.environ != self.environment:
-            names = [
-                name
-                for name in {*os.environ, *self.environment}
-                if os.environ.get(name) != self.environment.get(name)
-            ]
+        was = self.environment or {}
+        names = [name for name, value in was.items() if os.environ.get(name) != value]
+        if names:
             return f"the environment's {', '.join(sorted(names))} was another"
         return None
 
@@ -166,6 +164,20 @@ def asks_for_devices(model: nn.Module) -> bool:
     """Whether the model's code may go another way on another kind of device."""
     names = _names(model)
     return bool(names & _KINDS) or {"device", "type"} <= names
+
+
+def _variables(model: nn.Module) -> set[str] | None:
+    """The variables of the environment that the model's code may read; None where it reads none.
+
+    Those are the texts that stand beside it in the code; all variables, where there are none.
+    """
+    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
+    codes = [code for code in reached(classes).codes if _ENVIRONMENT & {*code.co_names}]
+    texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
+    if not codes:
+        return None
+    is_named = all(any(isinstance(c, str) for c in code.co_consts) for code in codes)
+    return texts if is_named else {*os.environ, *texts}
 
 
 def _names(model: nn.Module) -> set[str]:

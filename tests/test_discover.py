@@ -317,7 +317,7 @@ def test_inputs_that_do_not_run_are_told() -> None:
 
 def call(*shapes: tuple[int, ...]) -> Call:
     tensors = tuple(torch.zeros(shape) for shape in shapes)
-    return call_of(tensors, {}, {0: "x", 1: "y"})
+    return call_of(torch.nn.Module(), tensors, {}, {0: "x", 1: "y"})
 
 
 class Works(nn.Module):

@@ -126,7 +126,7 @@ def test_a_failure_after_any_stage_leaves_nothing_behind(
 
     monkeypatch.setattr(module, stage, fails)
     unchanged = Unchanged(model)
-    with pytest.raises(error, match="on purpose"):
+    with pytest.raises((error, cachefree.CaptureError), match="on purpose"):
         cachefree.rewrite(model, (IDS[:2, :3],))
     unchanged.check()
 
@@ -248,10 +248,11 @@ def test_no_weight_is_computed_with() -> None:
 
     class Scaled(Small):
         def forward(self, ids, past=None):
-            READ.put(isinstance(self.out.weight * 2, FakeTensor))
+            READ.put(self.out.weight * 2)
             return super().forward(ids, past)
 
-    READ: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    READ: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
     cachefree.rewrite(small(Scaled), (IDS[:2, :3],))
-    seen = {READ.get() for _ in range(READ.qsize())}
-    assert seen == {True}
+    seen = [READ.get() for _ in range(READ.qsize())]
+    assert seen
+    assert all(isinstance(tensor, FakeTensor) for tensor in seen)

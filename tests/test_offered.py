@@ -64,7 +64,7 @@ def test_the_decoders_tokens_and_the_encoders_mask_are_given(build: type[nn.Modu
 
 def test_a_decoders_tokens_are_as_many_as_the_encoders_by_chance() -> None:
     model = MasksOffered()
-    call = call_of((), find_first_call(model).kwargs, {})
+    call = call_of(model, (), find_first_call(model).kwargs, {})
     paths = [leaf.path for leaf in call.leaves]
     _, groups = find_dimensions(model, call)
     rows = [{paths[place] for place, _ in group} for group in groups if group[0][1] == 1]

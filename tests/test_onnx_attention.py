@@ -109,7 +109,7 @@ def test_what_a_mask_allows(attend: Callable[..., Any], kernel: str) -> None:
     [
         (hardly_hidden, "it puts -50.0 among scores"),
         (shuffled_heads, "no attention reads it as keys and values"),
-        (swapped_heads, "is not read as attention reads keys and values"),
+        (swapped_heads, "are not the batch and heads"),
         (relative_to_first, "its weights go into aten.mul.Tensor"),
         (over_queries, "its softmax is not over the keys"),
         (negative, "its scores are multiplied by -0.5"),

@@ -66,8 +66,9 @@ def load_onnx(
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)
-    _check_names(session, description, file)
-    if others:
+    if not others:
+        _check_names(session, description, file)
+    else:
         session = _staged(session, others, description, providers, session_options)
     encoder = None
     beside = file.with_name(ENCODER_FILE)

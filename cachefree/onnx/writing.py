@@ -300,7 +300,9 @@ def default_opset() -> int:
     return min(_PREFERRED_OPSET, newest)
 
 
-def _export(program: torch.export.ExportedProgram, opset: int, matched: Matched | None) -> Any:
+def _export(
+    program: torch.export.ExportedProgram, opset: int, matched: Matched | None = None
+) -> Any:
     """The ``onnx_ir.Model`` of a program."""
     try:
         with _quiet_exporter():
@@ -452,10 +454,12 @@ def _origin(node: Any) -> str:
     return (target[1] if target else "an operator") + (f" ({line})" if line else "")
 
 
-def _save(model: Any, path: Path, weights: str) -> None:
+def _save(model: Any, path: Path, weights: str | None = None) -> None:
     import onnx_ir
 
-    onnx_ir.save(model, path, external_data=weights, size_threshold_bytes=256)
+    onnx_ir.save(
+        model, path, external_data=weights or data_file(path).name, size_threshold_bytes=256
+    )
 
 
 def _save_graph(model: Any, path: Path) -> None:

@@ -29,7 +29,7 @@ _MOVES = {
     aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.flatten.using_ints,
     aten.unflatten.int, aten.narrow.default, aten.cat.default, aten.stack.default, aten.t.default,
     aten.constant_pad_nd.default, aten.pad.default, aten.repeat.default, aten.movedim.int,
-    aten.squeeze.default, aten.flip.default, aten.roll.default,
+    aten.squeeze.default, aten.flip.default, aten.roll.default, aten.mT.default,
 }  # fmt: skip
 _FILLS = {
     aten.full.default, aten.ones.default, aten.zeros.default, aten.new_ones.default,
