@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .oracle import Outcome
+from .oracle import FAILURES, Outcome
 
 __all__ = ["main"]
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
                     log.write(f"{seed} {outcome.kind} {outcome.compared} {told} | {first}\n")
             if outcome.is_failure:
                 _show(seed, outcome, told, source, given.keep)
-    failures = sum(counts[kind] for kind in ("wrong", "crash", "slow"))
+    failures = sum(counts[kind] for kind in FAILURES)
     print(
         f"{given.count} {given.kind} from seed {given.seed}: "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -42,6 +42,10 @@ LIMIT = 240
 """Seconds after which a program is given up."""
 
 
+FAILURES = ("wrong", "crash", "slow", "idle")
+"""Idle: it was rewritten, and no call is inside its domain, so that nothing was compared."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A model and how it is called.
@@ -65,7 +69,7 @@ class Outcome:
 
     Attributes:
       kind: ``refused``, ``equal``; ``wrong`` (a wrong value), ``crash`` (an error that is none of
-        cachefree's), ``slow``; ``invalid`` where the program itself does not run.
+        cachefree's), ``slow``, ``idle``; ``invalid`` where the program itself does not run.
       text: The reason, or the failure.
       compared: How many calls were compared.
       outside: How many calls were outside the domain.
@@ -78,7 +82,7 @@ class Outcome:
 
     @property
     def is_failure(self) -> bool:
-        return self.kind in ("wrong", "crash", "slow")
+        return self.kind in FAILURES
 
 
 def judge(subject: Subject, grid: tuple[tuple[int, tuple[int, ...]], ...] = GRID) -> Outcome:
@@ -86,7 +90,7 @@ def judge(subject: Subject, grid: tuple[tuple[int, tuple[int, ...]], ...] = GRID
     if not _runs(subject, grid):
         return Outcome("invalid")
     try:
-        with _at_most(LIMIT):
+        with _at_most(LIMIT), _one_attention():
             rewritten = cachefree.rewrite(
                 subject.build(), subject.example, progress=False, **subject.options
             )
@@ -105,7 +109,8 @@ def judge(subject: Subject, grid: tuple[tuple[int, tuple[int, ...]], ...] = GRID
             if failure:
                 text = f"{failure}\n{rewritten.report}"
                 return Outcome("wrong", text, compared, outside)
-    return Outcome("equal", rewritten.report.verdict.name, compared, outside)
+    kind = "equal" if compared else "idle"
+    return Outcome(kind, rewritten.report.verdict.name, compared, outside)
 
 
 def _runs(subject: Subject, grid: tuple[tuple[int, tuple[int, ...]], ...]) -> bool:
