@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from cachefree.trials import Trials
 __all__ = ["Found", "Search"]
 
 log = logging.getLogger(__name__)
-_BY_NAME = 2.0  # the score from which on a place is a cache's by its name
+# Scores of places that are a cache's by name and by form, by name, and by neither.
+_TIERS = ((3.0, math.inf), (2.0, 3.0), (-math.inf, 2.0))
 _SURE = re.compile(r"past|cache|(^|_)kvs?(_|$)|^mems?$", re.IGNORECASE)
 _FLAGS = re.compile(r"cache|present|past|state|mem|incremental|return", re.IGNORECASE)
 
@@ -181,8 +183,9 @@ class Search:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
         queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
-        for is_named in (True, False):  # no other argument is tried where one by name will do
-            if not is_named and self._has_sure_name(args, kwargs):
+        for least, most in _TIERS:  # no other argument is tried where one by name will do
+            is_sure, is_last = math.isinf(most), math.isinf(least)
+            if accepted or (is_last and self._has_sure_name(args, kwargs)):
                 break
             for query in queries:
                 runs = self.trials.first_runs(call, query)
@@ -190,8 +193,8 @@ class Search:
                     continue
                 offered = candidates(self.signature, args, kwargs, runs.part, self.wanted)
                 for score, links in offered:
-                    is_likely = score >= _BY_NAME or bool(self.wanted or self.carry)
-                    if is_likely is not is_named:
+                    told = self.wanted or self.carry
+                    if not (is_sure if told else least <= score < most):
                         continue
                     accepted_by = self.trials.accepts(call, query, links, runs)
                     if accepted_by is None:
@@ -205,7 +208,7 @@ class Search:
                         ),
                     )
                     found = Found(args, kwargs, call, groups, query, links, total, tokens, notes)
-                    if is_named:
+                    if is_sure:
                         return found
                     accepted.append((score, found))
                 if accepted:
