@@ -73,7 +73,14 @@ def twin_of(case: KeptCase, model: torch.nn.Module) -> torch.nn.Module:
     return model if case.name == "dict_by_uuid" else case.build()
 
 
-@on_each_case
+QUICK = ("dict_by_uuid", "rows_at_start_pos", "narrowed_rows")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case.name in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in KEPT],
+    ids=str,
+)
 def test_onnx_file_keeps_the_cache_too(case: KeptCase, tmp_path: Any) -> None:
     if case.name in ("dict_by_uuid", "dataclasses", "list_and_flag", "prefill_and_decode"):
         pytest.skip("made of the same parts as the others")

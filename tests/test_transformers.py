@@ -26,6 +26,8 @@ CAUSAL = {
     "llama": "rotary positions, grouped heads",
     "mistral": "a window on every layer: a count in Python, past and beyond the window",
     "bart": "a decoder alone, its mask as long as its tokens or longer",
+}
+SLOWER = {
     "bloom": "positions from the mask, as a bias",
     "opt": "positions counted from the mask",
     "falcon": "one head of keys for all queries",
@@ -33,15 +35,13 @@ CAUSAL = {
     "phi": "rotary positions on a part of each head",
     "mpt": "a bias, and no positions among the inputs",
     "xglm": "positions from a table of sines",
-}
-SLOWER = {
     "gemma2": "windows on every other layer, scores capped",
     "mixtral": "a mixture of experts, as one grouped product",
     "gpt_oss": "a window, a mixture of experts, and sinks of attention",
     "deepseek_v3": "latent attention, a mixture of experts beside a shared one",
 }
 NAMES = [*CAUSAL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)]
-GENERATING = ("llama", "mistral")
+GENERATING = ("llama", pytest.param("mistral", marks=pytest.mark.slow))
 
 
 @functools.cache
@@ -168,7 +168,7 @@ def kind_of(name: str) -> str:
 @functools.cache
 def rewritten_seq2seq(name: str) -> tuple[Any, cachefree.Rewritten]:
     with torch.no_grad():
-        sizes = {"num_decoder_layers": 1} if name in SEQ2SEQ else {}
+        sizes = {"num_layers": 1, "num_decoder_layers": 1} if name in SEQ2SEQ else {}
         model = tiny_model(kind_of(name), name, sizes)
     model.generation_config.decoder_start_token_id = 2
     return model, cachefree.rewrite(model)
