@@ -2,8 +2,9 @@
 
 A registry that is filled when a function first sees a type is state outside of the model, and yet
 no call can tell whether it is filled. So entries that captures add to dicts, and that hold neither
-tensors nor sizes, are accepted if every path is captured again with all of them in place, comes out
-as the same graph, and adds nothing more.
+tensors nor sizes, are accepted if every path that adds any adds the same ones, so that they are all
+there or none, and every path is captured again with all of them in place, comes out as the same
+graph, and adds nothing more.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def added(value: Any, contents: Any) -> dict[Any, Any] | None:
 
 def _is_plain(value: Any, depth: int = _DEPTH) -> bool:
     """Whether nothing that a call computes is in a value."""
-    if isinstance(value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)):
+    if isinstance(value, (type, bool, int, float, str, bytes, type(None))):
+        return True
+    sizes = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    if depth == 0 or isinstance(value, (torch.Tensor, torch.nn.Module, *sizes)):
         return False
-    if depth == 0 or isinstance(value, (type, torch.nn.Module)):
-        return not isinstance(value, torch.nn.Module)
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(_is_plain(part, depth - 1) for part in value)
     if isinstance(value, Mapping):
@@ -76,6 +78,7 @@ class Memos:
     is_open: bool = False
     names: list[str] = field(default_factory=list)
     _additions: Additions = field(default_factory=dict)
+    _keys: set[frozenset[tuple[int, Any]]] = field(default_factory=set)
     _idle: dict[tuple[int, Any], tuple[Any, Any, Any]] = field(default_factory=dict)
     _again: list[Callable[[], bool]] = field(default_factory=list)
 
@@ -97,6 +100,7 @@ class Memos:
         self.is_open = is_open
         self.names.clear()
         self._additions.clear()
+        self._keys.clear()
         self._idle.clear()
         self._again.clear()
 
@@ -108,6 +112,9 @@ class Memos:
             names: To what, in words.
             again: Captures the path again; whether the same came out and nothing was added.
         """
+        if additions:
+            pairs = ((place, key) for place, (_, part) in additions.items() for key in part)
+            self._keys.add(frozenset(pairs))
         for key, (container, entries) in additions.items():
             self._additions.setdefault(key, (container, {}))[1].update(entries)
         self.names += names
@@ -127,6 +134,8 @@ class Memos:
         return (id(container), key) in self._idle
 
     def _confirm(self) -> None:
+        if len(self._keys) > 1:  # a call may then find some of them there and others not
+            raise outside_state(self.names)
         if self._additions or self._idle:
             with self._in_place():
                 is_same = all(map(_is_same, self._again))

@@ -8,6 +8,7 @@ ONNX file's external data has, so that one can point into the other.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
 
-__all__ = ["Stored", "stored_weights"]
+__all__ = ["Stored", "listed", "stored_weights"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -63,10 +64,7 @@ class Stored:
     @property
     def length(self) -> int:
         """Its size in bytes."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def stored_weights(source: Any) -> dict[str, Stored]:
@@ -98,7 +96,7 @@ def stored_weights(source: Any) -> dict[str, Stored]:
         if both:
             raise CacheFreeError(
                 Refusal(
-                    f"Two sources of weights hold {_listed(both)}.",
+                    f"Two sources of weights hold {listed(both)}.",
                     remedy="Give each weight once.",
                 )
             )
@@ -171,7 +169,7 @@ def _in_shards(path: Path) -> Iterator[Stored]:
         if lacking:
             raise CacheFreeError(
                 Refusal(
-                    f"The shard {shard} does not hold {_listed(lacking)}.",
+                    f"The shard {shard} does not hold {listed(lacking)}.",
                     why=f"{path.name} says that it does.",
                     remedy="Fetch the shard again.",
                 )
@@ -270,5 +268,6 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first of several names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,12 +90,11 @@ class _Plan:
 
     def stream(self, value: Any, source: Stored | torch.Tensor, dtype: torch.dtype) -> None:
         """Appends a tensor to the data file."""
-        count = 1
-        for size in source.shape:
-            count *= size
         end = self.streamed[-1].offset + self.streamed[-1].length if self.streamed else 0
         offset = -(-end // _ALIGNMENT) * _ALIGNMENT
-        self.streamed.append(_Streamed(value, dtype, offset, count * dtype.itemsize, source))
+        self.streamed.append(
+            _Streamed(value, dtype, offset, math.prod(source.shape) * dtype.itemsize, source)
+        )
 
     def digest(self) -> str:
         """A name for what the data file will hold."""

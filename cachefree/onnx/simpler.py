@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["PREVIOUS", "SIMPLER", "Result"]
+__all__ = ["LEAST", "PREVIOUS", "SIMPLER", "Result"]
 
 aten = torch.ops.aten
 _ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
-_LEAST = -1e30
+LEAST = -1e30
+"""A number that hides a key, and that a kernel does not take for "no key at all" as it does the
+lowest number of float32: where a row has no other, it still weighs all keys alike."""
 PREVIOUS = object()
 """Stands for the result of the step before."""
 
@@ -79,7 +81,7 @@ def _kept_from_lowest(mask: Any) -> Steps:
     A row of it alone gives the mean of the values, and zeros in ONNX Runtime.
     """
     dtype = mask.meta["val"].dtype
-    least = max(_LEAST, torch.finfo(dtype).min / 2)
+    least = max(LEAST, torch.finfo(dtype).min / 2)
     return [
         (aten.eq.Scalar, (mask, -math.inf)),
         (aten.clamp_min.default, (mask, least)),

@@ -7,6 +7,7 @@ states, and what every layer reads (masks, tables of positions).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -170,10 +171,7 @@ def _cuts(model: Any, nodes: Sequence[Any], count: int) -> list[int]:
 
 
 def _bytes_of(value: Any) -> int:
-    count = 1
-    for size in value.shape or ():
-        count *= int(size)
-    return int(count * value.dtype.itemsize)
+    return int(math.prod(map(int, value.shape or ())) * value.dtype.itemsize)
 
 
 class _Splitter:

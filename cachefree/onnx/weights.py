@@ -10,7 +10,7 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
 from cachefree.fakes import has_no_values
-from cachefree.onnx.checkpoints import Stored, stored_weights
+from cachefree.onnx.checkpoints import Stored, listed, stored_weights
 
 __all__ = ["Matched", "Weights", "matched_weights"]
 
@@ -94,7 +94,7 @@ def matched_weights(weights: Any, rewritten: Any) -> Matched:
     if weights.strict and extra:
         refusals.append(
             Refusal(
-                f"The model has no {_listed(extra)}.",
+                f"The model has no {listed(extra)}.",
                 remedy="Give Weights(..., rename=...) where it has them under other names, "
                 "Weights(..., strict=False) to leave them out.",
             )
@@ -215,7 +215,3 @@ def _missing(name: str, tensor: torch.Tensor, *, is_saved: bool) -> Refusal:
 
 def _said(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -13,9 +13,9 @@ from torch import fx
 from cachefree.onnx.attention.chain import MaskStep, NoSiteError
 from cachefree.onnx.attention.site import Site
 from cachefree.onnx.attention.values import Shapes, SizeNodes
+from cachefree.onnx.simpler import LEAST
 
 __all__ = [
-    "LEAST",
     "check_fills",
     "lowest_kept",
     "mask_of",
@@ -24,9 +24,6 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
-LEAST = -1e30
-"""A number that hides a key, and that a kernel does not take for "no key at all" as it does the
-lowest number of float32: where a row has no other, it still weighs all keys alike."""
 _HIDES = -1e9
 
 
