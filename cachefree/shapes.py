@@ -9,7 +9,7 @@ on tensors without storage.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cachefree.explaining import silenced
 from cachefree.laws.evaluation import apply
-from cachefree.sizes import size_symbol
+from cachefree.sizes import size_symbol, symbols_of
 from cachefree.terms import Term, replace_operands, topological
 
 __all__ = ["Signatures"]
@@ -38,7 +38,8 @@ class Signatures:
         for term in topological(outputs):
             if term.op not in ("input", "attribute", "constant", "item"):
                 found.setdefault(_signature(term), term)
-        self.terms: Sequence[Term] = tuple(found.values())
+        self._symbols = {term: _symbols_of(term) for term in found.values()}
+        self._held: dict[Any, bool] = {}
         self._known: dict[tuple[tuple[str, int], ...], Term | None] = {}
 
     def hold(self, sizes: Mapping[str, int]) -> bool:
@@ -58,9 +59,13 @@ class Signatures:
 
     def _broken(self, sizes: Mapping[str, int]) -> Term | None:
         values = {size_symbol(name): size for name, size in sizes.items()}
+        numbers: dict[Any, Any] = {}
         with silenced(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            for term in self.terms:
-                if not _holds(term, values):
+            for term, symbols in self._symbols.items():
+                key = (term, tuple(map(sizes.get, symbols)))
+                if key not in self._held:
+                    self._held[key] = _holds(term, values, numbers)
+                if not self._held[key]:
                     return term
         return None
 
@@ -74,12 +79,42 @@ def _signature(term: Term) -> Any:
     return (term.op, replace_operands(term.args, describe), term.shape)
 
 
-def _holds(term: Term, values: Mapping[sympy.Symbol, int]) -> bool:
+def _symbols_of(term: Term) -> list[str]:
+    """The sizes that an operator on its own depends on."""
+    found: set[sympy.Symbol] = set()
+
+    def collect(part: Any) -> Any:
+        if isinstance(part, Term):
+            for size in part.payload if part.shape is None else part.shape:
+                collect(size)
+        elif isinstance(part, (tuple, list)):
+            for size in part:
+                collect(size)
+        else:
+            found.update(symbols_of([part]))
+        return part
+
+    replace_operands(term.args, collect)
+    collect(term)
+    return sorted(map(str, found))
+
+
+def _holds(term: Term, values: Mapping[sympy.Symbol, int], numbers: dict[Any, Any]) -> bool:
+    """Whether an operator gives the sizes that were written down.
+
+    Args:
+        term: The operator.
+        values: The number for each symbol.
+        numbers: Those of expressions that are known by now.
+    """
+
     def number(expr: Any) -> Any:
         if not isinstance(expr, sympy.Basic):
             return expr
-        found = expr.subs(values)
-        return int(found) if found.is_integer else float(found)
+        if expr not in numbers:
+            found = expr.subs(values)
+            numbers[expr] = int(found) if found.is_integer else float(found)
+        return numbers[expr]
 
     def tensor(shape: Any, dtype: Any, device: Any) -> torch.Tensor:
         return torch.empty([number(size) for size in shape], dtype=dtype, device=device)

@@ -158,20 +158,14 @@ class SizeEnvironment(ShapeEnv):
                 orig_expr, hint, fx_node, size_oblivious, fallback_value, forcing_spec=forcing_spec
             )
 
-        orig_expr = _with_numbers(orig_expr)
-        if orig_expr.is_number or isinstance(
-            orig_expr, (sympy.logic.boolalg.BooleanTrue, sympy.logic.boolalg.BooleanFalse)
-        ):
+        orig_expr, symbols = _with_numbers(orig_expr)
+        if symbols is None:
             return orig_expr
-        if not orig_expr.free_symbols <= self.backed_var_to_val.keys():
+        if not symbols <= self.backed_var_to_val.keys():
             return ask_torch()  # sizes that depend on values: torch refuses with its own words
-        inside_operator, where = asking_line(sys._getframe(1))
-        inside_operator = inside_operator and not self.is_asked_by_users
-        pretends = (
-            bool(self.asked)
-            and not inside_operator
-            and bool(orig_expr.free_symbols & self.asked.keys())
-        )
+        asker = sys._getframe(1)
+        inside_operator = _is_operator(asker) and not self.is_asked_by_users
+        pretends = bool(self.asked) and not inside_operator and bool(symbols & self.asked.keys())
         answer = self._answers.get((orig_expr, pretends))
         if answer is None:
             values = (
@@ -183,11 +177,11 @@ class SizeEnvironment(ShapeEnv):
             fact = orig_expr if answer is sympy.true else sympy.Not(orig_expr)
         else:
             fact = sympy.Eq(orig_expr, answer)
-        question = Question(fact, where, froze=not asks_truth)
-        if inside_operator and asks_truth:
-            self.operator_questions.setdefault(fact, question)
-        else:
-            self.questions.setdefault((fact, where), question)
+        if not (inside_operator and asks_truth):
+            where = user_line(asker)
+            self.questions.setdefault((fact, where), Question(fact, where, froze=not asks_truth))
+        elif fact not in self.operator_questions:
+            self.operator_questions[fact] = Question(fact, user_line(asker))
         if pretends:
             return answer
         if not asks_truth or (answer is sympy.true and isinstance(orig_expr, sympy.Eq)):
@@ -195,50 +189,47 @@ class SizeEnvironment(ShapeEnv):
         return answer
 
 
-def _with_numbers(expr: sympy.Basic) -> sympy.Basic:
-    """``n == True`` as Python has it: ``n == 1``."""
-    if not expr.atoms(sympy.logic.boolalg.BooleanAtom):
-        return expr
-    return expr.replace(
-        lambda part: (
-            isinstance(part, sympy.core.relational.Relational)
-            and any(side in (sympy.true, sympy.false) for side in part.args)
-        ),
-        lambda part: part.func(
-            *(
-                sympy.Integer(side is sympy.true) if side in (sympy.true, sympy.false) else side
-                for side in part.args
-            )
-        ),
-    )
+@functools.lru_cache(maxsize=4096)
+def _with_numbers(expr: sympy.Basic) -> tuple[sympy.Basic, frozenset[sympy.Basic] | None]:
+    """``n == True`` as Python has it, ``n == 1``, and its symbols; None for a constant."""
+    if expr.atoms(sympy.logic.boolalg.BooleanAtom):
+        expr = expr.replace(
+            lambda part: (
+                isinstance(part, sympy.core.relational.Relational)
+                and any(side in (sympy.true, sympy.false) for side in part.args)
+            ),
+            lambda part: part.func(
+                *(
+                    sympy.Integer(side is sympy.true) if side in (sympy.true, sympy.false) else side
+                    for side in part.args
+                )
+            ),
+        )
+    is_constant = expr.is_number or expr in (sympy.true, sympy.false)
+    return expr, None if is_constant else frozenset(expr.free_symbols)
 
 
 _PYTHON_ASKS = ("__bool__", "__int__", "__index__", "__float__", "__len__")
 
 
-def asking_line(frame: FrameType | None) -> tuple[bool, SourceLine | None]:
-    """Whether an operator asks (in C++, or while it is dispatched), and the user's line."""
-    start = frame
+def _is_operator(frame: FrameType | None) -> bool:
+    """Whether an operator asks (in C++, or while it is dispatched), and no line of the user's."""
     asked_in_python = False
     while frame is not None:
         name = frame.f_code.co_name
         if name == "__torch_dispatch__":
-            return True, user_line(start)
+            return True
         if name in _PYTHON_ASKS:
             asked_in_python = True
-        if not _is_foreign(frame):
+        if not _is_foreign_file(frame.f_code.co_filename):
             break
         frame = frame.f_back
-    return not asked_in_python, user_line(start)
+    return not asked_in_python
 
 
 def _is_of_this_package(file: str) -> bool:
     """Whether a file is cachefree's own, and no example that is shipped with it."""
     return file.startswith(_HERE) and not os.path.basename(file).startswith("demo")
-
-
-def _is_foreign(frame: FrameType) -> bool:
-    return _is_foreign_file(frame.f_code.co_filename)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -256,6 +247,7 @@ def user_line(frame: FrameType | None) -> SourceLine | None:
     return None
 
 
+@functools.lru_cache(maxsize=4096)
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
     return not (
