@@ -428,6 +428,19 @@ class RegistryThatMatters(Base):
         return self.head(self.blocks[0].attend(q, k, v)), (k, v)
 
 
+class RegistryHalfFilled(Base):
+    """A later call tells the first one before it from a later one by what they left."""
+
+    def forward(self, ids, past=None):
+        q, k, v = self.blocks[0].heads(self.embed(ids, past[0].shape[2] if past else 0))
+        if past is not None:
+            k, v = join(past, k, v)
+            if "first" in SEEN and "later" not in SEEN:
+                k = k * 2
+        SEEN["first" if past is None else "later"] = Backend
+        return self.head(self.blocks[0].attend(q, k, v)), (k, v)
+
+
 class RemarkThatIsRead(Remarks):
     """The weights that the last call left decide, by their size, what the next one does."""
 
@@ -576,6 +589,7 @@ REFUSED: tuple[Refused, ...] = (
     Refused("attended_zero_row", seeded(AttendedZeroRow), ("by_class.py",),
             (torch.zeros(2, 5, WIDTH),)),
     Refused("registry_that_matters", seeded(RegistryThatMatters), ("outside of itself", "SEEN")),
+    Refused("registry_half_filled", seeded(RegistryHalfFilled), ("outside of itself", "SEEN")),
     Refused("weights_that_are_read", seeded(RemarkThatIsRead), ("scores",)),
     Refused("casts_on", seeded(HalfPrecision), ("autocast", "by_class.py")),
     Refused("retention", seeded(Retention), ("by_class.py",)),
