@@ -44,7 +44,7 @@ class WeightsAsFakes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _LIFTS:
+        if func in _LIFTS or (not kwargs and self._all_fake(args)):
             return func(*args, **(kwargs or {}))
         leaves, structure = tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -56,11 +56,23 @@ class WeightsAsFakes(TorchDispatchMode):
             args, kwargs = tree_unflatten(leaves, structure)
         return func(*args, **(kwargs or {}))
 
+    def _all_fake(self, args: tuple[Any, ...]) -> bool:
+        """Whether all operands are, as they mostly are; False where there are lists of them."""
+        has_fake = False
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                if not self._is_fake(arg):
+                    return False
+                has_fake = True
+            elif isinstance(arg, (list, tuple)) and any(isinstance(a, torch.Tensor) for a in arg):
+                return False
+        return has_fake
+
     def _is_fake(self, tensor: torch.Tensor) -> bool:
         return isinstance(tensor, FakeTensor) and tensor.fake_mode is self.mode
 
     def _has_no_values(self, tensor: torch.Tensor) -> bool:
-        return has_no_values(tensor) and not self._is_fake(tensor)
+        return not self._is_fake(tensor) and has_no_values(tensor)
 
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake tensor that stands for a tensor of the model."""

@@ -19,7 +19,7 @@ from cachefree.explaining import depends_on_values, explained
 from cachefree.fakes import device_of
 from cachefree.offered import completions, main_inputs, resized_as_told
 from cachefree.signatures import signature_of
-from cachefree.structure import flatten, leaf_paths
+from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_device"]
 
@@ -34,7 +34,7 @@ BATCH, QUERY, FEATURES = 3, 5, 4
 _MOST_RESIZED = 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class FirstCall:
     """How the model is called first.
 
@@ -44,6 +44,8 @@ class FirstCall:
         assumed: What was assumed to find them, in words.
         is_given: Whether the user gave them.
         plainer: The same call without the inputs that were added to it, if any were.
+        result: The leaves and the structure of what it returned on fake tensors, once it ran.
+        leaves_nothing: Whether it is known to leave nothing behind on the model or its arguments.
     """
 
     args: tuple[Any, ...]
@@ -51,6 +53,8 @@ class FirstCall:
     assumed: tuple[str, ...] = ()
     is_given: bool = True
     plainer: FirstCall | None = None
+    result: tuple[list[Any], Structure] | None = None
+    leaves_nothing: bool = False
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -169,13 +173,15 @@ def _from_main_input(model: nn.Module) -> FirstCall | None:
     for inputs in main_inputs(model, model_device(model), model_dtype(model)):
         told = next(iter(completions(model, inputs)), (inputs, ""))[0]
         assumed = tuple(f"{name}: {_words(value)}" for name, value in told.items())
-        error = _runs(model, FirstCall((), told, assumed, False))
+        first = FirstCall((), told, assumed, False)
+        error = _runs(model, first)
         if error is None:
-            return FirstCall((), told, assumed, False)
+            return first
         for other in itertools.islice(resized_as_told(told, str(error)), _MOST_RESIZED):
             assumed = tuple(f"{name}: {_words(value)}" for name, value in other.items())
-            if _runs(model, FirstCall((), other, assumed, False)) is None:
-                return FirstCall((), other, assumed, False)
+            first = FirstCall((), other, assumed, False)
+            if _runs(model, first) is None:
+                return first
     return None
 
 
@@ -190,7 +196,7 @@ def _given(example_inputs: Any) -> FirstCall:
 def _runs(model: nn.Module, first: FirstCall) -> Exception | None:
     """None where the call runs on fake tensors, else what it raised."""
     try:
-        run_on_fakes(model, call_of(model, first.args, first.kwargs, {}), {})
+        first.result = run_on_fakes(model, call_of(model, first.args, first.kwargs, {}), {})
     except Exception as error:  # noqa: BLE001 - the model may raise anything
         return error
     return None

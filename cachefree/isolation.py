@@ -125,13 +125,16 @@ def _is_memo(modules: dict[str, torch.nn.Module], change: StateChange) -> bool:
     return isinstance(getattr(kind, change.attribute, None), functools.cached_property)
 
 
+_ATOMS = frozenset((bool, int, float, str, torch.Tensor, torch.nn.Parameter, type(None)))
+
+
 def _remember(module: torch.nn.Module) -> dict[str, tuple[Any, Any]]:
     return {name: (value, _contents(value)) for name, value in vars(module).items()}
 
 
 def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
     """A copy of the containers and plain objects in ``value``; the rest by reference."""
-    if id(value) in above:
+    if type(value) in _ATOMS or id(value) in above:
         return None
     above = (*above, id(value))
     if is_plain_object(value):

@@ -109,6 +109,8 @@ class Search:
         for flags in self._flag_choices():
             args, kwargs = self.first.args, {**self.first.kwargs, **flags}
             call = call_of(self.model, args, kwargs, self.names)
+            if self.first.result is not None and not flags:
+                self.trials.known = (call, self.first.result)
             try:
                 call, groups = find_dimensions(self.model, call)
             except Exception as error:  # noqa: BLE001 - the model may raise anything

@@ -58,6 +58,7 @@ class Trials:
         is_told: Whether the user said which arguments carry the cache.
 
     Attributes:
+        known: A call and the leaves and the structure of its result, where that is known.
         failures: What did not run, in words.
         opaque: Names of classes in results in which no tensor was found.
     """
@@ -65,6 +66,7 @@ class Trials:
     def __init__(self, model: nn.Module, *, is_told: bool) -> None:
         self.model = model
         self.is_told = is_told
+        self.known: tuple[Call, tuple[list[Any], Structure]] | None = None
         self.failures: list[str] = []
         self.opaque: dict[str, None] = {}
         self._first_runs: dict[Any, FirstRuns] = {}
@@ -86,7 +88,10 @@ class Trials:
             return None
 
     def _result(self, call: Call) -> Any:
-        leaves, structure = run_on_fakes(self.model, call, {})
+        if self.known and _is_same_call(self.known[0], call):
+            leaves, structure = self.known[1]
+        else:
+            leaves, structure = run_on_fakes(self.model, call, {})
         self.opaque.update(dict.fromkeys(_opaque(structure)))
         return structure.rebuild(leaves)
 
@@ -264,6 +269,10 @@ def _run_values(
         for leaf in leaves
     )
     return run_on_fakes(model, Call(structure, specs), {}, log_calls)
+
+
+def _is_same_call(one: Call, other: Call) -> bool:
+    return one.structure is other.structure and one.leaves == other.leaves
 
 
 def _same_sizes(one: Any, other: Any) -> bool:

@@ -20,7 +20,7 @@ from cachefree.lifting.idle import without_idle
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Argument, Plan, Position, Slot
 from cachefree.lifting.roots import roots_of
-from cachefree.lifting.watching import Probe
+from cachefree.lifting.watching import Probe, Writes
 from cachefree.structure import flatten
 
 __all__ = ["Lifting", "find_lifting", "first_call"]
@@ -53,7 +53,11 @@ def first_call(model: nn.Module, example_inputs: Any, methods: Sequence[str]) ->
     Raises:
         CaptureError: the given inputs do not run, or none were found.
     """
-    return find_first_call(_Shielded(model, methods), example_inputs)
+    shielded = _Shielded(model, methods)
+    first = find_first_call(shielded, example_inputs)
+    if first is not example_inputs:
+        first.leaves_nothing = not shielded.has_changed
+    return first
 
 
 def find_lifting(
@@ -72,6 +76,8 @@ def find_lifting(
         with_optional: Whether to try an empty dict for each argument that may be left out.
     """
     first = first_call(model, example_inputs, methods)
+    if first.leaves_nothing and not with_optional:
+        return None
     signature = _Shielded(model, methods).own_signature
     named = dict(signature.bind(*first.args, **first.kwargs).arguments)
     if not with_optional:
@@ -89,13 +95,24 @@ def find_lifting(
 
 
 class _Shielded(Facade):
-    """A model whose calls leave nothing behind, neither on it nor in what it is given."""
+    """A model whose calls leave nothing behind, neither on it nor in what it is given.
+
+    Attributes:
+        has_changed: Whether some call put or wrote anything there, as far as it ran.
+    """
+
+    def __init__(self, model: nn.Module, methods: Sequence[str]) -> None:
+        super().__init__(model, methods)
+        self.__dict__["has_changed"] = False
 
     def invoke(self, named: Mapping[str, Any], *, is_first: bool) -> Any:
         contents = Contents({**roots_of(self.model), "arguments": dict(named)})
+        writes = Writes(dict(contents.tensors()), ())
         try:
-            return super().invoke(named, is_first=is_first)
+            with writes:
+                return super().invoke(named, is_first=is_first)
         finally:
+            self.__dict__["has_changed"] |= bool(writes.written) or bool(contents.changes())
             contents.restore()
 
 

@@ -16,7 +16,7 @@ from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot, describe
 from cachefree.structure import flatten
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "Writes"]
 
 
 class Probe(Lifted):
@@ -37,7 +37,7 @@ class Probe(Lifted):
             if slot.kind == "entry"
             for leaf in flatten(lookup(scene.roots[slot.place.root], slot.place.steps))[0]
         ]
-        self.__dict__["writes"] = stack.enter_context(_Writes(tensors, entries))
+        self.__dict__["writes"] = stack.enter_context(Writes(tensors, entries))
         return stack
 
     def _unforeseen(self, scene: Any) -> None:
@@ -69,7 +69,7 @@ _VIEWS = frozenset(
 )
 
 
-class _Writes(TorchFunctionMode):
+class Writes(TorchFunctionMode):
     """Sees writes to tensors, also through views of them.
 
     Args:
