@@ -5,7 +5,6 @@ The parameters and buffers are the model's own.
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
+from torch.utils._sympy.functions import Max, Min
 
-from cachefree.errors import CaptureError
+from cachefree.execution import make_quick
+from cachefree.size_nodes import SizeNodes
 from cachefree.terms import Term, topological
 
 __all__ = ["emit", "mirror"]
@@ -73,52 +73,8 @@ def assemble(
     module._parameters, module._buffers = root._parameters, root._buffers
     module._non_persistent_buffers_set = root._non_persistent_buffers_set
     module.training = False
-    _make_traceable(module)
+    make_quick(module)
     return module
-
-
-def _make_traceable(module: fx.GraphModule) -> None:
-    """Lets ``torch.jit.trace`` see sizes: operators called by overload take plain numbers."""
-    cls: Any = type(module)
-    run = cls.forward
-
-    @functools.wraps(run)
-    def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return _Traced(self).run(*args)
-        return run(self, *args, **kwargs)
-
-    cls.forward = forward
-
-
-class _Traced(fx.Interpreter):
-    """Runs a graph by Python's bindings, whose arguments ``torch.jit.trace`` records."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target in _EXTREMES and any(isinstance(arg, torch.Tensor) for arg in args):
-            return _EXTREMES[target](*map(torch.as_tensor, args))
-        if not isinstance(target, torch._ops.OpOverload) or not _takes_traced_sizes(target, args):
-            return super().call_function(target, args, kwargs)
-        if target is aten.slice.Tensor:
-            source, dim, *bounds = args
-            index = [slice(None)] * source.dim()
-            index[dim] = slice(*bounds)
-            return source[tuple(index)]
-        name = target._schema.name.removeprefix("aten::")
-        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
-        return function(*args, **kwargs)
-
-
-_EXTREMES: dict[Any, Any] = {torch.sym_max: torch.maximum, torch.sym_min: torch.minimum}
-
-
-def _takes_traced_sizes(target: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether a number among the arguments is a tensor, as sizes are while they are traced."""
-    for argument, value in zip(target._schema.arguments, args, strict=False):
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        if "Tensor" not in str(argument.type) and any(isinstance(v, torch.Tensor) for v in values):
-            return True
-    return False
 
 
 def mirror(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -162,7 +118,7 @@ class _Writer:
         self.outputs = outputs
         self.graph = fx.Graph(tracer_cls=_BufferTracer)
         self.nodes: dict[Term, fx.Node] = {}
-        self.sizes: dict[Any, Any] = {}
+        self.sizes = SizeNodes(self.graph)
         self.constants: dict[str, torch.Tensor] = {}
         self.device_node: fx.Node | None = None
         self.device: torch.device | None = None
@@ -172,7 +128,7 @@ class _Writer:
             node = self.graph.placeholder(_identifier(name))
             self.nodes[term] = node
             self.device = self.device or term.device
-        self._find_sizes()
+        self.sizes.find([(term, self.nodes[term]) for _, term in self.inputs])
         order = sorted(topological(term for _, term in self.outputs), key=lambda term: term.number)
         for term in order:
             if term not in self.nodes:
@@ -191,84 +147,6 @@ class _Writer:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return self.graph
-
-    def _find_sizes(self) -> None:
-        """Where each size symbol is read.
-
-        A dimension that is the symbol, else one that it can be solved from.
-        """
-        pending: list[tuple[fx.Node, int, Any]] = []
-        for _, term in self.inputs:
-            for dim, size in enumerate(term.sizes):
-                if isinstance(size, sympy.Symbol):
-                    self._define(size, self.nodes[term], dim)
-                elif isinstance(size, sympy.Basic):
-                    pending.append((self.nodes[term], dim, size))
-        for node, dim, size in pending:
-            unknown = [symbol for symbol in size.free_symbols if symbol not in self.sizes]
-            if unknown and size not in self.sizes:
-                # rows of a convolution with a stride tell their own number, and not that of theirs
-                self.sizes[size] = self.graph.call_method("size", (node, dim))
-            if len(unknown) == 1 and _is_affine(size, unknown[0]):
-                whole = sympy.Dummy("whole", integer=True)
-                solved = sympy.solve(sympy.Eq(whole, size), unknown[0])
-                if len(solved) == 1:
-                    self.sizes[whole] = self.graph.call_method("size", (node, dim))
-                    self.sizes[unknown[0]] = self._size(solved[0])
-
-    def _define(self, symbol: sympy.Symbol, node: fx.Node, dim: int) -> None:
-        if symbol not in self.sizes:
-            size = self.graph.call_method("size", (node, dim))
-            self.sizes[symbol] = size
-
-    def _size(self, expr: Any) -> Any:
-        """The node that computes a size expression."""
-        if not isinstance(expr, sympy.Basic):
-            return expr
-        if expr.is_Integer:
-            return int(expr)
-        if expr.is_Float or expr.is_Rational:
-            return float(expr)
-        if expr not in self.sizes:
-            self.sizes[expr] = self._computed(expr)
-        return self.sizes[expr]
-
-    def _computed(self, expr: sympy.Basic) -> Any:
-        if isinstance(expr, sympy.Symbol):
-            raise CaptureError(f"The size {expr} cannot be read from any input of the graph.")
-        call = self.graph.call_function
-        if isinstance(expr, sympy.Add):
-            for size in list(self.sizes):
-                rest = sympy.expand(expr - size)
-                if len(size.args) > 1 and rest.free_symbols < expr.free_symbols:
-                    return call(operator.add, (self.sizes[size], self._size(rest)))
-            positive = [arg for arg in expr.args if not arg.could_extract_minus_sign()]
-            negative = [-arg for arg in expr.args if arg.could_extract_minus_sign()]
-            total = self._size(positive[0]) if positive else 0
-            for arg in positive[1:]:
-                total = call(operator.add, (total, self._size(arg)))
-            for arg in negative:
-                total = call(operator.sub, (total, self._size(arg)))
-            return total
-        function = next((f for cls, f in _SIZE_FUNCTIONS if isinstance(expr, cls)), None)
-        if function is not None:
-            values = [self._size(arg) for arg in expr.args]
-            total = values[0]
-            for value in values[1:]:
-                total = call(function, (total, value))
-            return total
-        if isinstance(expr, sympy.Pow) and expr.exp.is_Integer and expr.exp > 0:
-            base = self._size(expr.base)
-            total = base
-            for _ in range(int(expr.exp) - 1):
-                total = call(operator.mul, (total, base))
-            return total
-        if type(expr).__name__ in _FLOAT_FUNCTIONS:
-            function = _FLOAT_FUNCTIONS[type(expr).__name__]
-            return call(function, tuple(self._size(arg) for arg in expr.args))
-        raise CaptureError(
-            f"The size expression {expr} ({type(expr).__name__}) cannot be written in the graph."
-        )
 
     def _node(self, term: Term) -> fx.Node:
         if term.op == "attribute":
@@ -290,6 +168,8 @@ class _Writer:
             args = (args[0], _expanded(term), *args[2:])
         elif op is aten.slice.Tensor:
             args = _plain_slice(term.op, args)
+            if args[2] in (0, None) and args[3] in (_END, None) and args[4:] in ((), (1,)):
+                return self.nodes[args[0]]  # all of it, as ``x[:, None]`` asks of the first axis
         return self._call(term, op, *self._schema_arguments(op, args))
 
     def _call(self, term: Term, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -356,7 +236,7 @@ class _Writer:
             return type(args)(self._written(arg) for arg in args)
         if isinstance(args, Term):
             return self.nodes[args]
-        return self._size(args)
+        return self.sizes.node(args)
 
 
 def _is_default(default: Any, value: Any) -> bool:
@@ -367,10 +247,6 @@ def _is_default(default: Any, value: Any) -> bool:
     return type(default) is type(value) and bool(default == value)
 
 
-def _is_affine(size: Any, symbol: sympy.Symbol) -> bool:
-    return bool(sympy.diff(size, symbol) == 1) if not size.has(Max, Min, FloorDiv, Mod) else False
-
-
 def _expanded(term: Term) -> tuple[Any, ...]:
     """-1 where a dimension is kept, so that no size is needed for it."""
     source = term.args[0].sizes
@@ -379,6 +255,10 @@ def _expanded(term: Term) -> tuple[Any, ...]:
         -1 if dim >= added and source[dim - added] == size and size != 1 else size
         for dim, size in enumerate(term.sizes)
     )
+
+
+_END = 2**63 - 1
+"""Where a slice ends that ends with its tensor."""
 
 
 def _plain_slice(op: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -393,7 +273,7 @@ def _plain_slice(op: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         end = next(arg for arg in end.args if arg != size)
         end = int(end) if end.is_Integer else end
     if isinstance(size, sympy.Basic) and end == size:
-        end = 9223372036854775807
+        end = _END
     return (source, dim, start, end, *rest)
 
 
@@ -437,23 +317,4 @@ _CANONICAL: dict[str, Any] = {
         aten.full.default,
         (term.args[0], term.args[1], term.args[2], None, term.args[3], None),
     ),
-}
-
-_SIZE_FUNCTIONS: tuple[tuple[type, Any], ...] = (
-    (sympy.Mul, operator.mul),
-    (Max, torch.sym_max),
-    (sympy.Max, torch.sym_max),
-    (Min, torch.sym_min),
-    (sympy.Min, torch.sym_min),
-    (CleanDiv, operator.floordiv),
-    (FloorDiv, operator.floordiv),
-    (PythonMod, operator.mod),
-    (Mod, operator.mod),
-)
-_FLOAT_FUNCTIONS: dict[str, Any] = {
-    "ToFloat": torch.sym_float,
-    "FloatTrueDiv": operator.truediv,
-    "IntTrueDiv": operator.truediv,
-    "FloatPow": operator.pow,
-    "OpaqueUnaryFn_sqrt": torch.sym_sqrt,
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
@@ -44,67 +45,67 @@ class Origin:
         self.again = again
         self._flags = Flags(model, without)
         self._asks_for_devices = asks_for_devices(model)
-        self._children: list[tuple[dict[str, Any], list[int]]] = []
-        self._hooks: list[tuple[dict[int, Any], int]] = []
-        self._tensors: list[
-            tuple[Mapping[str, Any], list[tuple[Any, ...]], list[_Kind | None]]
-        ] = []
-        self._plain: list[tuple[dict[str, Any], str, Any]] = []
-        self._names: list[tuple[nn.Module, set[str]]] = []
-        for hooks in (_global_forward_hooks, _global_forward_pre_hooks):
-            self._hooks.append((hooks, len(hooks)))
-        for module in () if has_state else model.modules():
-            own = vars(module)
-            self._names.append((module, set(own)))
-            self._plain += [(own, name, own[name]) for name in own if _is_watched(name, own[name])]
-        for path, module in model.named_modules():
-            if module._modules:
-                self._children.append((module._modules, [*map(id, module._modules.values())]))
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                self._hooks.append((hooks, len(hooks)))
-            for tensors in (module._parameters, module._buffers):
-                names = [f"{path}.{name}".lstrip(".") for name, _ in tensors.items()]
-                is_state = any(name in without for name in names)
-                if tensors and not is_state:
-                    self._tensors.append((tensors, self._marks(tensors), self._kinds(tensors)))
+        modules = dict(model.named_modules())
+        own = [] if has_state else list(map(vars, modules.values()))
+        self._plain = [
+            (names, name, names[name])
+            for names in own
+            for name in names
+            if _is_watched(name, names[name])
+        ]
+        self._own = _Lengths(own)
+        self._names = [(module, set(vars(module))) for module in modules.values() if own]
+        self._children = _Identities(module._modules for module in modules.values())
+        self._hooks = _Lengths(
+            [
+                *(_global_forward_hooks, _global_forward_pre_hooks),
+                *(module._forward_hooks for module in modules.values()),
+                *(module._forward_pre_hooks for module in modules.values()),
+            ]
+        )
+        self._tensors = [
+            tensors
+            for path, module in modules.items()
+            for tensors in (module._parameters, module._buffers)
+            if not any(f"{path}.{name}".lstrip(".") in without for name in tensors)
+        ]
+        self._identities = _Identities(self._tensors)
+        self._marks, self._kinds = self._marks_now(), self._kinds_now()
 
     def has_changed(self) -> bool:
         """Whether the graph has to be captured again."""
-        if self._flags.have_changed():
+        if self._flags.have_changed() or self._children.have_changed():
             return True
-        for children, ids in self._children:
-            if [*map(id, children.values())] != ids:
-                return True
-        for hooks, count in self._hooks:
-            if len(hooks) != count:
-                return True
+        if self._hooks.have_changed():
+            return True
         for own, name, value in self._plain:
             now = own.get(name)
             if now is not value and (type(now) is not type(value) or now != value):
                 return True
-        for module, names in self._names:
-            if len(vars(module)) != len(names) and any(_is_method(module, names)):
-                return True
+        if self._own.have_changed() and any(
+            any(_is_method(module, names)) for module, names in self._names
+        ):
+            return True
         return self._have_tensors_changed()
 
     def _have_tensors_changed(self) -> bool:
-        for place, (tensors, marks, kinds) in enumerate(self._tensors):
-            now = self._marks(tensors)
-            if now != marks:
-                if self._kinds(tensors) != kinds:
-                    return True
-                self._tensors[place] = (tensors, now, kinds)
+        marks = self._marks_now()
+        if marks == self._marks and not self._identities.have_changed():
+            return False
+        if self._kinds_now() != self._kinds:
+            return True
+        self._identities = _Identities(self._tensors)
+        self._marks = marks
         return False
 
-    def _marks(self, tensors: Mapping[str, torch.Tensor | None]) -> list[tuple[Any, ...]]:
-        """What is cheap to compare: identities and dtypes."""
+    def _marks_now(self) -> list[Any]:
+        """What is cheap to compare of tensors that stay the same objects."""
+        tensors = _values(self._tensors)
         if self._asks_for_devices:
-            return [(id(x), None if x is None else (x.dtype, x.device)) for x in tensors.values()]
-        return [
-            (id(tensor), None if tensor is None else tensor.dtype) for tensor in tensors.values()
-        ]
+            return [None if tensor is None else (tensor.dtype, tensor.device) for tensor in tensors]
+        return [None if tensor is None else tensor.dtype for tensor in tensors]
 
-    def _kinds(self, tensors: Mapping[str, torch.Tensor | None]) -> list[_Kind | None]:
+    def _kinds_now(self) -> list[_Kind | None]:
         """What the capture depends on."""
         return [
             None
@@ -115,8 +116,36 @@ class Origin:
                 tensor.shape,
                 tensor.device.type if self._asks_for_devices else "",
             )
-            for tensor in tensors.values()
+            for tensor in _values(self._tensors)
         ]
+
+
+def _values(namespaces: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(map(operator.methodcaller("values"), namespaces))
+
+
+class _Identities:
+    """Notices when dicts hold other objects: read at every call, with no step in Python."""
+
+    def __init__(self, namespaces: Iterable[Mapping[str, Any]]) -> None:
+        self._namespaces = list(namespaces)
+        self._known = list(map(id, _values(self._namespaces)))
+
+    def have_changed(self) -> bool:
+        """Whether any of them does."""
+        return list(map(id, _values(self._namespaces))) != self._known
+
+
+class _Lengths:
+    """Notices when dicts hold more or less than before."""
+
+    def __init__(self, namespaces: list[Any]) -> None:
+        self._namespaces = namespaces
+        self._known = list(map(len, namespaces))
+
+    def have_changed(self) -> bool:
+        """Whether any of them does."""
+        return list(map(len, self._namespaces)) != self._known
 
 
 _OF_TORCH = frozenset(vars(nn.Module()))

@@ -18,12 +18,12 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure signatures vocabulary progress fakes recurrent offered",
+        "errors structure signatures vocabulary progress fakes recurrent offered execution",
         "checker sizes places fixed stand_ins",
         "reach remembered spelling provenance explaining memos",
         "surroundings baked like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
-        "exact_slices symbolic_python",
+        "exact_slices symbolic_python size_nodes",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
         "recipes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cachefree.checker.terms import Term, Terms
 
 __all__ = ["bind_to_file", "bind_to_graph", "bind_to_paths", "digests"]
 
+_END = 2**63 - 1
 _VIEWS = ("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "reshape")
 _SIZES: dict[Any, Any] = {
     operator.add: operator.add,
@@ -46,7 +47,7 @@ def bind_to_graph(certificate: Mapping[str, Any], module: fx.GraphModule) -> Non
     written = terms.read(graph["terms"], {})
     reader = _Reader(terms, written, [written[place] for _, place in graph["inputs"]])
     outputs = reader.run(module)
-    due = [written[place] for place in graph["outputs"]]
+    due = [reader.whole(written[place]) for place in graph["outputs"]]
     if len(outputs) != len(due) or any(map(operator.is_not, outputs, due)):
         raise WrongCertificateError("the graph gives other outputs than the certificate is about")
 
@@ -74,8 +75,16 @@ class _Reader:
     def __init__(self, terms: Terms, written: Sequence[Term], inputs: Sequence[Term]) -> None:
         self.terms = terms
         self.inputs = list(inputs)
+        self.wholes: dict[Term, Term] = {}
+        for term in written:
+            if _is_whole(term):  # the graph has its operand in its place
+                self.wholes[term] = self.whole(term.args[0])
         self.known = {self._key_of(term): term for term in written}
         self.values: dict[fx.Node, Any] = {}
+
+    def whole(self, value: Any) -> Any:
+        """A term, or what it is a slice of that leaves nothing out."""
+        return self.wholes.get(value, value) if isinstance(value, Term) else value
 
     def run(self, module: fx.GraphModule) -> list[Term]:
         """The terms of the outputs."""
@@ -142,6 +151,8 @@ class _Reader:
             identity = ("bits", digest) if tensor.numel() else ("empty",)
             args = (identity, shape, tensor.dtype, str(tensor.device))
         term = self.known.get(self._key(op, args, None))
+        if term is not None and tensor.is_meta:
+            device = str(term.device)  # a weight without values is where it will be once it has any
         if term is None or (term.shape, term.dtype, term.device) != (shape, tensor.dtype, device):
             raise WrongCertificateError(f"the graph reads {target}, the certificate does not")
         return term
@@ -170,6 +181,7 @@ class _Reader:
         return self._key(op, args, term.shape)
 
     def _key(self, op: str, args: tuple[Any, ...], shape: Any) -> Any:
+        args = _each(args, self.whole)
         if op in _VIEWS:
             op, args = "view", (args[0], shape or args[1])
         elif op == "aten.expand.default":
@@ -211,3 +223,16 @@ def bind_to_file(certificate: Mapping[str, Any], folder: Path) -> list[str]:
     if noted and digests(folder / next(iter(noted))) != noted:
         raise WrongCertificateError("the ONNX file is not the one that it was written with")
     return list(noted)
+
+
+def _is_whole(term: Term) -> bool:
+    if term.op not in ("slice", "aten.slice.Tensor"):
+        return False
+    source, dim, start, end, step = term.args
+    return start in (0, None) and end in (_END, None, source.shape[dim]) and step == 1
+
+
+def _each(values: tuple[Any, ...], replaced: Callable[[Any], Any]) -> tuple[Any, ...]:
+    return tuple(
+        _each(value, replaced) if isinstance(value, tuple) else replaced(value) for value in values
+    )
