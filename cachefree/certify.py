@@ -12,22 +12,22 @@ import sympy
 import torch
 
 from cachefree.align import Divergence
-from cachefree.capture import TensorSpec
 from cachefree.common_sizes import with_common_size
 from cachefree.discover import Discovery
 from cachefree.domains import merged
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
-from cachefree.neutral import FirstValues, find_neutrals, neutral_words
+from cachefree.neutral import FirstValues, neutral_words
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
 from cachefree.report import Verdict
 from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
-from cachefree.sizes import size_symbol, symbols_of
+from cachefree.sizes import size_symbol
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
+from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
@@ -75,6 +75,7 @@ def certify(
     first: Program,
     later: Program,
     one: OneCall,
+    starts: FirstValues,
     check: str,
 ) -> Certified:
     """Finds one graph that is both paths, and shows that it is.
@@ -83,8 +84,7 @@ def certify(
         UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are
             listed.
     """
-    past = _past_symbols(discovery, one)
-    starts = _first_values(table, discovery, first, one, past)
+    past = past_symbols(discovery, one)
     kinds = (
         Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
         Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
@@ -123,36 +123,6 @@ def certify(
         tuple(exclusion for found in surveys for exclusion in found.excluded),
         starts.terms,
         tuple((kind, tuple(found.served)) for kind, found in zip(kinds, surveys, strict=True)),
-    )
-
-
-def _first_values(
-    table: Table,
-    discovery: Discovery,
-    first: Program,
-    one: OneCall,
-    past: tuple[sympy.Symbol, ...],
-) -> FirstValues:
-    """The neutral values of the cache tensors that do not grow."""
-    unknown = [
-        term
-        for term in (one.inputs[place] for place in discovery.cache_leaves)
-        if not symbols_of(term.sizes) & set(past)
-    ]
-    facts = Facts(
-        (
-            *Kind(FIRST_CALL, discovery.first).basics,
-            *(question.fact for question in first.captured.questions),
-        )
-    )
-    return find_neutrals(
-        table,
-        one.outputs,
-        first.outputs,
-        unknown,
-        facts,
-        dict.fromkeys(past, 0),
-        one.replaced,
     )
 
 
@@ -227,15 +197,6 @@ def _surveys(
         )
         found.append(survey(model, table, names, outputs, kind, program, discovery.hints, known))
     return tuple(found)
-
-
-def _past_symbols(discovery: Discovery, one: OneCall) -> tuple[sympy.Symbol, ...]:
-    def symbols(leaves: Any) -> set[sympy.Symbol]:
-        return symbols_of(
-            size for leaf in leaves if isinstance(leaf, TensorSpec) for size in leaf.shape
-        )
-
-    return tuple(sorted(symbols(one.call.leaves) - symbols(discovery.first.leaves), key=str))
 
 
 def _accept_unproved(

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 CACHE_NAMES = re.compile(
     r"past|cache|mem(s|ory|ories)?(_|$|\d)|state|hidden|(^|_)kvs?(_|$)|incremental|prev|hist|"
-    r"present|context_window|buffer|presents|^(h|c|hx|cx|h_?0|hc|carry)$",
+    r"present|context_window|buffer|presents|^last_(?!token|only|log|layer)|"
+    r"^(h|c|hx|cx|h_?0|hc|carry|last)$",
     re.IGNORECASE,
 )
 BATCH, QUERY, FEATURES = 3, 5, 4

@@ -35,10 +35,12 @@ class FirstValues:
     Attributes:
         terms: The values, by the paths of their inputs.
         refusals: Why there is none for a tensor, to be told if the two paths then differ.
+        computed: The values that are computed from the inputs.
     """
 
     terms: Mapping[str, Term]
     refusals: tuple[Refusal, ...] = ()
+    computed: Mapping[str, Term] = field(default_factory=dict)
 
 
 def find_neutrals(
@@ -65,21 +67,23 @@ def find_neutrals(
     names = {str(term.args[0]): term for term in unknown}
     found: dict[str, Term] = {}
     refusals: dict[str, Refusal] = {}
+    computed: dict[str, Term] = {}
     for _ in range(_MOST_ROUNDS if unknown else 0):
         comparison = given(found)
         solver = _Solver(table, names, facts)
         solved = solver.run(comparison.divergences)
         refusals.update(solver.refusals)
+        computed.update(solver.computed)
         new = {path: term for path, term in solved.items() if path not in found}
         if not new:
             break
         found.update(new)
     guessed = {path: _filled(table, term, 0) for path, term in names.items() if path not in found}
     if not guessed:
-        return FirstValues(found, tuple(refusals.values()))
+        return FirstValues(found, tuple(refusals.values()), computed)
     found = {**found, **guessed}
     values = _better_guesses(table, other, given, found, list(guessed))
-    return FirstValues(values, tuple(refusals.values()))
+    return FirstValues(values, tuple(refusals.values()), computed)
 
 
 def _compared(
@@ -158,6 +162,7 @@ class _Solver:
     found: dict[str, Term] = field(default_factory=dict)
     parts: dict[tuple[Term, int], list[tuple[Any, Any, Term]]] = field(default_factory=dict)
     refusals: dict[str, Refusal] = field(default_factory=dict)
+    computed: dict[str, Term] = field(default_factory=dict)
 
     def run(self, divergences: Sequence[Divergence]) -> dict[str, Term]:
         for divergence in divergences:
@@ -193,6 +198,7 @@ class _Solver:
     def _solve(self, one: Term, value: Term) -> None:
         path = str(one.args[0])
         if not self._is_constant(one, value):
+            self.computed.setdefault(path, value)
             self.refusals[path] = Refusal(
                 f"The cache {path} starts from a value that is computed from the inputs.",
                 why=f"The first call takes {value.text(3)} for it, so that no constant, parameter "

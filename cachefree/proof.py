@@ -25,6 +25,7 @@ from cachefree.preconditions import (
 )
 from cachefree.reading import Program, read
 from cachefree.sizes import size_symbol
+from cachefree.starts import started
 from cachefree.terms import Table
 from cachefree.write_once import OneCall, with_slots_joined
 
@@ -68,7 +69,8 @@ def proved(
             asks.append(_asks_for_tokens(later))
             begin()
             one = with_slots_joined(table, attempt, first, later)
-            certified = certify(model, table, names, attempt, first, later, one, check)
+            one, starts = started(table, attempt, first, one)
+            certified = certify(model, table, names, attempt, first, later, one, starts, check)
         except CacheFreeError as error:
             log.debug("no graph with %s, asked as %s: %s", attempt.later, attempt.asked, error)
             reason = reason or error

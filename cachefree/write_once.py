@@ -34,7 +34,13 @@ from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.terms import Table, Term, operands, topological
 
-__all__ = ["OneCall", "with_slots_joined"]
+__all__ = [
+    "OneCall",
+    "Slot",
+    "length_symbol",
+    "past_input",
+    "with_slots_joined",
+]
 
 aten = torch.ops.aten
 
@@ -75,9 +81,18 @@ class _WriteOnce:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
+    """A cache tensor that is empty on the first call.
+
+    Attributes:
+        past: The input.
+        value: What stands there on the first call.
+        axis: Along which the two are joined.
+        length: How many rows are past.
+    """
+
     past: Term
-    value: Term  # what the first call puts there
+    value: Term
     axis: int
     length: sympy.Symbol
 
@@ -95,9 +110,12 @@ def with_slots_joined(
     if not slots:
         return OneCall(discovery.later, later.inputs, later.outputs, {})
     ties = {slot.length: slot.rows for slot in slots}
-    past = {slot.past: _past_input(table, slot) for slot in slots}
+    past = {slot.past: past_input(table, slot) for slot in slots}
     start = _encoders_end(table, discovery, later, slots)
-    joined = {slot.past: _joined(table, slot, past[slot.past], start) for slot in slots}
+    joined = {
+        slot.past: _joined(table, slot, past[slot.past], _of_rows_left(table, slot, start))
+        for slot in slots
+    }
     outputs = replaced(table, later.outputs, joined)
     encoder = None
     if start:
@@ -125,7 +143,7 @@ def with_slots_joined(
 
 
 def _encoders_end(
-    table: Table, discovery: Discovery, later: Program, slots: list[_Slot]
+    table: Table, discovery: Discovery, later: Program, slots: list[Slot]
 ) -> dict[Term, Term]:
     """The value at which the encoder ends, with the input that stands for it."""
     query = size_symbol("query")
@@ -164,7 +182,7 @@ def _encoder(
     )
 
 
-def _slots(discovery: Discovery, first: Program, later: Program) -> Iterator[_Slot]:
+def _slots(discovery: Discovery, first: Program, later: Program) -> Iterator[Slot]:
     lengths: dict[Any, sympy.Symbol] = {}
     for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
         past, value = later.inputs[place], first.outputs[output]
@@ -175,8 +193,8 @@ def _slots(discovery: Discovery, first: Program, later: Program) -> Iterator[_Sl
             continue
         size = past.sizes[axis]
         if size not in lengths:
-            lengths[size] = _length_symbol(size, lengths)
-        yield _Slot(past, value, axis, lengths[size])
+            lengths[size] = length_symbol(size, lengths)
+        yield Slot(past, value, axis, lengths[size])
 
 
 def _is_as_large(past: Term, value: Term) -> bool:
@@ -207,14 +225,24 @@ def _has_rows(term: Term) -> bool:
     return term.op != "attribute" and term.shape is not None and len(term.sizes) == 3
 
 
-def _length_symbol(size: Any, taken: Mapping[Any, sympy.Symbol]) -> sympy.Symbol:
-    name = f"past_{size}" if isinstance(size, sympy.Symbol) else "past_memory"
+def length_symbol(
+    size: Any, taken: Mapping[Any, sympy.Symbol], rows: str = "memory"
+) -> sympy.Symbol:
+    """A new symbol for how many rows of a size are past.
+
+    Args:
+        size: The size.
+        taken: The symbols that there are.
+        rows: What the rows are, where the size has no name.
+    """
+    name = f"past_{size}" if isinstance(size, sympy.Symbol) else f"past_{rows}"
     while size_symbol(name) in taken.values():
         name += "_"
     return size_symbol(name)
 
 
-def _past_input(table: Table, slot: _Slot) -> Term:
+def past_input(table: Table, slot: Slot) -> Term:
+    """The input with as many rows as are past."""
     old = slot.past
     shape = (*old.sizes[: slot.axis], slot.length, *old.sizes[slot.axis + 1 :])
     assert old.dtype is not None
@@ -222,8 +250,8 @@ def _past_input(table: Table, slot: _Slot) -> Term:
     return table.input(str(old.args[0]), shape, old.dtype, old.device)
 
 
-def _joined(table: Table, slot: _Slot, past: Term, start: Mapping[Term, Term]) -> Term:
-    new = _of_rows_left(table, slot, start)
+def _joined(table: Table, slot: Slot, past: Term, new: Term) -> Term:
+    """What is past, joined with the rows that are not."""
     shape = list(past.sizes)
     left = new.sizes[slot.axis]
     whole = sympy.expand(slot.length + left)
@@ -232,7 +260,7 @@ def _joined(table: Table, slot: _Slot, past: Term, start: Mapping[Term, Term]) -
     return table.like(slot.value, aten.cat.default, ((past, new), slot.axis), shape)
 
 
-def _of_rows_left(table: Table, slot: _Slot, start: Mapping[Term, Term]) -> Term:
+def _of_rows_left(table: Table, slot: Slot, start: Mapping[Term, Term]) -> Term:
     """What the first path computes of the encoder's rows that are not past yet.
 
     Where it does not run on no rows, or where its length is not theirs, all of it is computed and

@@ -37,6 +37,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder",
         "encoder_call",
         "write_once",
+        "starts",
         "encoder_argument outlines",
         "certify onnx branches",
         "assembly certificate proof steps",

@@ -82,8 +82,11 @@ CLASSES: dict[str, tuple[str, str]] = {
     "P19 string or deque": ("deque", "a_string_at_first"),
     "P20 nested None": ("nones_inside_the_cache states_and_windows", "some_nones"),
     "P21 first value of the inputs": (
-        "first_frame_by_a_flag",
-        "first_frame_repeated state_from_the_mean_of_the_inputs",
+        (
+            "first_frame_by_a_flag first_frame_repeated padded_by_replication "
+            "state_from_the_mean_of_the_inputs differences_of_frames level_of_the_first_frame"
+        ),
+        "first_frames_mirrored two_first_values_of_one_state first_chunk_scaled",
     ),
     "P22 attended first value": (
         "memories_of_zeros memories_that_are_learned",

@@ -302,6 +302,19 @@ def pad(m: Terms, t: Term) -> Rights:
     yield x
 
 
+def pad_replicate(m: Terms, t: Term) -> Rights:
+    x, amounts, mode, _ = t.args
+    dim = len(x.shape) - 1
+    size = x.shape[dim]
+    known = m.sizes.at_most(1, size) and all(m.sizes.at_most(0, n) for n in amounts)
+    if mode != "replicate" or len(amounts) != 2 or not known:
+        return
+    rest = x.shape[:dim]
+    ends = [m.slice(x, dim, 0, 1), m.slice(x, dim, size - 1, size)]
+    front, back = (m.expand(end, (*rest, n)) for end, n in zip(ends, amounts, strict=True))
+    yield m.cat([front, x, back], dim, (*rest, size + sum(amounts)), t)
+
+
 def zero_product(m: Terms, t: Term) -> Rights:
     has_zero = any(is_number(x, 0) for x in (*operands(t.args), *t.args))
     if has_zero and all(map(is_finite, operands(t.args))):
@@ -410,6 +423,7 @@ NUMBERS = {
     "attention-mask": (operators("scaled_dot_product_attention"), attention_mask),
     "grouped-attention": (operators("scaled_dot_product_attention"), grouped_attention),
     "pad": (operators("pad constant_pad_nd"), pad),
+    "pad-replicate": (operators("pad"), pad_replicate),
     "zero-product": (PRODUCTS, zero_product),
     "lowest": (EXTREMES, lowest(lambda dtype: -math.inf)),
     "lowest-finite": (EXTREMES, lowest(lambda dtype: torch.finfo(dtype).min)),

@@ -76,6 +76,28 @@ def _joined(source: Term, dim: int, front: Any, back: Any, number: Any, rewriter
     return rewriter.build("cat", (tuple(parts), dim), shape, source)
 
 
+def _repeated(term: Term, rewriter: Rewriter) -> Term | None:
+    """The first and the last row, repeated at the ends of the last axis."""
+    source, amounts, mode, _ = term.args
+    dim, facts = len(source.sizes) - 1, rewriter.facts
+    if mode != "replicate" or len(amounts) != 2 or not facts.at_most(1, source.sizes[dim]):
+        return None
+    if not all(facts.at_most(0, amount) for amount in amounts):
+        return None
+    size = source.sizes[dim]
+    rows = [
+        rewriter.build("slice", (source, dim, at, at + 1, 1), (*source.sizes[:dim], 1), source)
+        for at in (0, facts.simplified(size - 1))
+    ]
+    shapes = [(*source.sizes[:dim], amount) for amount in amounts]
+    front, back = (
+        rewriter.build("expand", (row, shape), shape, row)
+        for row, shape in zip(rows, shapes, strict=True)
+    )
+    shape = (*source.sizes[:dim], facts.simplified(size + sum(amounts)))
+    return rewriter.build("cat", ((front, source, back), dim), shape, source)
+
+
 def _unpadded(term: Term, rewriter: Rewriter) -> Term | None:
     """A convolution that pads is the convolution of what is padded."""
     source, weight, bias, stride, padding, dilation, groups = term.args
@@ -121,6 +143,13 @@ PADDING_LAWS: tuple[Law, ...] = (
         "exact",
         (aten.pad.default, aten.constant_pad_nd.default),
         _as_join,
+    ),
+    Law(
+        "pad-replicate",
+        "pad(x, (a, b), replicate) = cat([expand(x[:1], a), x, expand(x[-1:], b)])  if x has a row",
+        "exact",
+        (aten.pad.default,),
+        _repeated,
     ),
     Law(
         "padded-convolution",

@@ -2,8 +2,8 @@
 
 ``torch.export.export`` refuses named dimensions where an operator asks about a size: a table of
 positions with W rows, sliced by ``past + query``, leaves ``2 <= past <= W - 2``. Here the graph is
-written as a program directly. Its sizes are the symbols of the interface, each from 0 on; its nodes
-compute every size that they need; no guard is made, and so none can fail.
+written as a program directly. Its sizes are the symbols of the interface, what is past from 0 on;
+its nodes compute every size that they need; no guard is made, and so none can fail.
 """
 
 from __future__ import annotations
@@ -174,6 +174,11 @@ class _ProgramWriter:
         self.device = device
         self.sizes = sizes
         self.environment = SizeEnvironment(sizes)
+        self.ranges = {
+            size_symbol(name): ValueRanges(int(name not in interface.past_symbols), int_oo)
+            for name in sizes
+        }
+        self.environment.var_to_range.update(self.ranges)
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, Any] = {}
@@ -305,7 +310,7 @@ class _ProgramWriter:
             self.graph,
             ExportGraphSignature(self.inputs, self.outputs),
             self.state,
-            {size_symbol(name): ValueRanges(0, int_oo) for name in self.sizes},
+            self.ranges,
             [entry],
             example_inputs=(tuple(fakes), {}),
             constants={},

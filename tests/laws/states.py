@@ -27,6 +27,21 @@ STATES: Family = {
                      lambda x: F.pad(x, (3 - x.shape[1], 0)), {"n": 1}),
         ),
     ),
+    "pad-replicate": Tried(
+        (
+            Instance("in front", ("b 3 n",),
+                     lambda x: F.pad(x, (2, 0), mode="replicate"), {"n": 1}),
+            Instance("on both sides", ("3 n",),
+                     lambda x: F.pad(x, (1, 4), mode="replicate"), {"n": 1}),
+            Instance("by nothing", ("2 3 n",),
+                     lambda x: F.pad(x, (0, 0), mode="replicate"), {"n": 1}),
+        ),
+        (
+            Instance("mirrored", ("2 3 n",), lambda x: F.pad(x, (2, 0), mode="reflect"), LONG),
+            Instance("in a circle", ("2 3 n",), lambda x: F.pad(x, (2, 0), mode="circular"), LONG),
+            Instance("cut", ("2 3 n",), lambda x: F.pad(x, (2, -1), mode="replicate"), LONG),
+        ),
+    ),
     "padded-convolution": Tried(
         (
             Instance("one axis", ("b 4 n", "6 4 3", "6"),

@@ -8,6 +8,7 @@ from . import (
     dtypes,
     first_values,
     flags,
+    from_inputs,
     gpt,
     masks,
     mems,
@@ -51,6 +52,7 @@ CASES: tuple[ModelCase, ...] = (
     *recurrent.CASES,
     *running.CASES,
     *first_values.CASES,
+    *from_inputs.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .case import RefusalCase, calls, frames, seeded
+from .from_inputs import StartsFromTheMean
 
 
 class CausalConv(nn.Module):
@@ -27,11 +28,6 @@ class CausalConv(nn.Module):
         return self.out(self.conv(y).transpose(1, 2)), y[:, :, -self.left :]
 
 
-class RepeatsTheFirstFrame(CausalConv):
-    def first(self, y):
-        return torch.cat([y[:, :, :1].expand(-1, -1, self.left), y], dim=2)
-
-
 class PadsOnBothSides(CausalConv):
     def first(self, y):
         return F.pad(y, (1, 1))
@@ -40,20 +36,6 @@ class PadsOnBothSides(CausalConv):
 class MirrorsTheFirstFrames(CausalConv):
     def first(self, y):
         return F.pad(y, (self.left, 0), mode="reflect")
-
-
-class StartsFromTheMean(nn.Module):
-    def __init__(self, vocab=22, dim=12):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(vocab, dim), nn.Linear(dim, vocab)
-        self.gru = nn.GRU(dim, dim, batch_first=True)
-
-    def forward(self, ids, hidden=None):
-        x = self.embed(ids)
-        if hidden is None:
-            hidden = x.mean(dim=1)[None]
-        y, hidden = self.gru(x, hidden)
-        return self.head(y), hidden
 
 
 class TwoStarts(nn.Module):
@@ -119,13 +101,6 @@ FRAMES = torch.linspace(-1, 1, 45).view(1, 5, 9)
 
 REFUSALS = (
     RefusalCase(
-        "first_frame_repeated",
-        seeded(RepeatsTheFirstFrame),
-        "UnsupportedBranchError",
-        ("starts from a value that is computed from the inputs", "y[:, :, :1].expand"),
-        example_inputs=(FRAMES,),
-    ),
-    RefusalCase(
         "padded_on_both_sides",
         seeded(PadsOnBothSides),
         "UnsupportedBranchError",
@@ -138,12 +113,6 @@ REFUSALS = (
         "UnsupportedBranchError",
         ("pad.default", "reflect"),
         example_inputs=(FRAMES,),
-    ),
-    RefusalCase(
-        "state_from_the_mean_of_the_inputs",
-        seeded(StartsFromTheMean),
-        "UnsupportedBranchError",
-        ("starts from a value that is computed from the inputs", "hidden = x.mean(dim=1)[None]"),
     ),
     RefusalCase(
         "two_first_values_of_one_state",
