@@ -54,8 +54,10 @@ CLASSES: dict[str, tuple[str, str]] = {
     "P6 dict": ("dict_by_uuid dict_by_number", "late"),
     "P7 module state": (
         "attributes list_and_flag counted_in_place weights_to_look_at registry",
-        "counter_on_the_module counting used weights_that_are_read registry_that_matters "
-        "registry_half_filled",
+        (
+            "counter_on_the_module counting used weights_that_are_read registry_that_matters "
+            "registry_half_filled"
+        ),
     ),
     "P8 conv and recurrent state": (
         "token_shift convolution_that_pads_itself states_and_windows",
