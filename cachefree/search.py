@@ -45,6 +45,9 @@ class Found:
         total: Dimensions that are past + query on later calls.
         tokens: How many new tokens a later call takes: any number, or one only.
         notes: What was assumed, in words.
+        grown: Places and axes of the cache's tensors, in order, that have one row after a first
+            call and one more after each later one, where a call takes one token and no dimension
+            of its inputs says so.
     """
 
     args: tuple[Any, ...]
@@ -56,6 +59,7 @@ class Found:
     total: frozenset[Dimension]
     tokens: int
     notes: tuple[str, ...]
+    grown: frozenset[Dimension] = frozenset()
 
 
 class Search:
@@ -183,6 +187,8 @@ class Search:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
         queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
+        if self.first.is_given or len(groups) == 1:
+            queries.append([])  # a step: a call takes one token, and has no axis for tokens
         for least, most in _TIERS:  # no other argument is tried where one by name will do
             is_sure, is_last = math.isinf(most), math.isinf(least)
             if accepted or (is_last and self._has_sure_name(args, kwargs)):
@@ -207,7 +213,10 @@ class Search:
                             for flag, value in flags.items()
                         ),
                     )
-                    found = Found(args, kwargs, call, groups, query, links, total, tokens, notes)
+                    grown = frozenset() if query else self.trials.grown
+                    found = Found(
+                        args, kwargs, call, groups, query, links, total, tokens, notes, grown
+                    )
                     if is_sure:
                         return found
                     accepted.append((score, found))
