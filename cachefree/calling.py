@@ -294,6 +294,9 @@ class Calling:
         return True
 
     def _is_neutral(self, cache: CachePlace, value: Any) -> bool:
+        if value is False:  # the argument's own word for none
+            parameter = self.signature.parameters.get(cache.parameter)
+            return parameter is not None and parameter.default is False
         return _is_empty(value) or cache.structure.is_absent(value)
 
     def _put_neutral(self, leaves: list[Any], sizes: Sizes) -> None:

@@ -325,6 +325,11 @@ def _layer_inputs(
     """The dtypes and shapes that the model's layers take, in the order of the layers."""
     shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
     for module in model.modules():
+        tables = list(module) if isinstance(module, nn.ModuleList) else []
+        if len(tables) > 1 and all(isinstance(table, nn.Embedding) for table in tables):
+            # one row of tokens for each table
+            shapes[(torch.int64, (BATCH, len(tables), QUERY))] = None
+            shapes[(torch.int64, (BATCH, QUERY, len(tables)))] = None
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             shapes[(torch.int64, (BATCH, QUERY))] = None
         elif isinstance(module, nn.RNNCellBase):

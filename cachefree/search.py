@@ -7,12 +7,12 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from cachefree.candidates import candidates
+from cachefree.candidates import candidates, namesakes
 from cachefree.capture import Call
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
@@ -120,7 +120,7 @@ class Search:
                 continue
             found = self._with(args, kwargs, call, groups, flags)
             if found is not None:
-                return found
+                return found if self.wanted else self._with_namesakes(found)
         raise self._not_found()
 
     def _carried(self, carry: Carry) -> Found:
@@ -223,6 +223,42 @@ class Search:
                 if accepted:
                     break
         return _likeliest(accepted) if accepted else None
+
+    def _with_namesakes(self, found: Found) -> Found:
+        """With every other argument that comes back in the result under its own name, or as found.
+
+        ``return logits, hidden, coverage`` feeds ``coverage=None`` as well as ``hidden=None``.
+        """
+        runs = self.trials.first_runs(found.call, found.query)
+        assert runs is not None
+        taken = {link.place.parameter for link in found.links}
+        fed = [link.selector for link in found.links]
+        more = []
+        for name, selector in namesakes(self.model, runs.part):
+            parameter = self.signature.parameters.get(name)
+            is_free = parameter is not None and parameter.default is None and name not in taken
+            if not is_free or name in found.kwargs or any(selector == own[:1] for own in fed):
+                continue
+            if list(self.signature.parameters).index(name) >= len(found.args):
+                more.append(Link(Place(name), selector))
+        links = (*found.links, *more)
+        if not more or () in fed:
+            return found
+        failures, self.trials.is_told = list(self.trials.failures), True
+        try:
+            # what is of fixed size alone fits with any dimension as the tokens
+            for query in (found.query, *(g for g in found.groups if g != found.query), []):
+                runs = self.trials.first_runs(found.call, query)
+                accepted = runs and self.trials.accepts(found.call, query, links, runs)
+                if accepted:
+                    total, tokens = accepted
+                    grown = frozenset() if query else self.trials.grown
+                    return replace(
+                        found, query=query, links=links, total=total, tokens=tokens, grown=grown
+                    )
+        finally:
+            self.trials.failures, self.trials.is_told = failures, bool(self.carry)
+        return found
 
     def _has_sure_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an argument that may take the cache is surely named so.
