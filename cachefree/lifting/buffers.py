@@ -86,9 +86,9 @@ _DESCRIBES = frozenset(
         "is_inference",
     )
 )
-def gives_itself(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-) -> bool:
+
+
+def gives_itself(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> bool:
     """Whether a conversion converts nothing: torch then gives back the tensor that it is given.
 
     Of a tensor that stands for it while a path is captured, it gives another.
