@@ -72,7 +72,8 @@ def refills(model: nn.Module, discovery: Discovery) -> tuple[tuple[Refill, ...],
         if any(callable(step) for step in link.selector):
             continue  # the caller makes what a later call is given
         look = _Look(signature, link)
-        run_on_fakes(model, discovery.later, discovery.hints, seen=look)
+        sizes = {**discovery.hints, **discovery.asked}
+        run_on_fakes(model, discovery.later, sizes, seen=look)
         if not look.is_changed(discovery.later):
             continue
         if look.is_as_returned():

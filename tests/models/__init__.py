@@ -13,6 +13,7 @@ from . import (
     mems,
     mixed,
     neox,
+    own_ways,
     positions,
     recurrent,
     refused_branches,
@@ -51,6 +52,7 @@ CASES: tuple[ModelCase, ...] = (
     *recurrent.CASES,
     *running.CASES,
     *first_values.CASES,
+    *own_ways.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,
