@@ -97,8 +97,9 @@ class _Writes(TorchFunctionMode):
         known = self.known.get(id(args[0])) if args else None
         held = self.held.get(id(args[0])) if args else None
         result = func(*args, **(kwargs or {}))
-        if known is not None and gives_itself(name, args, kwargs or {}, result):
-            return args[0]
+        is_other = known is not None and result is not args[0]
+        if is_other and gives_itself(name, args, kwargs or {}, result):
+            return args[0]  # what stands for it is another tensor
         if held is not None and is_write(name):
             self.entries.add(held[1])
         elif held is not None and name in _VIEWS and isinstance(result, torch.Tensor):

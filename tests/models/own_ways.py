@@ -128,7 +128,7 @@ class Latent(nn.Module):
 
     def rotated(self, x, start):
         at = torch.arange(start, start + x.shape[1])[:, None, None]
-        angles = at / 100 ** torch.tensor([0.0, 0.5])
+        angles = at / 100 ** torch.tensor([0.0, 0.5], dtype=x.dtype)
         one, other = x.chunk(2, dim=-1)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([one * cos - other * sin, other * cos + one * sin], -1)
@@ -149,7 +149,7 @@ class Latent(nn.Module):
         scores = torch.einsum("bshd,hdc,btc->bsht", q, up[:, : self.plain], rows)
         scores += torch.einsum("bshr,btr->bsht", self.rotated(q_turned, start), k_turned)
         scores += torch.full((t, start + t), float("-inf")).triu_(start + 1).unsqueeze(1)
-        seen = torch.einsum("bsht,btc->bshc", scores.softmax(-1, dtype=torch.float32), rows)
+        seen = torch.einsum("bsht,btc->bshc", scores.softmax(-1), rows)
         y = torch.einsum("bshc,hdc->bshd", seen, up[:, -5:])
         return self.head(x + self.out(y.flatten(2))), {
             "layer_0": {"rows": rows, "turned": k_turned}
