@@ -289,11 +289,25 @@ class Calling:
         if given:
             return False
         for cache in self.caches:
+            own = _inside(named[cache.parameter], cache.steps)
+            other = cache.structure.set_otherwise(own, cache.path)
+            if other is not None:
+                raise DomainError(
+                    Refusal(
+                        f"The call does not fit: {other}.",
+                        why="It was a constant of the model's code when the graph was captured.",
+                        remedy="Pass an empty cache that is set up as the model's own; or rewrite "
+                        "a model that makes such caches.",
+                    )
+                )
             value = cache.structure.rebuild([NEUTRAL] * len(cache.leaves))
             named[cache.parameter] = _with(named[cache.parameter], cache.steps, value)
         return True
 
     def _is_neutral(self, cache: CachePlace, value: Any) -> bool:
+        if value is False:  # the argument's own word for none
+            parameter = self.signature.parameters.get(cache.parameter)
+            return parameter is not None and parameter.default is False
         return _is_empty(value) or cache.structure.is_absent(value)
 
     def _put_neutral(self, leaves: list[Any], sizes: Sizes) -> None:

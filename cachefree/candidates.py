@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import nn
 
 from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, Place, Selector, empty_entries, is_empty, select, selectors
 from cachefree.structure import flatten
 
-__all__ = ["candidates"]
+__all__ = ["candidates", "namesakes"]
 
 
 def candidates(
@@ -55,6 +59,42 @@ def candidates(
     yield from sorted(ranked, key=lambda pair: -pair[0])
     if not wanted:
         yield from _joint([place for place in places if CACHE_NAMES.search(place.path)], parts)
+
+
+def namesakes(model: nn.Module, result: Any) -> Iterator[tuple[str, Selector]]:
+    """The parts of a result that hold tensors, by the names that they have in it.
+
+    Those of a tuple are the names of the variables that the code returns.
+    """
+    names: list[tuple[str, Selector]] = []
+    if type(result) is tuple:
+        for returned in _returned(model):
+            if len(returned) == len(result):
+                names += [(name, (place,)) for place, name in enumerate(returned) if name]
+    elif isinstance(result, Mapping):
+        names = [(key, (key,)) for key in result if isinstance(key, str)]
+    else:
+        names = [(name, (name,)) for name in getattr(result, "_fields", _attributes_of(result))]
+    for name, selector in dict.fromkeys(names):
+        if flatten(select(result, selector))[0]:
+            yield name, selector
+
+
+def _attributes_of(value: Any) -> tuple[str, ...]:
+    """The names of an object's attributes."""
+    return tuple(getattr(value, "__dict__", ()))
+
+
+def _returned(model: nn.Module) -> Iterator[list[str]]:
+    """The names in each tuple that the model's code returns; empty for what is no name."""
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(model.forward)))
+        tree = ast.parse(source)
+    except (OSError, TypeError, SyntaxError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            yield [part.id if isinstance(part, ast.Name) else "" for part in node.value.elts]
 
 
 def _throughout(
@@ -113,11 +153,21 @@ def _places(
         at = position if position < len(args) else None
         if is_given and isinstance(value, (dict, list, tuple)) and value:
             found += [Place(name, at, steps) for steps in empty_entries(value)]
-        elif is_empty(value) or (not is_given and parameter.default is parameter.empty):
+        elif (
+            is_empty(value)
+            or (not is_given and parameter.default is parameter.empty)
+            or (value is False and CACHE_NAMES.search(name) and not _SAYS_WHETHER.match(name))
+        ):
             found.append(Place(name, at))
     return found
 
 
+def _is_named_as_cache(name: str) -> bool:
+    """Whether a name is that of a cache, and not of a flag that is about one."""
+    return CACHE_NAMES.search(name) is not None and _SAYS_WHETHER.match(name) is None
+
+
+_SAYS_WHETHER = re.compile(r"(use|return|output|is|has|with|need|do|enable|update|reset|keep)s?_")
 _FLAG = re.compile(r"^(typing\.)?(Optional\[)?bool\b")
 
 

@@ -51,6 +51,7 @@ class Certified:
         excluded: Sizes outside the domain, with the reason.
         neutrals: The neutral values of cache tensors of fixed size, by path.
         shown: For the first call and for later calls: the call, and the regimes that are served.
+        missed: Regimes in which the model runs and the graph computes otherwise.
     """
 
     outputs: tuple[Term, ...]
@@ -61,6 +62,7 @@ class Certified:
     excluded: tuple[Exclusion, ...] = ()
     neutrals: Mapping[str, Term] = field(default_factory=dict)
     shown: tuple[tuple[Kind, tuple[Regime, ...]], ...] = ()
+    missed: tuple[Regime, ...] = ()
 
     def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
@@ -123,6 +125,7 @@ def certify(
         tuple(exclusion for found in surveys for exclusion in found.excluded),
         starts.terms,
         tuple((kind, tuple(found.served)) for kind, found in zip(kinds, surveys, strict=True)),
+        tuple(regime for found in surveys for regime in found.unequal if not regime.pinned),
     )
 
 

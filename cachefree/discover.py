@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,7 +250,7 @@ def _absent(search: Search, found: Found) -> tuple[str, ...]:
 def _named_groups(found: Found) -> dict[str, list[Dimension]]:
     named: dict[str, list[Dimension]] = {}
     # time-major models have the batch behind the tokens
-    batch_axis = 1 if min(axis for _, axis in found.query) == 0 else 0
+    batch_axis = 1 if min((axis for _, axis in found.query), default=1) == 0 else 0
     token_paths = " ".join(found.call.leaves[place].path for place, _ in found.query)
     has_encoder = DECODERS.search(token_paths) is not None
     for group in found.groups:
@@ -311,10 +311,18 @@ def _later_call(
     )
     if is_counted:
         lengths[query] = past
+    seen = itertools.count()
     for link, (leaves, structure) in zip(found.links, parts, strict=True):
         paths = leaf_paths(structure, link.place.path)
         renamed = [
-            _Mark(_as_past(_settled(mark.spec, facts), path_, lengths, is_counted), mark.output)
+            _Mark(
+                _grown(
+                    _as_past(_settled(mark.spec, facts), path_, lengths, is_counted),
+                    _axes_grown(found, mark, seen),
+                    lengths,
+                ),
+                mark.output,
+            )
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
@@ -337,6 +345,25 @@ def _settled(spec: TensorSpec | SizeSpec, facts: Facts) -> TensorSpec | SizeSpec
     if isinstance(spec, SizeSpec):
         return spec
     return dataclasses.replace(spec, shape=tuple(map(facts.simplified, spec.shape)))
+
+
+def _axes_grown(found: Found, mark: _Mark, places: Iterator[int]) -> set[int]:
+    """The axes on which a leaf of the cache has a row for each call."""
+    if isinstance(mark.spec, SizeSpec):
+        return set()
+    place = next(places)
+    return {axis for grown, axis in found.grown if grown == place}
+
+
+def _grown(
+    spec: TensorSpec | SizeSpec, axes: set[int], lengths: dict[Any, Any]
+) -> TensorSpec | SizeSpec:
+    """A tensor of the cache with as many rows as calls were made, on the axes that say so."""
+    if isinstance(spec, SizeSpec) or not axes:
+        return spec
+    past = lengths.setdefault(sympy.Integer(PAST), size_symbol("past"))
+    shape = (past if axis in axes else size for axis, size in enumerate(spec.shape))
+    return dataclasses.replace(spec, shape=tuple(shape))
 
 
 def _is_mark(value: Any) -> bool:

@@ -49,6 +49,7 @@ class ExactSlices(CallLog):
                 self.environment.is_asked_by_users = False
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
             is_argument = id(args[0]) in self.arguments
+            args = self._selected(args[0], args[1])
             args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
             args = (args[0], _exact_index(args[0], args[1]), *args[2:])
@@ -61,6 +62,42 @@ class ExactSlices(CallLog):
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
             return _descending(args[0], args[1], args[2], kwargs or {})
         return (captured_as(func, args) or func)(*args, **(kwargs or {}))
+
+    def _selected(self, tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, Any]:
+        """``x[n]`` for a size ``n`` as a selection of that row, and what is left of the index.
+
+        Python would turn the size into a number. That the row is there is asked in the user's name.
+        """
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
+            return tensor, index
+        dims = _dimensions(tensor, parts)
+        sizes = [n for n, part in enumerate(parts) if isinstance(part, torch.SymInt)]
+        if not sizes or not all(self._is_inside(parts[n], tensor.shape[dims[n]]) for n in sizes):
+            return tensor, index
+        for place in reversed(sizes):
+            tensor = torch.select(tensor, dims[place], parts.pop(place))
+        return tensor, tuple(parts)
+
+    def _is_inside(self, index: Any, size: Any) -> bool:
+        self.environment.is_asked_by_users = True
+        try:
+            return bool(index >= 0) and bool(index < size)
+        finally:
+            self.environment.is_asked_by_users = False
+
+
+def _dimensions(tensor: torch.Tensor, parts: list[Any]) -> list[int]:
+    """The dimension of the tensor that each part of an index is about."""
+    consumed = sum(part is not None and part is not Ellipsis for part in parts)
+    dims, dim = [], 0
+    for part in parts:
+        dims.append(dim)
+        if part is Ellipsis:
+            dim += tensor.dim() - consumed
+        elif part is not None:
+            dim += 1
+    return dims
 
 
 def _are_sizes(values: Any) -> bool:

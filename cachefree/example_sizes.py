@@ -24,9 +24,16 @@ def hints_for(names: Iterable[str]) -> dict[str, int]:
 
 
 def unlike(size: int, hints: Mapping[str, int]) -> int:
-    """A size near the wanted one that equals no other example size: equal sizes would be tied."""
-    wanted = itertools.chain((size,), range(size - 1, 1, -1), itertools.count(size + 1))
-    return next(candidate for candidate in wanted if candidate not in hints.values())
+    """A size near the wanted one that equals no other example size: equal sizes would be tied.
+
+    Nor is it a multiple of the new tokens, where that is to be had: a ``view`` would be read as one
+    that splits them.
+    """
+    wanted = [size, *range(size - 1, 1, -1), *range(size + 1, size + len(hints) + 9)]
+    free = [candidate for candidate in wanted if candidate not in hints.values()]
+    tokens = hints.get("query", size + 1)
+    best: int = next((candidate for candidate in free if candidate % tokens), free[0])
+    return best
 
 
 def capture_where_it_runs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import logging
@@ -33,6 +34,7 @@ CACHE_NAMES = re.compile(
 )
 BATCH, QUERY, FEATURES = 3, 5, 4
 _MOST_RESIZED = 6
+_MOST_KINDS = 12
 
 
 @dataclass
@@ -244,6 +246,7 @@ def _probe(model: nn.Module, failures: Sequence[str] = ()) -> FirstCall:
         )
         last = _runs(model, first)
         if last is None:
+            first = dataclasses.replace(first, plainer=_of_one_token(first))
             log.info("example inputs assumed: %s", "; ".join(first.assumed))
             return first
         if depends_on_values(last):
@@ -258,6 +261,20 @@ def _probe(model: nn.Module, failures: Sequence[str] = ()) -> FirstCall:
             remedy="Pass example_inputs: the inputs of a first call, as a tuple or as a dict.",
         )
     )
+
+
+def _of_one_token(first: FirstCall) -> FirstCall | None:
+    """The call without an axis for tokens: what a model takes that makes a step for each."""
+    values = {
+        name: torch.empty((BATCH, *value.shape[2:]), dtype=value.dtype, device=value.device)
+        if isinstance(value, torch.Tensor) and value.shape[:2] == (BATCH, QUERY)
+        else value
+        for name, value in first.kwargs.items()
+    }
+    if first.args or all(values[name] is value for name, value in first.kwargs.items()):
+        return None
+    assumed = tuple(f"{name}: {_words(value)}" for name, value in values.items())
+    return FirstCall((), values, assumed, False)
 
 
 def _words(value: Any) -> str:
@@ -290,11 +307,17 @@ def _choices(model: nn.Module, parameter: inspect.Parameter, source: str) -> Ite
         for kind in (dtype, torch.bool, torch.int64):
             yield torch.empty((BATCH, 1, QUERY, QUERY), dtype=kind, device=device)
             yield torch.empty((QUERY, QUERY), dtype=kind, device=device)
-    kinds = _layer_inputs(model, dtype)[:12]
+    kinds = _layer_inputs(model, dtype)[:_MOST_KINDS]
     if re.search(r"ids|tokens?|idx|input_ids", name):
         kinds.sort(key=lambda kind: kind[0] != torch.int64)
+    if parameter.annotation in (int, "int"):
+        yield 0
     for kind, shape in kinds:
         yield torch.empty(shape, dtype=kind, device=device)
+    for kind, shape in kinds:
+        if shape[:2] == (BATCH, QUERY):
+            yield torch.empty((BATCH, *shape[2:]), dtype=kind, device=device)
+            yield torch.empty((BATCH, 1, *shape[2:]), dtype=kind, device=device)
     if not kinds:
         yield torch.empty((BATCH, QUERY, FEATURES), dtype=dtype, device=device)
         yield torch.empty((BATCH, FEATURES, QUERY, FEATURES), dtype=dtype, device=device)
@@ -309,8 +332,15 @@ def _layer_inputs(
     """The dtypes and shapes that the model's layers take, in the order of the layers."""
     shapes: dict[tuple[torch.dtype, tuple[int, ...]], None] = {}
     for module in model.modules():
+        tables = list(module) if isinstance(module, nn.ModuleList) else []
+        if len(tables) > 1 and all(isinstance(table, nn.Embedding) for table in tables):
+            # one row of tokens for each table
+            shapes[(torch.int64, (BATCH, len(tables), QUERY))] = None
+            shapes[(torch.int64, (BATCH, QUERY, len(tables)))] = None
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             shapes[(torch.int64, (BATCH, QUERY))] = None
+        elif isinstance(module, nn.RNNCellBase):
+            shapes[(dtype, (BATCH, QUERY, module.input_size))] = None
         elif isinstance(module, nn.Linear):
             shapes[(dtype, (BATCH, QUERY, module.in_features))] = None
         elif isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):

@@ -119,7 +119,7 @@ def _better_guesses(
     A guess is as good as a find: what is put in is proved.
     """
     comparison = given(found)
-    numbers = [-float("inf"), *_numbers(other)]
+    numbers = [-float("inf"), 1.0, *_numbers(other)]  # of a maximum, of a product
     tried = 0
     for path, number in itertools.product(guessed, numbers):
         like = found[path]

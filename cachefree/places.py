@@ -134,7 +134,7 @@ def selectors(result: Any, steps: Selector = (), depth: int = 3) -> Iterator[Sel
     for key, child in zip(structure.keys, structure.children, strict=True):
         if child.leaf_count:
             yield from selectors(_step(result, structure, key), (*steps, key), depth - 1)
-    if structure.kind == "tuple" and not steps:
+    if structure.kind in ("tuple", "list") and not steps:
         for start in range(1, len(structure.children)):
             yield (("tail", start),)
 

@@ -54,7 +54,7 @@ class _Walk:
         if isinstance(value, (type, types.ModuleType, logging.Logger, logging.Handler)):
             return ()
         if isinstance(value, (types.FunctionType, types.MethodType)):
-            return tuple(self.told(part) for part in vars(value).items())
+            return tuple((name, self.told(part)) for name, part in vars(value).items())
         if isinstance(value, contextvars.ContextVar):
             return self.told(value.get(None))
         if isinstance(value, weakref.ref):

@@ -39,6 +39,7 @@ from cachefree.preconditions import (
 from cachefree.progress import stages
 from cachefree.proof import proved
 from cachefree.reading import Program, read
+from cachefree.refills import refills
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
 from cachefree.steps import steps_of
@@ -188,6 +189,7 @@ def _rewritten(
             [(spec.name, term) for spec, term in zip(interface.inputs, inputs, strict=True)],
             [(spec.name, term) for spec, term in zip(interface.outputs, outputs, strict=True)],
         )
+    refilled, left_alone = refills(subject, discovery)
     report = Report(
         model=type(model).__name__,
         branches=removed_branches(
@@ -207,6 +209,7 @@ def _rewritten(
             *discovery.notes,
             *assumed_of(subject),
             *_stand_in_notes(first, later),
+            *left_alone,
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
@@ -255,6 +258,7 @@ def _rewritten(
         projection,
         Evidence.of(table, certified, interface, parts.inputs) if moved is None else None,
         Modes.now(model),
+        refilled,
     )
 
 

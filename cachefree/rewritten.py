@@ -19,6 +19,7 @@ from cachefree.graph import assemble, mirror
 from cachefree.hoisting import HoistedCall
 from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
+from cachefree.refills import Refill
 from cachefree.report import Report
 from cachefree.spec import Interface
 
@@ -58,9 +59,11 @@ class Rewritten(nn.Module):
         projection: fx.GraphModule | None = None,
         evidence: Evidence | None = None,
         modes: Modes | None = None,
+        refills: tuple[Refill, ...] = (),
     ) -> None:
         super().__init__()
         self.modes = modes
+        self.refills = refills
         self.__dict__["_graph_module"] = graph_module
         self.interface = interface
         self.calling = calling
@@ -158,7 +161,15 @@ class Rewritten(nn.Module):
 
     def _pure(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.flatten_call(*args, **kwargs)
-        return self.unflatten_result(self.graph_module(*flat), flat)
+        return self.refilled(self.unflatten_result(self.graph_module(*flat), flat), args, kwargs)
+
+    def refilled(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result, with the caller's own containers filled where the model fills them."""
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state():
+            return result
+        for refill in self.refills:
+            result = refill.filled(result, args, kwargs)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         calling = self.__dict__.get("calling")
@@ -331,6 +342,7 @@ class Rewritten(nn.Module):
                 self.hoisted_call,
                 self.keeper,
                 self.modes,
+                self.refills,
             ) = (
                 fresh.interface,
                 fresh.calling,
@@ -339,6 +351,7 @@ class Rewritten(nn.Module):
                 fresh.hoisted_call,
                 fresh.keeper,
                 fresh.modes,
+                fresh.refills,
             )
             for name in ("_origin", "_encoder", "_evidence", "_projection"):
                 self.__dict__[name] = fresh.__dict__[name]

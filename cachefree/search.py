@@ -7,12 +7,12 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from cachefree.candidates import candidates
+from cachefree.candidates import candidates, namesakes
 from cachefree.capture import Call
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
@@ -45,6 +45,9 @@ class Found:
         total: Dimensions that are past + query on later calls.
         tokens: How many new tokens a later call takes: any number, or one only.
         notes: What was assumed, in words.
+        grown: Places and axes of the cache's tensors, in order, that have one row after a first
+            call and one more after each later one, where a call takes one token and no dimension
+            of its inputs says so.
     """
 
     args: tuple[Any, ...]
@@ -56,6 +59,7 @@ class Found:
     total: frozenset[Dimension]
     tokens: int
     notes: tuple[str, ...]
+    grown: frozenset[Dimension] = frozenset()
 
 
 class Search:
@@ -118,7 +122,7 @@ class Search:
                 continue
             found = self._with(args, kwargs, call, groups, flags)
             if found is not None:
-                return found
+                return found if self.wanted else self._with_namesakes(found)
         raise self._not_found()
 
     def _carried(self, carry: Carry) -> Found:
@@ -185,6 +189,8 @@ class Search:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
         queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
+        if self.first.is_given or len(groups) == 1:
+            queries.append([])  # a step: a call takes one token, and has no axis for tokens
         for least, most in _TIERS:  # no other argument is tried where one by name will do
             is_sure, is_last = math.isinf(most), math.isinf(least)
             if accepted or (is_last and self._has_sure_name(args, kwargs)):
@@ -209,13 +215,52 @@ class Search:
                             for flag, value in flags.items()
                         ),
                     )
-                    found = Found(args, kwargs, call, groups, query, links, total, tokens, notes)
+                    grown = frozenset() if query else self.trials.grown
+                    found = Found(
+                        args, kwargs, call, groups, query, links, total, tokens, notes, grown
+                    )
                     if is_sure:
                         return found
                     accepted.append((score, found))
                 if accepted:
                     break
         return _likeliest(accepted) if accepted else None
+
+    def _with_namesakes(self, found: Found) -> Found:
+        """With every other argument that comes back in the result under its own name, or as found.
+
+        ``return logits, hidden, coverage`` feeds ``coverage=None`` as well as ``hidden=None``.
+        """
+        runs = self.trials.first_runs(found.call, found.query)
+        assert runs is not None
+        taken = {link.place.parameter for link in found.links}
+        fed = [link.selector for link in found.links]
+        more = []
+        for name, selector in namesakes(self.model, runs.part):
+            parameter = self.signature.parameters.get(name)
+            is_free = parameter is not None and parameter.default is None and name not in taken
+            if not is_free or name in found.kwargs or any(selector == own[:1] for own in fed):
+                continue
+            if list(self.signature.parameters).index(name) >= len(found.args):
+                more.append(Link(Place(name), selector))
+        links = (*found.links, *more)
+        if not more or () in fed:
+            return found
+        failures, self.trials.is_told = list(self.trials.failures), True
+        try:
+            # what is of fixed size alone fits with any dimension as the tokens
+            for query in (found.query, *(g for g in found.groups if g != found.query), []):
+                runs = self.trials.first_runs(found.call, query)
+                accepted = runs and self.trials.accepts(found.call, query, links, runs)
+                if accepted:
+                    total, tokens = accepted
+                    grown = frozenset() if query else self.trials.grown
+                    return replace(
+                        found, query=query, links=links, total=total, tokens=tokens, grown=grown
+                    )
+        finally:
+            self.trials.failures, self.trials.is_told = failures, bool(self.carry)
+        return found
 
     def _has_sure_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an argument that may take the cache is surely named so.

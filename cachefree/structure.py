@@ -206,6 +206,31 @@ class Structure:
             return False
         return all(child.is_absent(getattr(value, key, None)) for key, child in self._items())
 
+    def set_otherwise(self, value: Any, path: str = "") -> str | None:
+        """Where an object is set up otherwise than this one, in words; None where it is not.
+
+        Numbers, texts and dtypes that no call changes, such as the length of a window. What is
+        empty yet, and flags, may well change with the first call.
+        """
+        if self.kind == "constant":
+            if not isinstance(value, (int, float, str, torch.dtype)) or isinstance(value, bool):
+                return None
+            is_other = bool(value) and not _same_constant(self.value, value)
+            return f"{path} is {value!r} where {self.value!r} is expected" if is_other else None
+        if isinstance(value, (tuple, list)) and self.kind in ("tuple", "list"):
+            parts: list[Any] = list(value)[: len(self.children)]
+        elif isinstance(value, Mapping) and self.kind == "mapping":
+            parts = [value.get(key) for key in self.keys]
+        elif self.kind == "object" and type(value) is self.cls:
+            parts = [getattr(value, key, None) for key in self.keys]
+        else:
+            return None
+        for (key, child), part in zip(self._items(), parts, strict=False):
+            found = child.set_otherwise(part, path + _step(self.kind, key))
+            if found is not None:
+                return found
+        return None
+
     def _items(self) -> list[tuple[Any, Structure]]:
         return list(zip(self.keys, self.children, strict=True))
 

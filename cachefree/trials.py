@@ -61,6 +61,8 @@ class Trials:
         known: A call and the leaves and the structure of its result, where that is known.
         failures: What did not run, in words.
         opaque: Names of classes in results in which no tensor was found.
+        grown: Places and axes of the cache's tensors that grew by one in the last call that was
+            accepted without an axis for tokens.
     """
 
     def __init__(self, model: nn.Module, *, is_told: bool) -> None:
@@ -69,6 +71,7 @@ class Trials:
         self.known: tuple[Call, tuple[list[Any], Structure]] | None = None
         self.failures: list[str] = []
         self.opaque: dict[str, None] = {}
+        self.grown: frozenset[Dimension] = frozenset()
         self._first_runs: dict[Any, FirstRuns] = {}
 
     def first_runs(self, call: Call, query: Sequence[Dimension]) -> FirstRuns | None:
@@ -106,6 +109,9 @@ class Trials:
 
         None where no later call takes the cache there.
         """
+        if not query:
+            is_step = self._runs_later(call, links, runs.part, runs.part, is_step=True)
+            return (frozenset(), _LENGTHS["query"]) if is_step else None
         for tokens in (_LENGTHS["query"], 1):
             expected = runs.over(_LENGTHS["past"] + tokens)
             if expected is None:
@@ -158,10 +164,13 @@ class Trials:
         part: Any,
         whole: Any,
         log_calls: CallLog | None = None,
+        *,
+        is_step: bool = False,
     ) -> bool:
         """Whether a later call runs and returns what one first call over all tokens does.
 
-        It is given the first call's results.
+        It is given the first call's results. A step returns what a first call does, or one row
+        more.
         """
         later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
         try:
@@ -174,10 +183,11 @@ class Trials:
             )
             result = later_structure.rebuild(later_leaves)
             named = all(CACHE_NAMES.search(link.place.path) for link in links)
-            if not all(
-                _same_sizes(select(result, link.selector), select(whole, link.selector))
-                for link in links
-            ):
+            pairs = [
+                (select(result, link.selector), select(whole, link.selector)) for link in links
+            ]
+            grown = _grown(pairs) if is_step else None
+            if grown is None and not all(_same_sizes(one, other) for one, other in pairs):
                 self._note(
                     links,
                     named,
@@ -185,7 +195,7 @@ class Trials:
                     "first call over all tokens",
                 )
                 return False
-            grows = any(
+            grows = bool(grown) or any(
                 not _same_sizes(select(part, link.selector), select(whole, link.selector))
                 for link in links
             )
@@ -199,6 +209,7 @@ class Trials:
                     f"it may be anything: if it is the cache, say cache={links[0].place.path!r}",
                 )
                 return False
+            self.grown = grown or frozenset()
             return True
         except Exception as error:  # noqa: BLE001 - the model may raise anything
             self.failures.append(f"{links[0].place.path}: {told(error)}")
@@ -281,6 +292,23 @@ def _same_sizes(one: Any, other: Any) -> bool:
     return structure.leaf_count == other_structure.leaf_count and all(
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(first, second, strict=True)
     )
+
+
+def _grown(pairs: Sequence[tuple[Any, Any]]) -> frozenset[Dimension] | None:
+    """Where tensors of one row have two after one step more; None where sizes differ otherwise."""
+    later, before = (flatten([pair[side] for pair in pairs])[0] for side in (0, 1))
+    grown = set()
+    if len(later) != len(before):
+        return None
+    for place, (one, other) in enumerate(zip(later, before, strict=True)):
+        if one.dtype != other.dtype or one.dim() != other.dim():
+            return None
+        for axis, (now, first) in enumerate(zip(one.shape, other.shape, strict=True)):
+            if (now, first) == (2, 1):
+                grown.add((place, axis))
+            elif now != first:
+                return None
+    return frozenset(grown)
 
 
 def _is_alike(one: Any, other: Any) -> bool:

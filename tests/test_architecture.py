@@ -30,7 +30,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "candidates trials normal example_sizes domains calling sampling",
         "search",
         "discover",
-        "lifting",
+        "lifting refills",
         "align shapes preconditions written",
         "regimes rules neutral",
         "common_sizes",

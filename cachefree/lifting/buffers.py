@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from cachefree.errors import CaptureError, Refusal
 from cachefree.sizes import expression, user_line
 
-__all__ = ["Buffers", "Live", "is_write"]
+__all__ = ["Buffers", "Live", "gives_itself", "is_write"]
 
 Box = tuple[tuple[Any, Any], ...]
 
@@ -86,9 +86,31 @@ _DESCRIBES = frozenset(
         "is_inference",
     )
 )
+
+
+def gives_itself(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> bool:
+    """Whether a conversion converts nothing: torch then gives back the tensor that it is given.
+
+    Of a tensor that stands for it while a path is captured, it gives another.
+    """
+    if result is args[0]:
+        return True
+    if name not in _PASSES_ON or name == "detach" or kwargs.get("copy"):
+        return False
+    if any(value is True for value in args[2:]) or not isinstance(result, torch.Tensor):
+        return False
+    given = args[0]
+    return (
+        result.dtype == given.dtype
+        and result.device == given.device
+        and (name != "contiguous" or given.is_contiguous())
+    )
+
+
 _PASSES_ON = frozenset(
     (
         "to",
+        "type_as",
         "detach",
         "contiguous",
         "cuda",
@@ -134,8 +156,8 @@ class Buffers(TorchFunctionMode):
                 return args[0]
             if name in _PASSES_ON:
                 result = func(*args, **kwargs)
-                if result is view.tensor:
-                    return result
+                if gives_itself(name, args, kwargs, result):
+                    return args[0]
         if is_write(name):
             self._refuse_write_to_what_was_read(args[0])
         for part in _tensors((*args, *kwargs.values())):

@@ -212,6 +212,16 @@ class Keeper:
                 )
             )
         slots = [slot for slot in self.plan.slots if slot.place.root == name]
+        other = _set_otherwise(container, argument.template, slots, (), name)
+        if other is not None:
+            raise DomainError(
+                Refusal(
+                    f"The call does not fit: {other}.",
+                    why="It was a constant of the model's code when the graph was captured.",
+                    remedy=f"Pass a {name} that is set up as the one in example_inputs, or rewrite "
+                    "with one like this.",
+                )
+            )
         strange = _strange(container, argument.template, slots, ())
         if strange is not None:
             raise DomainError(
@@ -327,6 +337,25 @@ def _is_fresh(value: Any, template: Any) -> bool:
         and not flatten(value)[0]
         and one.keys() == other.keys()
     )
+
+
+def _set_otherwise(
+    value: Any, template: Any, slots: list[Slot], steps: tuple[Any, ...], path: str
+) -> str | None:
+    """A number, flag or text that no call changes and that differs from the template's."""
+    if any(slot.place.steps == steps for slot in slots):
+        return None
+    held, known = entries(value), entries(template)
+    if held is not None and known is not None:
+        pairs = ((key, part) for key, part in held.items() if key in known)
+        texts = (
+            _set_otherwise(part, known[key], slots, (*steps, key), f"{path}.{key}")
+            for key, part in pairs
+        )
+        return next((text for text in texts if text is not None), None)
+    if isinstance(template, (int, float, str)) and value != template:
+        return f"{path} is {value!r} where {template!r} is expected"
+    return None
 
 
 def _strange(value: Any, template: Any, slots: list[Slot], steps: tuple[Any, ...]) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cachefree.lifting.buffers import is_write
+from cachefree.lifting.buffers import gives_itself, is_write
 from cachefree.lifting.contents import TENSORS, Place, lookup
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot, describe
@@ -97,6 +97,9 @@ class Writes(TorchFunctionMode):
         known = self.known.get(id(args[0])) if args else None
         held = self.held.get(id(args[0])) if args else None
         result = func(*args, **(kwargs or {}))
+        is_other = known is not None and result is not args[0]
+        if is_other and gives_itself(name, args, kwargs or {}, result):
+            return args[0]  # what stands for it is another tensor
         if held is not None and is_write(name):
             self.entries.add(held[1])
         elif held is not None and name in _VIEWS and isinstance(result, torch.Tensor):

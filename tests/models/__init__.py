@@ -14,6 +14,7 @@ from . import (
     mems,
     mixed,
     neox,
+    own_ways,
     positions,
     recurrent,
     refused_branches,
@@ -53,6 +54,7 @@ CASES: tuple[ModelCase, ...] = (
     *running.CASES,
     *first_values.CASES,
     *from_inputs.CASES,
+    *own_ways.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,

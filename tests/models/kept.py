@@ -157,6 +157,14 @@ class RowsDecoder(Decoder):
         return self.head(x)
 
 
+class InferringDecoder(RowsDecoder):
+    """Decorated, as inference code is: a conversion that converts nothing gives another tensor."""
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, start_pos: int):
+        return super().forward(tokens, start_pos)
+
+
 class NarrowDecoder(Decoder):
     """The model counts, and copies into a narrowed buffer."""
 
@@ -514,6 +522,12 @@ KEPT: tuple[KeptCase, ...] = (
         seeded(RowsDecoder),
         _at_position,
         lambda model: (IDS, 0),
+        labels=("layers.1.cache_v",),
+    ),
+    KeptCase(
+        "rows_in_inference_mode",
+        seeded(InferringDecoder),
+        _at_position,
         labels=("layers.1.cache_v",),
     ),
     KeptCase("narrowed_rows", seeded(NarrowDecoder), _alone, labels=("k0", "length")),
