@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import resource
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,7 @@ def compare(eager: Caller, other: Caller, row: dict[str, Any], prefix: str) -> N
     row[f"{prefix}chunks"] = difference(other.run(CHUNKS), eager.run(CHUNKS))
 
 
-def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
+def sweep(kind: str, name: str, *, with_onnx: bool = True) -> Iterator[dict[str, Any]]:
     """A growing row: yielded whenever there is more of it, so that a limit leaves what is known."""
     import cachefree
 
@@ -181,6 +180,8 @@ def sweep(kind: str, name: str) -> Iterator[dict[str, Any]]:
     compare(eager, Caller(rewritten, parameters, source), row, "torch_")
     row["stage"] = "export"
     yield row
+    if not with_onnx:
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         cachefree.to_onnx(rewritten, path, progress=False)
@@ -204,22 +205,17 @@ def refusal(error: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    kind, name = sys.argv[1:]
+def run(kind: str, name: str, with_onnx: bool, rows: Connection) -> None:
+    """What a process of its own does: sends a growing row."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     row: dict[str, Any] = {"architecture": name, "kind": kind, "stage": "model"}
     try:
-        for row in sweep(kind, name):
-            print("ROW " + json.dumps(row), flush=True)
+        for row in sweep(kind, name, with_onnx=with_onnx):
+            rows.send(row)
     except Exception as error:  # noqa: BLE001 - whatever a model raises is the row's
         text = " ".join(str(error).split())
         row["error"] = f"{type(error).__name__}: {text[:300]}"
-        print("ROW " + json.dumps(row), flush=True)
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+        rows.send(row)
