@@ -28,11 +28,11 @@ KINDS = ("causal", "seq2seq", "speech")
 FORKING = multiprocessing.get_context("forkserver")
 
 
-def run_one(kind: str, name: str, limit: int, *, with_onnx: bool) -> dict[str, Any]:
+def run_one(kind: str, name: str, limit: int, layers: int, *, with_onnx: bool) -> dict[str, Any]:
     """The row of one architecture; what is known of it where it ran into a limit."""
     row: dict[str, Any] = {"architecture": name, "kind": kind, "stage": "import"}
     receiving, sending = FORKING.Pipe(duplex=False)
-    process = FORKING.Process(target=run, args=(kind, name, with_onnx, sending))
+    process = FORKING.Process(target=run, args=(kind, name, layers, with_onnx, sending))
     process.start()
     sending.close()
     ends, ending = time.monotonic() + limit, f"over {limit} s"
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=240, help="seconds for each")
     parser.add_argument("--again", action="store_true", help="forget what was found before")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "transformers.json")
+    parser.add_argument("--layers", type=int, default=2, help="layers, where all are of one kind")
     parser.add_argument("--without-onnx", action="store_true", help="rewrite and compare in torch")
     parser.add_argument(
         "--retry", action="store_true", help="also those that did not come to an end"
@@ -101,7 +102,7 @@ def main() -> None:
     ]
     for count, (kind, name) in enumerate(chosen, start=1):
         started = time.perf_counter()
-        row = run_one(kind, name, options.limit, with_onnx=not options.without_onnx)
+        row = run_one(kind, name, options.limit, options.layers, with_onnx=not options.without_onnx)
         kept[kind, name] = row
         save(options.results, kept)
         took = time.perf_counter() - started
