@@ -108,7 +108,7 @@ def _later(
         settled=discovery.first_path.sizes,
     )
     later = read(path, table, names)
-    refuse_writes(first, later)
+    refuse_writes(discovery, first, later)
     refuse_frozen_sizes(first, later)
     refuse_other_results(first, later)
     refuse_independence(discovery, later)
