@@ -18,6 +18,7 @@ from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
 from cachefree.encoder_call import EncoderCall
+from cachefree.handing_back import handed_back
 from cachefree.lifting.facade import Facade
 from cachefree.reading import Program
 from cachefree.recipes import Recipe
@@ -75,6 +76,10 @@ class _Maker:
         self.certified = certified
         self.signature = signature_of(model)
         self.arguments = self._arguments()
+        sizes = {**discovery.hints, **discovery.asked}
+        self.handed_back = handed_back(
+            model, discovery.first, discovery.later, discovery.links, sizes
+        )
 
     def plain(self) -> Assembled:
         """The model's own call."""
@@ -165,6 +170,7 @@ class _Maker:
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
+            handed_back=self.handed_back,
         )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from cachefree.capture import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
+from cachefree.handing_back import HandedBack
 from cachefree.recipes import Recipe
 from cachefree.sizes import compiled, preimage
 from cachefree.spec import Interface
@@ -94,6 +95,7 @@ class Calling:
             zeros.
         attribute: A parameter or buffer by its name, for these.
         methods: The names of the model's methods that the call stands for, other than forward.
+        handed_back: Parts of the cache that the model returns as the objects that it was given.
     """
 
     parameters: tuple[str, ...]
@@ -108,6 +110,7 @@ class Calling:
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
+    handed_back: tuple[HandedBack, ...] = ()
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -163,6 +166,17 @@ class Calling:
                 sizes = sizes if sizes is not None else self.sizes_of(inputs)
                 leaves.append(self.value(spec.expr, sizes))
         return self.results.rebuild(leaves)
+
+    def hand_back(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """The result with the containers that were given, where the model returns these."""
+        if not self.handed_back or is_tracing():
+            return result
+        given = dict(self._bound(args, kwargs))
+        for part in self.handed_back:
+            cache = self.caches[part.place]
+            value = _inside(given.get(cache.parameter), cache.steps)
+            result = part.put(value, result, is_first=self._is_neutral(cache, value))
+        return result
 
     def sizes_of(self, inputs: Sequence[torch.Tensor]) -> Sizes:
         """The size of each symbol in a flat call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -375,6 +375,7 @@ def run_on_fakes(
     log_calls: CallLog | None = None,
     *,
     is_scattered: bool = False,
+    look: Callable[[tuple[Any, ...], dict[str, Any], Any], None] | None = None,
 ) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
 
@@ -384,6 +385,7 @@ def run_on_fakes(
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
         is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
+        look: Called with the arguments and the result, the very objects.
 
     Returns:
         The leaves of the result (fake tensors and Python values) and its structure.
@@ -409,6 +411,8 @@ def run_on_fakes(
         args, kwargs = call.structure.rebuild(leaves)
         with StandIns(), log_calls or contextlib.nullcontext():
             value = model(*args, **kwargs)
+        if look is not None:
+            look(args, kwargs, value)
         return flatten(value)
 
 

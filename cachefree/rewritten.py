@@ -158,7 +158,18 @@ class Rewritten(nn.Module):
 
     def _pure(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.flatten_call(*args, **kwargs)
-        return self.unflatten_result(self.graph_module(*flat), flat)
+        result = self.unflatten_result(self.graph_module(*flat), flat)
+        return self.hand_back(args, kwargs, result)
+
+    def hand_back(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        """The result with the containers of a cache that were given, where the model fills these.
+
+        A list that the model appends to, or a cache with an ``update``, holds the new tensors
+        afterwards, as it does after the model's own call.
+        """
+        whole = self.encoder_call
+        calling = self.calling if whole is None or whole.is_decoders(kwargs) else whole.whole
+        return calling.hand_back(args, kwargs, result)
 
     def __getattr__(self, name: str) -> Any:
         calling = self.__dict__.get("calling")

@@ -26,7 +26,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "exact_slices symbolic_python",
         "graph report facts capture",
         "containers reading dimensions inputs laws",
-        "recipes",
+        "recipes handing_back",
         "candidates trials normal example_sizes domains calling sampling",
         "search",
         "discover",

@@ -198,7 +198,8 @@ class OnnxDecoder:
 
     def _called_alike(self, *args: Any, **kwargs: Any) -> Any:
         flat = self._flat(args, kwargs)
-        return self._like.unflatten_result(self.run_flat(flat), flat)
+        result = self._like.unflatten_result(self.run_flat(flat), flat)
+        return self._like.hand_back(args, kwargs, result)
 
     def __getattr__(self, name: str) -> Any:
         calling = getattr(self.__dict__.get("_like"), "calling", None)
