@@ -66,12 +66,15 @@ def is_due(row: dict[str, Any] | None, options: argparse.Namespace) -> bool:
 
 def commit() -> str:
     """The commit that a row is made at; a plus says that files differ from it."""
+    described = _git("describe", "--always", "--abbrev=7", "--exclude=*")
+    rows = ":!docs/transformers.*"  # what a sweep itself writes
+    is_changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", rows)
+    return described + ("+" if is_changed else "")
+
+
+def _git(*arguments: str) -> str:
     told = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return told.stdout.strip()
 
