@@ -8,21 +8,21 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from cachefree.capture import Call, TensorSpec, run_on_fakes
-from cachefree.errors import CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError, Refusal
 from cachefree.explaining import depends_on_values, explained
 from cachefree.fakes import device_of
 from cachefree.offered import completions, main_inputs, resized_as_told
 from cachefree.signatures import signature_of
 from cachefree.structure import Structure, flatten, leaf_paths
 
-__all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_device"]
+__all__ = ["CACHE_NAMES", "FirstCall", "call_of", "find_first_call", "model_device", "plainer_call"]
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
             call = _given(offered)
             call = FirstCall(
                 call.args,
-                _on(call.kwargs, model_device(model)),
+                _on(_own(model, call.kwargs), model_device(model)),
                 (f"inputs taken from model.{attribute}",),
                 False,
             )
@@ -145,8 +145,46 @@ def find_first_call(model: nn.Module, example_inputs: Any = None) -> FirstCall:
     return _probe(model, failures)
 
 
+def plainer_call(
+    model: nn.Module, example_inputs: Any, method: Any, error: CacheFreeError
+) -> FirstCall | None:
+    """The call without the inputs that were added to it, after a refusal with them.
+
+    Where a path is chosen by the number of tokens, and a mask is left out on one of them, both are
+    the same without a mask. A graph that takes none refuses one when it is called.
+
+    Args:
+        model: Any module.
+        example_inputs: What the user gave.
+        method: The method that is rewritten.
+        error: The refusal.
+
+    Returns:
+        None where the inputs are the user's own, or nothing was added to them.
+    """
+    if example_inputs is not None or method != "forward":
+        return None
+    first = find_first_call(model)
+    plainer = first.plainer
+    if plainer is None:
+        return None
+    added = [name for name in first.kwargs if name not in plainer.kwargs]
+    note = f"{' and '.join(added)} left out: with it, {str(error.refusals[0].what).rstrip('.')}"
+    return replace(plainer, assumed=(*plainer.assumed, note))
+
+
 def _first_line(error: Exception | None) -> str:
     return str(error).splitlines()[0] if error and str(error) else ""
+
+
+def _own(model: nn.Module, offered: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is offered under names that forward has.
+
+    A class may offer its inputs to subclasses that take fewer: `**kwargs` would swallow the others.
+    """
+    names = inspect.signature(model.forward).parameters
+    own = {name: value for name, value in offered.items() if name in names}
+    return own if own and _runs(model, FirstCall((), own)) is None else offered
 
 
 def _on(kwargs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

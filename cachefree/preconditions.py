@@ -16,7 +16,7 @@ from cachefree.errors import (
 )
 from cachefree.reach import is_installed, reached
 from cachefree.reading import Program
-from cachefree.terms import topological
+from cachefree.terms import Term, topological
 
 __all__ = [
     "refuse_frozen_sizes",
@@ -149,8 +149,11 @@ def _not_traceable(what: str, kind: str, remedy: str) -> Refusal:
     return Refusal(what, why=f"{kind} cannot be traced with symbolic sizes.", remedy=remedy)
 
 
-def refuse_writes(first: Program, later: Program) -> None:
+def refuse_writes(discovery: Discovery, first: Program, later: Program) -> None:
     """Refuses a model that keeps state on itself or writes to its inputs.
+
+    What is written to a tensor of the cache is returned as its next value: there the write is no
+    more than that value, and whoever goes on with what was returned sees no difference.
 
     Raises:
         CaptureError: it does; all places are listed.
@@ -173,9 +176,19 @@ def refuse_writes(first: Program, later: Program) -> None:
         )
         for program in (first, later)
         for term, value in program.written.items()
+        if not (program is later and value in _returned(discovery, later, term))
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
+
+
+def _returned(discovery: Discovery, later: Program, term: Term) -> list[Term]:
+    """The next values of a tensor of the cache, as a later call returns them."""
+    return [
+        later.outputs[output]
+        for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True)
+        if later.inputs[place] is term
+    ]
 
 
 def refuse_frozen_sizes(*programs: Program) -> None:

@@ -64,33 +64,36 @@ def proved(
     """
     reason: CacheFreeError | None = None
     asks: list[bool] = []
+
+    def of(attempt: Discovery) -> tuple[Discovery, Program, OneCall, Certified]:
+        later = _later(model, table, names, attempt, first)
+        refuse(attempt, later)
+        asks.append(_asks_for_tokens(later))
+        begin()
+        one = with_slots_joined(table, attempt, first, later)
+        one, starts = started(table, attempt, first, one)
+        found = certify(model, table, names, attempt, first, later, one, starts, check)
+        return attempt, later, one, found
+
     for attempt in _attempts(discovery, asks):
         try:
-            later = _later(model, table, names, attempt, first)
-            refuse(attempt, later)
-            asks.append(_asks_for_tokens(later))
-            begin()
-            one = with_slots_joined(table, attempt, first, later)
-            one, starts = started(table, attempt, first, one)
-            certified = certify(model, table, names, attempt, first, later, one, starts, check)
+            shown = of(attempt)
         except CacheFreeError as error:
             log.debug("no graph with %s, asked as %s: %s", attempt.later, attempt.asked, error)
             reason = reason or error
             continue
-        beside = [regime for regime in certified.missed if regime.region.name == LATER_CALLS]
+        missed = shown[3].missed
+        beside = [regime for regime in missed if regime.region.name == LATER_CALLS]
         for regime in beside[:_MOST_OTHERS]:
             beyond = replace(attempt, hints=dict(regime.program.captured.sizes))
             try:
-                later_there = _later(model, table, names, beyond, first)
-                refuse(beyond, later_there)
-                one_there = with_slots_joined(table, beyond, first, later_there)
-                there = certify(model, table, names, beyond, first, later_there, one_there, check)
+                there = of(beyond)
             except CacheFreeError as error:
                 log.debug("no graph from the path at %s: %s", beyond.hints, error)
                 continue
-            if len(there.missed) < len(certified.missed):
-                return beyond, later_there, one_there, there
-        return attempt, later, one, certified
+            if len(there[3].missed) < len(missed):
+                return there
+        return shown
     assert reason is not None
     raise reason
 
@@ -125,7 +128,7 @@ def _later(
         settled=discovery.first_path.sizes,
     )
     later = read(path, table, names)
-    refuse_writes(first, later)
+    refuse_writes(discovery, first, later)
     refuse_frozen_sizes(first, later)
     refuse_other_results(first, later)
     refuse_independence(discovery, later)

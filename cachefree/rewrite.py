@@ -15,10 +15,11 @@ from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
-from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError, Refusal, UnsupportedBranchError
 from cachefree.explaining import unforeseen
 from cachefree.graph import emit
 from cachefree.hoisting import hoisted
+from cachefree.inputs import plainer_call
 from cachefree.isolation import one_at_a_time
 from cachefree.lifting.subject import (
     assumed_of,
@@ -113,10 +114,18 @@ def rewrite(
         torch.Size([4, 0, 3])
     """
     refuse_no_module(model)
+    rest = cache, carry, method, check, cross_attention, progress
     try:
-        return _rewritten(
-            model, example_inputs, cache, carry, method, check, cross_attention, progress
-        )
+        try:
+            return _rewritten(model, example_inputs, *rest)
+        except UnsupportedBranchError as error:
+            plainer = plainer_call(model, example_inputs, method, error)
+            if plainer is None:
+                raise
+            try:
+                return _rewritten(model, plainer, *rest)
+            except CacheFreeError:
+                raise error from None
     except (CacheFreeError, MemoryError):
         raise
     except Exception as error:  # whatever is raised below, a user is told in which line of theirs
@@ -210,6 +219,7 @@ def _rewritten(
             *assumed_of(subject),
             *_stand_in_notes(first, later),
             *left_alone,
+            *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),

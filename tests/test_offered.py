@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import cachefree
 from cachefree.candidates import candidates
 from cachefree.dimensions import find_dimensions
 from cachefree.graph import emit
@@ -70,6 +71,63 @@ def test_a_decoders_tokens_are_as_many_as_the_encoders_by_chance() -> None:
     rows = [{paths[place] for place, _ in group} for group in groups if group[0][1] == 1]
     assert {"decoder_input_ids"} in rows
     assert {"input_ids", "attention_mask"} in rows
+
+
+class DecoderAlone(nn.Module):
+    """A part of a translator: what its class offers is the whole's, and `**kwargs` swallows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 4)
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
+        return {"input_ids": ids, "decoder_input_ids": ids}
+
+    def forward(self, input_ids: Any = None, past_key_values: Any = None, **kwargs: Any) -> Any:
+        x = self.emb(input_ids)
+        k = x if past_key_values is None else torch.cat([past_key_values[0], x], 1)
+        return k.cumsum(1)[:, -x.shape[1] :], (k,)
+
+
+def test_what_is_offered_under_names_that_forward_lacks_is_left_out() -> None:
+    assert set(find_first_call(DecoderAlone()).kwargs) == {"input_ids"}
+
+
+class UnmaskedStep(nn.Module):
+    """Multiplies by its mask, but for one token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 4)
+
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[3, 1, 4], [1, 5, 9]])}
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, past_key_values: Any = None
+    ) -> Any:
+        x = self.emb(input_ids)
+        if attention_mask is not None and x.shape[1] != 1:
+            x = x * attention_mask[:, -x.shape[1] :, None]
+        k = x if past_key_values is None else torch.cat([past_key_values[0], x], 1)
+        return k.cumsum(1)[:, -x.shape[1] :], (k,)
+
+
+def test_a_mask_that_one_token_ignores_is_left_out() -> None:
+    model = UnmaskedStep().eval()
+    rewritten = cachefree.rewrite(model)
+    assert rewritten.calling.parameters == ("input_ids", "past_key_values")
+    assert any("attention_mask left out" in note for note in rewritten.report.notes)
+    ids = torch.tensor([[3, 1, 4, 1]])
+    _, past = rewritten(ids)
+    assert torch.equal(
+        rewritten(ids[:, :1], past_key_values=past)[0], model(ids[:, :1], None, past)[0]
+    )
+    with pytest.raises(cachefree.DomainError, match="'attention_mask' was given"):
+        rewritten(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]))
 
 
 def test_a_flag_carries_no_cache() -> None:

@@ -217,3 +217,16 @@ def test_the_first_difference_of_two_structures_is_told() -> None:
     )
     assert "result[1] is a dict of 1" in one.difference(structure((t(0), {"a": t(1)})), "result")
     assert "is None where a tensor" in one.difference(structure((None, {"a": t(1), "b": 3})))
+
+
+class _Layer:
+    def __init__(self, keys: Any = None) -> None:
+        self.keys = keys
+
+
+def test_empty_layers_are_absent_whatever_their_number() -> None:
+    _, structure = flatten([_Layer(torch.zeros(2)), _Layer(torch.zeros(2))])
+    for number in (0, 1, 2, 3):
+        assert structure.is_absent([_Layer() for _ in range(number)])
+    assert not structure.is_absent([_Layer(), _Layer(), _Layer(torch.zeros(2))])
+    assert not structure.is_absent([_Layer(torch.zeros(1)), 5])

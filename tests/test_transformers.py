@@ -228,6 +228,21 @@ def test_decoder_masks_that_hide_nothing_and_those_that_do() -> None:
         )
 
 
+@pytest.mark.parametrize("layers", [0, 3])
+def test_an_empty_cache_that_counts_the_encoders_layers(layers: int) -> None:
+    # generate() makes one with as many layers as the configuration's encoder has
+    model, rewritten = rewritten_seq2seq("t5")
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = layers
+    empty = transformers.EncoderDecoderCache(
+        *(transformers.DynamicCache(config=config) for _ in range(2))
+    )
+    given = {**(encoder_inputs(model) or {}), "decoder_input_ids": torch.tensor([[2, 7], [2, 9]])}
+    result = rewritten(**given, past_key_values=empty)
+    assert torch.equal(result.logits, rewritten(**given).logits)
+    assert len(result.past_key_values.self_attention_cache.layers) == 1
+
+
 def test_states_of_another_length_than_the_cached_ones() -> None:
     _, rewritten = rewritten_seq2seq("t5")
     ids, tokens = torch.full((2, 6), 5), torch.tensor([[2], [2]])

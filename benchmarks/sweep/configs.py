@@ -71,6 +71,27 @@ TINY: dict[str, Any] = {
     "shared_expert_intermediate_size": 24,
     "n_group": 1,
     "topk_group": 1,
+    "mamba_n_heads": 4,
+    "mamba_num_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_head_dim": 16,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+    "mamba_chunk_size": 8,
+    "mamba_d_ssm": 64,
+    "n_mamba_heads": 4,
+    "mamba_headdim": 16,
+    "state_size": 8,
+    "ssm_state_size": 8,
+    "chunk_size": 8,
+    "time_step_rank": 4,
+    "lru_width": 32,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_head_dim": 8,
     "num_mel_bins": 16,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -82,50 +103,77 @@ TINY: dict[str, Any] = {
 
 # What an architecture needs besides: attributes by model type; None leaves the default.
 _ALL_HEADS = {"num_key_value_heads": 4}
-_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+_EVERY_OTHER = {"attn_layer_period": 2, "attn_layer_offset": 1}
+_LAYERS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
+)
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "axk1": _ALL_HEADS,
     "axk2": _ALL_HEADS,
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "bailing_hybrid": _ALL_HEADS,
+    "bamba": {"attn_layer_indices": [1]},
     "cpmant": {"dim_head": 8, "prompt_length": 4},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": _ALL_HEADS,
     "deepseek_v3": _ALL_HEADS,
     "deepseek_v32": _ALL_HEADS,
     "dots1": {"n_shared_experts": 1},
-    "dots3_note": _ALL_HEADS,
+    "dots3_note": {**_ALL_HEADS, "per_layer_config": None},
     "dots3_note_text": _ALL_HEADS,
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "glm4_moe_lite": _ALL_HEADS,
     "glm_moe_dsa": _ALL_HEADS,
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "kimi_linear": _HYBRID,
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "jamba": _EVERY_OTHER,
+    "kimi_linear": _ALL_HEADS,
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "nemotron_h": {"n_groups": 1},
+    "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layer_types": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {"layer_types": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
     "longcat_flash": _ALL_HEADS,
     "minicpm3": _ALL_HEADS,
-    "qwen3_5_moe_text": _HYBRID,
-    "qwen3_5_text": _HYBRID,
-    "qwen3_next": _HYBRID,
     "youtu": _ALL_HEADS,
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
-def tiny_config(cls: type[Any]) -> Any:
-    """A small configuration of a class, its own parts small too."""
+def tiny_config(cls: type[Any], layers: int = 2) -> Any:
+    """A small configuration of a class, its own parts small too.
+
+    Args:
+        cls: A configuration's class.
+        layers: How many layers, where all are of one kind; else one of each kind.
+    """
     plain = cls()
     names = set(inspect.signature(cls.__init__).parameters) | set(plain.to_dict())
     given = {name: value for name, value in TINY.items() if name in names}
+    given |= {name: layers for name in _LAYERS if name in names}
     if getattr(plain, "is_encoder_decoder", False):
         given.pop("is_decoder", None)  # what the model sets on its own parts
+    kinds = list(dict.fromkeys(getattr(plain, "layer_types", None) or ()))
+    if len(kinds) > 1 and "layer_types" in inspect.signature(cls.__init__).parameters:
+        given |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
     for name, part in (getattr(cls, "sub_configs", None) or {}).items():
-        if name in names and hasattr(part, "sub_configs"):
-            given[name] = tiny_config(part).to_dict()
+        own = type(getattr(plain, name, None))  # where the class leaves it open which one
+        part = own if hasattr(own, "sub_configs") else part
+        if name in names and hasattr(part, "model_type") and part.model_type:
+            given[name] = tiny_config(part, layers).to_dict()
     for name, value in EXCEPTIONS.get(cls.model_type, {}).items():
         if value is None:
             given.pop(name, None)
         else:
             given[name] = value
+    kinds = given.get("layer_types") or given.get("block_types") or given.get("attn_layers") or ()
+    if kinds or "attn_layer_period" in given or given.get("attn_layer_indices"):
+        given["num_hidden_layers"] = max(len(kinds), 2)
     return cls(**given)
 
 
@@ -145,13 +193,16 @@ def architectures(kind: str) -> list[str]:
     return list(mapping[kind])
 
 
-def tiny_model(kind: str, name: str, sizes: Mapping[str, int] | None = None) -> Any:
+def tiny_model(
+    kind: str, name: str, sizes: Mapping[str, int] | None = None, layers: int = 2
+) -> Any:
     """A small random model, in evaluation mode, its weights large enough to show a wrong cache.
 
     Args:
         kind: As `architectures` has it.
         name: The model type.
         sizes: Sizes of the configuration other than the usual ones.
+        layers: As `tiny_config` has it.
     """
     import torch
     import transformers
@@ -163,7 +214,7 @@ def tiny_model(kind: str, name: str, sizes: Mapping[str, int] | None = None) -> 
         "speech": transformers.AutoModelForSpeechSeq2Seq,
     }[kind]
     torch.manual_seed(0)
-    config = tiny_config(configuration_auto.CONFIG_MAPPING[name])
+    config = tiny_config(configuration_auto.CONFIG_MAPPING[name], layers)
     if kind == "causal" and hasattr(config, "encoder_layers"):
         # a decoder alone counts the layers of its cache by the encoder's
         config.encoder_layers = config.decoder_layers

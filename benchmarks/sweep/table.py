@@ -25,7 +25,10 @@ _HEAD = (
     f"{TOLERANCE:g} of the largest value. Counted are architectures whose own cache is consistent: "
     "their calls in chunks equal their one call over all tokens. An encoder's text is padded. "
     "Each row was made at the commit that it names; those that name none, up to cdfe812. "
-    "Architectures that have no row have not been swept yet."
+    "Layers: how many, where all are of one kind; else there is one of each kind; rows that do not "
+    "say have two. By one token: later calls were made with one token each, since the model's own "
+    "calls with several do not go on from its cache. Architectures that have no row have not been "
+    "swept yet; ONNX was not tried where the outcome says so."
 )
 
 
@@ -55,7 +58,10 @@ def outcome(row: Row) -> str:
         for point in _POINTS
         if f"{prefix}{point}" in row
     )
-    return "WRONG" if is_wrong else "failed"
+    if is_wrong:
+        return "WRONG"
+    is_untried = row["stage"] == "export" and "error" not in row
+    return "equal in torch, ONNX not tried" if is_untried else "failed"
 
 
 def markdown(rows: Sequence[Row], versions: str) -> str:
@@ -80,6 +86,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
         ("proved", len(proved)),
         ("equal in torch", sum(is_equal(row, "torch_") for row in rewritten)),
         ("equal on ONNX Runtime", sum(is_equal(row, "ort_") for row in rewritten)),
+        ("of these, ONNX not tried", sum(outcome(row).endswith("not tried") for row in rewritten)),
         ("wrong", sum(outcome(row) == "WRONG" for row in consistent)),
         ("refused", sum(outcome(row) == "refused" for row in consistent)),
         ("failed", sum(outcome(row) == "failed" for row in consistent)),
@@ -95,7 +102,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 def table(rows: Iterable[Row]) -> list[str]:
     """A row each."""
     columns = (
-        *("architecture", "outcome", "verdict", "domain", "inputs", "torch", "ORT", "s"),
+        *("architecture", "outcome", "layers", "verdict", "domain", "inputs", "torch", "ORT", "s"),
         *("commit", "why"),
     )
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
@@ -107,7 +114,8 @@ def table(rows: Iterable[Row]) -> list[str]:
             why = f"chunks differ from one call by {row['eager_gap']:.1e}"
         cells = (
             row["architecture"],
-            outcome(row),
+            outcome(row) + (", by one token" if row.get("by_one_token") else ""),
+            row.get("layers", ""),
             row.get("verdict", ""),
             row.get("domain", ""),
             ", ".join(row.get("inputs", ())),
