@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,15 @@ from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.like_integers import sizes_like_integers
+from cachefree.loops import (
+    MANY_ROUNDS,
+    Loop,
+    Loops,
+    places_of,
+    refuse_questions,
+    repeated,
+    without_tokens,
+)
 from cachefree.memos import MEMOS, outside_state
 from cachefree.other_sizes import other_sizes
 from cachefree.provenance import provenance
@@ -112,6 +121,7 @@ class Captured:
         sizes: The example size of each symbol.
         jumps: The ways that conditional jumps of the user's code went, where they were watched.
         stand_ins: Operators of the model that others stand for, equal over the reals.
+        loops: Loops over tokens in the user's code.
     """
 
     graph: fx.Graph
@@ -125,6 +135,7 @@ class Captured:
     sizes: dict[str, int] = field(default_factory=dict)
     jumps: Jumps = field(default_factory=dict)
     stand_ins: tuple[str, ...] = ()
+    loops: tuple[Loop, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -190,7 +201,15 @@ def _traced(
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
         exact = ExactSlices(environment, tensors_given)
-        with provenance(model), sizes_in_text(environment), stand_ins, exact as slices:
+        loops = Loops(environment, model, exact.calls)
+        result["loops"] = loops.found
+        with (
+            provenance(model),
+            loops.heard(),
+            sizes_in_text(environment),
+            stand_ins,
+            exact as slices,
+        ):
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -273,17 +292,25 @@ def capture(
     except Exception as error:
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
-    refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
+    loops, calls = result["loops"], result["calls"]
+    refuse_another_path(
+        repeated(calls, loops, {**hints, **(asked or {})}),
+        plain.calls,
+        {**values, **places_of(loops)},
+        with_sizes=not asked,
+    )
+    _refuse_other_rounds(model, call, calls, loops, {**hints, **(asked or {})})
     if asks_for_sameness(model):
         with refuse_sameness():
             run_on_fakes(model, call, {**hints, **(asked or {})})
     _refuse_another_path_elsewhere(
-        model, call, environment, result["calls"], {**hints, **(asked or {})}
+        model, call, environment, calls, loops, {**hints, **(asked or {})}
     )
     if not asked:
-        _refuse_another_path_at_one(model, call, environment, result["calls"])
+        _refuse_another_path_at_one(model, call, environment, calls, loops)
     if plain.asks_layout:
         _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
+    refuse_questions(result["loops"], environment)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -301,8 +328,8 @@ def capture(
         call=call,
         outputs=result["structure"],
         output_leaves=leaves,
-        questions=tuple(environment.questions.values()),
-        operator_questions=tuple(environment.operator_questions.values()),
+        questions=without_tokens(environment.questions.values()),
+        operator_questions=without_tokens(environment.operator_questions.values()),
         attributes=attributes,
         changes=tuple(
             change
@@ -312,6 +339,7 @@ def capture(
         sizes=dict(hints),
         jumps=jumps,
         stand_ins=tuple(traced.stand_ins.used),
+        loops=tuple(result["loops"]),
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
 
@@ -321,6 +349,7 @@ def _refuse_another_path_elsewhere(
     call: Call,
     environment: SizeEnvironment,
     calls: list[TorchCall],
+    loops: Sequence[Loop],
     sizes: Mapping[str, int],
 ) -> None:
     """Compares a captured path with runs at other sizes of its region, where that may matter."""
@@ -332,18 +361,30 @@ def _refuse_another_path_elsewhere(
             log.debug("the model does not run at %s: %s", point, error)
             continue
         values = {size_symbol(name): sympy.Integer(size) for name, size in point.items()}
-        refuse_another_path(calls, beyond.calls, values, with_sizes=True, with_numbers=True)
+        refuse_another_path(
+            repeated(calls, loops, point),
+            beyond.calls,
+            values,
+            with_sizes=not loops,
+            with_numbers=True,
+        )
 
 
 def _refuse_another_path_at_one(
-    model: torch.nn.Module, call: Call, environment: SizeEnvironment, calls: list[TorchCall]
+    model: torch.nn.Module,
+    call: Call,
+    environment: SizeEnvironment,
+    calls: list[TorchCall],
+    loops: Sequence[Loop],
 ) -> None:
     """Compares a captured path with a run where every size is 1, if it should be the same there.
 
     Code can tell 1 from other numbers without asking a question: ``n is ONE``.
     """
     ones = dict.fromkeys(environment.sizes, 1)
-    if not all(compiled(question.fact)(ones) for question in environment.questions.values()):
+    if not all(
+        compiled(question.fact)(ones) for question in without_tokens(environment.questions.values())
+    ):
         return
     single = CallLog()
     try:
@@ -352,7 +393,31 @@ def _refuse_another_path_at_one(
         log.debug("the model does not run where every size is 1: %s", error)
         return
     values = {size_symbol(name): sympy.Integer(1) for name in ones}
-    refuse_another_path(calls, single.calls, values, with_sizes=False, with_numbers=True)
+    refuse_another_path(
+        repeated(calls, loops, ones), single.calls, values, with_sizes=False, with_numbers=True
+    )
+
+
+def _refuse_other_rounds(
+    model: torch.nn.Module,
+    call: Call,
+    calls: list[TorchCall],
+    loops: Sequence[Loop],
+    sizes: Mapping[str, int],
+) -> None:
+    """Compares the rounds of loops over tokens with those of a run with many more."""
+    symbols = {str(s) for loop in loops for s in sympy.sympify(loop.count).free_symbols}
+    for name in sorted(symbols):
+        point = {**sizes, name: MANY_ROUNDS}
+        many = CallLog()
+        try:
+            run_on_fakes(model, call, point, many)
+        except Exception as error:  # noqa: BLE001 - the model itself does not run there
+            log.debug("the model does not run at %s: %s", point, error)
+            continue
+        refuse_another_path(
+            repeated(calls, loops, point), many.calls, {}, with_sizes=False, with_numbers=True
+        )
 
 
 def _refuse_another_path_by_layout(

@@ -17,12 +17,23 @@ from torch import fx
 from torch.utils._sympy.functions import CleanDiv, FloorDiv, Max, Min, Mod, PythonMod
 
 from cachefree.errors import CaptureError
-from cachefree.terms import Term, topological
+from cachefree.sizes import symbols_of
+from cachefree.terms import (
+    SCAN,
+    Term,
+    is_part,
+    operands,
+    outer_operands,
+    replace_operands,
+    scan_parts,
+    topological,
+)
 
 __all__ = ["emit", "mirror"]
 
 aten = torch.ops.aten
 CONSTANTS = "_constants"
+BODY = "_one_token"
 
 
 def emit(
@@ -43,7 +54,7 @@ def emit(
     """
     writer = _Writer(inputs, outputs)
     graph = writer.run()
-    return assemble(graph, mirror(model), writer.constants)
+    return assemble(graph, {**mirror(model), **writer.bodies}, writer.constants)
 
 
 def assemble(
@@ -156,14 +167,20 @@ class _BufferTracer(fx.Tracer):
 
 class _Writer:
     def __init__(
-        self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]
+        self,
+        inputs: Sequence[tuple[str, Term]],
+        outputs: Sequence[tuple[str, Term]],
+        *,
+        is_body: bool = False,
     ) -> None:
+        self.is_body = is_body
         self.inputs = inputs
         self.outputs = outputs
         self.graph = fx.Graph(tracer_cls=_BufferTracer)
         self.nodes: dict[Term, fx.Node] = {}
         self.sizes: dict[Any, Any] = {}
         self.constants: dict[str, torch.Tensor] = {}
+        self.bodies: dict[str, torch.nn.Module] = {}
         self.device_node: fx.Node | None = None
         self.device: torch.device | None = None
 
@@ -173,7 +190,8 @@ class _Writer:
             self.nodes[term] = node
             self.device = self.device or term.device
         self._find_sizes()
-        order = sorted(topological(term for _, term in self.outputs), key=lambda term: term.number)
+        below = topological((term for _, term in self.outputs), outer_operands)
+        order = sorted(below, key=lambda term: term.number)
         for term in order:
             if term not in self.nodes:
                 self.nodes[term] = self._node(term)
@@ -181,7 +199,7 @@ class _Writer:
         returned: set[fx.Node] = set()
         for name, term in self.outputs:
             node = self.nodes[term]
-            if node.op == "placeholder" or node in returned:
+            if node.op == "placeholder" or node in returned or (self.is_body and is_part(term)):
                 # an output of its own: exporters name outputs by their nodes
                 node = self.graph.call_function(aten.clone.default, (node,))
             returned.add(node)
@@ -277,6 +295,8 @@ class _Writer:
             name = f"tensor_{len(self.constants)}"
             self.constants[name] = term.payload
             return self.graph.get_attr(f"{CONSTANTS}.{name}")
+        if term.op == SCAN:
+            return self._scan(term)
         if term.op == "item":
             return self._call(term, operator.getitem, self._written(term.args), {})
         if isinstance(term.op, str):
@@ -291,6 +311,53 @@ class _Writer:
         elif op is aten.slice.Tensor:
             args = _plain_slice(term.op, args)
         return self._call(term, op, *self._schema_arguments(op, args))
+
+    def _scan(self, term: Term) -> fx.Node:
+        """A loop over tokens, by torch's own operator for it."""
+        _, carried, first, rows, sources, _, _ = term.args
+        results, outside = scan_parts(term)
+        outside += self._sizes_for_body(results, [*carried, *rows, *outside])
+        inputs = [
+            *((f"carried_{place}", bound) for place, bound in enumerate(carried)),
+            *((f"row_{place}", bound) for place, bound in enumerate(rows)),
+            *((f"outer_{place}", value) for place, value in enumerate(outside)),
+        ]
+        writer = _Writer(
+            inputs, [(f"y{place}", value) for place, value in enumerate(results)], is_body=True
+        )
+        name = f"{BODY}_{len(self.bodies)}"
+        self.bodies[name] = fx.GraphModule(torch.nn.Module(), writer.run(), class_name="OneToken")
+        node = self.graph.call_function(
+            torch.ops.higher_order.scan,
+            (
+                self.graph.get_attr(name),
+                [self.nodes[value] for value in first],
+                [self.nodes[value] for value in sources],
+                tuple(self.nodes[value] for value in outside),
+            ),
+        )
+        if term.line is not None:
+            node.meta["stack_trace"] = (
+                f'File "{term.line.file}", line {term.line.line}, in {term.line.function}'
+            )
+        return node
+
+    def _sizes_for_body(self, results: Sequence[Term], inputs: Sequence[Term]) -> list[Term]:
+        """Inputs of the graph whose sizes the body needs and cannot read elsewhere."""
+        known = symbols_of(size for term in inputs for size in term.sizes)
+        needed: set[sympy.Symbol] = set()
+        taken = set(inputs)
+        for term in topological(results, lambda term: () if term in taken else operands(term)):
+            if term not in taken:
+                sizes: list[Any] = []
+                replace_operands((term.args, term.shape or ()), sizes.append)
+                needed |= symbols_of(sizes)
+        found = []
+        for symbol in sorted(needed - known, key=str):
+            source = next((t for _, t in self.inputs if symbol in t.sizes), None)
+            if source is not None and source not in found:
+                found.append(source)
+        return found
 
     def _call(self, term: Term, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         name = re.split(r"[.:]", term.name)[0]

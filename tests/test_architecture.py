@@ -20,11 +20,12 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure signatures vocabulary progress fakes recurrent offered",
         "checker sizes places fixed stand_ins",
+        "loops",
         "reach remembered spelling provenance explaining memos",
         "surroundings baked like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python",
-        "graph report facts capture",
+        "graph report facts capture scans",
         "containers reading dimensions inputs laws",
         "recipes",
         "candidates trials normal example_sizes domains calling sampling",
