@@ -91,7 +91,7 @@ def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> 
 
 
 def _at_token(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, Any]:
-    """``x[:, t, i]`` at the place of a token as ``x.select(1, t)[:, i]``, which keeps the symbol."""
+    """``x[:, t, i]`` at a token's place as ``x.select(1, t)[:, i]``, which keeps the symbol."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
         return tensor, index

@@ -28,8 +28,9 @@ from cachefree.terms import (
     scan_parts,
     topological,
 )
+from cachefree.token_scan import token_scan
 
-__all__ = ["emit", "mirror"]
+__all__ = ["bodies", "emit", "is_body", "mirror"]
 
 aten = torch.ops.aten
 CONSTANTS = "_constants"
@@ -163,6 +164,20 @@ class _BufferTracer(fx.Tracer):
     """Writes a graph that is unpickled: a buffer stays the buffer, whatever is computed from it."""
 
     proxy_buffer_attributes = True
+
+
+def is_body(node: fx.Node) -> bool:
+    """Whether a node of a graph is the body of a loop over tokens, and no tensor."""
+    return node.op == "get_attr" and str(node.target).startswith(BODY)
+
+
+def bodies(module: fx.GraphModule) -> dict[str, torch.nn.Module]:
+    """The bodies of a graph's loops over tokens, by name."""
+    return {
+        name: child
+        for name, child in module._modules.items()
+        if name.startswith(BODY) and child is not None
+    }
 
 
 class _Writer:
@@ -328,7 +343,7 @@ class _Writer:
         name = f"{BODY}_{len(self.bodies)}"
         self.bodies[name] = fx.GraphModule(torch.nn.Module(), writer.run(), class_name="OneToken")
         node = self.graph.call_function(
-            torch.ops.higher_order.scan,
+            token_scan,
             (
                 self.graph.get_attr(name),
                 [self.nodes[value] for value in first],

@@ -41,6 +41,7 @@ from cachefree.proof import proved
 from cachefree.reading import Program, read
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.scans import loops_in
 from cachefree.steps import steps_of
 from cachefree.surroundings import forget
 from cachefree.terms import Table, Term
@@ -209,6 +210,7 @@ def _rewritten(
             *_stand_in_notes(first, later),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
+        loops=loops_in(certified.outputs),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         interface=interface,
         steps=steps_of(first, later, certified, interface),

@@ -15,7 +15,7 @@ from cachefree.capture import TensorSpec
 from cachefree.certificate import Certificate, Evidence
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import CacheFreeError, DomainError, Refusal
-from cachefree.graph import assemble, mirror
+from cachefree.graph import assemble, bodies, mirror
 from cachefree.hoisting import HoistedCall
 from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
@@ -360,7 +360,9 @@ class Rewritten(nn.Module):
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             holder.__dict__[name] = self.__dict__[name]
-        self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
+        self._share(
+            assemble(copied.graph, {**mirror(holder), **bodies(copied)}, _constants(copied))
+        )
         for name, graph in zip(("_encoder", "_projection"), beside, strict=True):
             self.__dict__[name] = graph and assemble(graph.graph, mirror(holder), _constants(graph))
 

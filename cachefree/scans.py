@@ -27,9 +27,17 @@ from torch import fx
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.loops import LOOP, Loop, is_token, rows_operator
 from cachefree.provenance import LINE
-from cachefree.terms import SCAN, Table, Term, operands, replace_operands, topological
+from cachefree.terms import (
+    SCAN,
+    Table,
+    Term,
+    operands,
+    outer_operands,
+    replace_operands,
+    topological,
+)
 
-__all__ = ["Rounds"]
+__all__ = ["Rounds", "loops_in"]
 
 aten = torch.ops.aten
 _Lanes = tuple[Term, ...]  # one value a round
@@ -523,4 +531,15 @@ def _irregular(loop: Loop, where: SourceLine | None, why: str) -> CaptureError:
             "before the loop, and carry everything else in tensors.",
             where=where or loop.where,
         )
+    )
+
+
+def loops_in(outputs: Iterable[Term]) -> tuple[str, ...]:
+    """The loops over tokens of a graph, in words."""
+    found = [term for term in topological(outputs, outer_operands) if term.op == SCAN]
+    return tuple(
+        f"{term.args[0]} tokens one by one, {len(term.args[2])} tensor"
+        f"{'s' if len(term.args[2]) != 1 else ''} carried (Scan in ONNX)"
+        + (f"; {term.line.file}:{term.line.line}" if term.line is not None else "")
+        for term in found
     )

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure signatures vocabulary progress fakes recurrent offered",
-        "checker sizes places fixed stand_ins",
+        "checker sizes places fixed stand_ins token_scan",
         "loops",
         "reach remembered spelling provenance explaining memos",
         "surroundings baked like_integers sameness other_sizes",
