@@ -138,7 +138,8 @@ class Loops:
             node = create_node(*args, **kwargs)
             if self.active is not None:
                 node.meta[LOOP] = (self.active.number, self.round, self.nodes)
-                self.nodes += 1
+                # sizes are computed once, in the round that needs them first
+                self.nodes += node.op == "get_attr" or _is_operator(node.target)
             return node
 
         tracer.create_node = create_node_of_round
@@ -264,6 +265,12 @@ class Loops:
             return None
         loop = self.found[made[0]]
         return loop if loop.is_over and len(parts) == loop.rounds else None
+
+
+def _is_operator(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.name.startswith(
+        "aten::sym_"
+    )
 
 
 def node_of(value: torch.Tensor) -> Any:
