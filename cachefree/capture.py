@@ -25,16 +25,14 @@ from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.like_integers import sizes_like_integers
 from cachefree.loops import (
-    MANY_ROUNDS,
     Loop,
     Loops,
     places_of,
     refuse_questions,
     repeated,
-    without_tokens,
 )
 from cachefree.memos import MEMOS, outside_state
-from cachefree.other_sizes import other_sizes
+from cachefree.other_sizes import many_rounds, other_sizes
 from cachefree.provenance import provenance
 from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import (
@@ -283,6 +281,7 @@ def capture(
             trace.outside,
             lambda: traced.is_same(_traced(model, call, hints, asked)),
         )
+    refuse_questions(result["loops"], environment)
     plain = CallLog()
     jumps: Jumps = {}
     watched = watched_jumps(jumps) if is_watched else contextlib.nullcontext()
@@ -310,7 +309,6 @@ def capture(
         _refuse_another_path_at_one(model, call, environment, calls, loops)
     if plain.asks_layout:
         _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
-    refuse_questions(result["loops"], environment)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -328,8 +326,8 @@ def capture(
         call=call,
         outputs=result["structure"],
         output_leaves=leaves,
-        questions=without_tokens(environment.questions.values()),
-        operator_questions=without_tokens(environment.operator_questions.values()),
+        questions=tuple(environment.questions.values()),
+        operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
         changes=tuple(
             change
@@ -382,9 +380,7 @@ def _refuse_another_path_at_one(
     Code can tell 1 from other numbers without asking a question: ``n is ONE``.
     """
     ones = dict.fromkeys(environment.sizes, 1)
-    if not all(
-        compiled(question.fact)(ones) for question in without_tokens(environment.questions.values())
-    ):
+    if not all(compiled(question.fact)(ones) for question in environment.questions.values()):
         return
     single = CallLog()
     try:
@@ -408,16 +404,27 @@ def _refuse_other_rounds(
     """Compares the rounds of loops over tokens with those of a run with many more."""
     symbols = {str(s) for loop in loops for s in sympy.sympify(loop.count).free_symbols}
     for name in sorted(symbols):
-        point = {**sizes, name: MANY_ROUNDS}
+        point = {**sizes, name: many_rounds(model)}
         many = CallLog()
         try:
             run_on_fakes(model, call, point, many)
         except Exception as error:  # noqa: BLE001 - the model itself does not run there
             log.debug("the model does not run at %s: %s", point, error)
             continue
-        refuse_another_path(
-            repeated(calls, loops, point), many.calls, {}, with_sizes=False, with_numbers=True
-        )
+        try:
+            refuse_another_path(
+                repeated(calls, loops, point), many.calls, {}, with_sizes=False, with_numbers=True
+            )
+        except CaptureError as error:
+            raise CaptureError(
+                Refusal(
+                    "A loop over the tokens does something else for a later token.",
+                    why=f"With {point[name]} of them it calls other functions of torch than with "
+                    "few.",
+                    remedy="Let every token go through the same code.",
+                    where=error.refusals[0].where,
+                )
+            ) from error
 
 
 def _refuse_another_path_by_layout(

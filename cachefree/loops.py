@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -175,6 +175,14 @@ class Loops:
                 "Compute one of the two over all tokens at once.",
                 where,
             )
+        least = _least(sympy.sympify(expression(count)), {})
+        if not (least - 1).is_nonnegative:
+            self.refuse(
+                f"A loop over {expression(count)} may run not even once.",
+                "one graph has at least one token to start from",
+                "Loop over all tokens.",
+                where,
+            )
         rounds = int(self.environment.example(expression(count)))
         if rounds < _LEAST_ROUNDS:
             self.refuse(
@@ -214,22 +222,22 @@ class Loops:
         return False
 
     def _refuse_changes(self, loop: Loop) -> None:
-        """Refuses Python values that are others in one round than in the next.
+        """Refuses Python values that are others after the last round than before it.
 
-        The first round may find others: that it does the same is seen by what it does.
+        A round does what the one before it did where it finds the same. Earlier ones may find
+        something else: that they do the same is seen by what they do.
         """
-        before = loop.values[1]
-        for after in loop.values[2:]:
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) != after.get(name):
-                    self.refuse(
-                        f"The body of a loop over the tokens changes {name}, which is no tensor.",
-                        f"it is {_shown(before.get(name))} after one round and "
-                        f"{_shown(after.get(name))} after the next, so that a later round may do "
-                        "something else",
-                        "Carry what changes from token to token in tensors only.",
-                        loop.where,
-                    )
+        before, after = loop.values[-2:]
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                self.refuse(
+                    f"The body of a loop over the tokens changes {name}, which is no tensor.",
+                    f"it is {_shown(before.get(name))} before one round and "
+                    f"{_shown(after.get(name))} before the next, so that a later round may do "
+                    "something else",
+                    "Carry what changes from token to token in tensors only.",
+                    loop.where,
+                )
         loop.values.clear()
 
     def _age(self, value: torch.Tensor) -> Any:
@@ -520,14 +528,6 @@ def sequence(func: Any, args: tuple[Any, ...], kwargs: Any) -> TokenRange | None
     return TokenRange(loops, source.shape[dim], item)
 
 
-MANY_ROUNDS = 41
-
-
-def without_tokens(questions: Iterable[Question]) -> tuple[Question, ...]:
-    """The questions that are about no token's place."""
-    return tuple(question for question in questions if not _tokens_of(question))
-
-
 def _tokens_of(question: Question) -> list[sympy.Symbol]:
     return [symbol for symbol in question.fact.free_symbols if is_token(symbol)]
 
@@ -578,6 +578,9 @@ def refuse_questions(loops: Sequence[Loop], environment: SizeEnvironment) -> Non
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
+    for asked in (environment.questions, environment.operator_questions):
+        for key in [key for key, question in asked.items() if _tokens_of(question)]:
+            del asked[key]  # type: ignore[attr-defined]
 
 
 def _in_words(fact: Any) -> str:

@@ -113,7 +113,8 @@ class Rewritten(nn.Module):
         """The proof, step by step, for `cachefree.check_certificate`; written when asked for.
 
         Raises:
-            CacheFreeError: nothing was proved, or this is a copy of what was rewritten.
+            CacheFreeError: nothing was proved, this is a copy of what was rewritten, or the graph
+                has a loop over the tokens.
         """
         evidence: Evidence | None = self.__dict__["_evidence"]
         if self.hoisted_call is not None:
@@ -122,6 +123,15 @@ class Rewritten(nn.Module):
                     "A graph whose cross-attention was hoisted has no certificate.",
                     why="What was proved is the graph before keys and values were moved out of it.",
                     remedy='Take the certificate of rewrite(model, cross_attention="reuse").',
+                )
+            )
+        if self.report.loops:
+            raise CacheFreeError(
+                Refusal(
+                    "A graph with a loop over the tokens has no certificate.",
+                    why="That the rounds of a loop are alike is shown by the prover alone; the "
+                    "checker does not state it a second time.",
+                    remedy="Compare the two with cachefree.verify(model, rewritten).",
                 )
             )
         if evidence is None:

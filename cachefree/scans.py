@@ -166,7 +166,7 @@ class _Closing:
         self.rounds = rounds
         self.table = rounds.table
         self.loop = loop
-        self.made = rounds.made[loop.number]
+        self.made = _aligned(rounds.made[loop.number])
         self.symbols = loop.symbols
         self.known: dict[_Lanes, Term] = {}
         self.carried: list[tuple[_Lanes, Term]] = []
@@ -289,6 +289,17 @@ class _Closing:
             begin <= made < (self.loop.number, turn) for turn, made in enumerate(born) if turn
         ):
             return self._carry(lanes)
+        is_found = begin <= born[1] if len(born) > 1 else False
+        if (
+            is_found  # what the first round makes for itself where the others find something
+            and lanes[1].op != first.op
+            and born[0] == begin
+            and all(
+                begin <= made < (self.loop.number, turn) for turn, made in enumerate(born) if turn
+            )
+            and not any(_has_token(below, None) for below in topological([first]))
+        ):
+            return self._carry(lanes)
         return None
 
     def _row(self, lanes: _Lanes) -> Term | None:
@@ -307,11 +318,9 @@ class _Closing:
         if row is None:
             row = self._bound(f"row {len(self.rows)}", shape, source)
             self.rows[source, dim] = row
-        return (
-            self.table.like(row, "reshape", (row, lanes[0].sizes), lanes[0].sizes)
-            if is_kept
-            else row
-        )
+        if not is_kept:
+            return row
+        return self.table.like(row, aten.unsqueeze.default, (row, dim), lanes[0].sizes)
 
     def _bound(self, name: str, shape: tuple[Any, ...], like: Term) -> Term:
         return self.table.make(
@@ -479,6 +488,18 @@ class _Closing:
     def _item(self, scan: Term, index: int) -> Term:
         shape, dtype, device = scan.payload[index]
         return self.table.make("item", (scan, index), shape, dtype, device, scan.line)
+
+
+def _aligned(made: list[dict[tuple[int, bool], Term]]) -> list[dict[tuple[int, bool], Term]]:
+    """The rounds with equal places, where the first one makes something more at its begin."""
+    first, second = ({order for order, _ in turn} for turn in made[:2])
+    more = max(first, default=0) - max(second, default=0)
+    if more <= 0:
+        return made
+    return [
+        {(order - more, is_base): term for (order, is_base), term in made[0].items()},
+        *made[1:],
+    ]
 
 
 def _part_at(term: Term, symbol: sympy.Symbol) -> tuple[Term, int, bool] | None:

@@ -306,7 +306,7 @@ def _export(
 ) -> Any:
     """The ``onnx_ir.Model`` of a program."""
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), torch.no_grad():
             onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
