@@ -24,13 +24,8 @@ from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.like_integers import sizes_like_integers
-from cachefree.loops import (
-    Loop,
-    Loops,
-    places_of,
-    refuse_questions,
-    repeated,
-)
+from cachefree.loop_questions import places_of, refuse_questions, repeated
+from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
 from cachefree.other_sizes import many_rounds, other_sizes
 from cachefree.provenance import provenance

@@ -10,9 +10,10 @@ import sympy
 import torch
 
 from cachefree.faithful import CallLog
-from cachefree.loops import is_token, rows, sequence
 from cachefree.recurrent import captured_as
 from cachefree.sizes import SizeEnvironment, expression, is_users
+from cachefree.token_places import is_token
+from cachefree.token_rows import rows, sequence
 
 __all__ = ["ExactSlices"]
 
@@ -65,7 +66,7 @@ class ExactSlices(CallLog):
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
             return _descending(args[0], args[1], args[2], kwargs or {})
-        of_loop = rows(func, args, kwargs or {})
+        of_loop: Any = rows(func, args, kwargs or {})
         if of_loop is None:
             of_loop = sequence(func, args, kwargs or {})
         if of_loop is not None:
