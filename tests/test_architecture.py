@@ -42,6 +42,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder",
         "encoder_call",
         "write_once",
+        "one_token",
         "encoder_argument outlines",
         "certify onnx branches",
         "assembly certificate proof steps",
