@@ -30,7 +30,7 @@ class Made:
         table: Where terms are made.
         values: Loop → round → place in it, and whether it is what was written to → it.
         writes: Loop → round → places of writes.
-        born: Value → when it was first made: the loop's number and round; before and after them too.
+        born: Value → when it was first made: the loop's number and round, or around them.
     """
 
     table: Table
