@@ -399,16 +399,14 @@ def _refuse_other_rounds(
     """Compares the rounds of loops over tokens with those of a run with many more."""
     symbols = {str(s) for loop in loops for s in sympy.sympify(loop.count).free_symbols}
     for name in sorted(symbols):
-        point = {**sizes, name: many_rounds(model)}
-        many = CallLog()
-        try:
-            run_on_fakes(model, call, point, many)
-        except Exception as error:  # noqa: BLE001 - the model itself does not run there
-            log.debug("the model does not run at %s: %s", point, error)
-            continue
+        most = many_rounds(model)
+        found = _run_with_more(model, call, sizes, name, (most, sizes[name] + 2, sizes[name] + 1))
+        if found is None:
+            raise _no_other_rounds(loops)
+        point, many = found
         try:
             refuse_another_path(
-                repeated(calls, loops, point), many.calls, {}, with_sizes=False, with_numbers=True
+                repeated(calls, loops, point), many, {}, with_sizes=False, with_numbers=True
             )
         except CaptureError as error:
             raise CaptureError(
@@ -420,6 +418,37 @@ def _refuse_other_rounds(
                     where=error.refusals[0].where,
                 )
             ) from error
+
+
+def _run_with_more(
+    model: torch.nn.Module,
+    call: Call,
+    sizes: Mapping[str, int],
+    name: str,
+    numbers: Sequence[int],
+) -> tuple[dict[str, int], list[TorchCall]] | None:
+    """The calls of a run with more tokens: as many as the model runs with."""
+    for number in numbers:
+        point, many = {**sizes, name: number}, CallLog()
+        try:
+            run_on_fakes(model, call, point, many)
+        except Exception as error:  # noqa: BLE001 - the model may have room for fewer
+            log.debug("the model does not run at %s: %s", point, error)
+            continue
+        return point, many.calls
+    return None
+
+
+def _no_other_rounds(loops: Sequence[Loop]) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            f"A loop over the tokens runs for {loops[0].rounds} of them only.",
+            why="With one or two more the model raises an error, so that nothing tells what its "
+            "other rounds do.",
+            remedy="Loop over any number of tokens.",
+            where=loops[0].where,
+        )
+    )
 
 
 def _refuse_another_path_by_layout(

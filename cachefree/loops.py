@@ -13,6 +13,7 @@ Python values that change from round to round.
 from __future__ import annotations
 
 import contextlib
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -247,8 +248,10 @@ class Loops:
 
 
 def _is_operator(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and not target._schema.name.startswith(
-        "aten::sym_"
+    return (
+        target is operator.getitem
+        or isinstance(target, torch._ops.OpOverload)
+        and not target._schema.name.startswith("aten::sym_")
     )
 
 
@@ -316,6 +319,8 @@ class _Rounds:
             )
             self.loop = loops.active if self.is_guest else loops.begin(self.source.count, frame)
         assert self.loop is not None
+        if self.is_guest and self.loop.is_over and self.place == self.loop.rounds:
+            raise StopIteration
         if self.is_guest:
             if loops.active is not self.loop or loops.round != self.place:
                 loops.refuse(

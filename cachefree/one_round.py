@@ -73,10 +73,11 @@ class OneRound:
             rows = self._written_rows(lanes)
             if self._is_rows(term) or rows is not None:
                 lanes = rows[0] if rows is not None else lanes
-                stacked[lanes] = self._of(lanes)
+                if self._of(lanes) not in self.rows.values():
+                    stacked[lanes] = self._of(lanes)
             else:
                 ends[lanes] = self._of(lanes)
-        scan, place = self._scan(stacked, ends)
+        scan, place = self._scan(stacked, ends) if stacked or ends else (None, {})
         new = {term: self._result(term, scan, place) for term in taken}
         done: dict[Term, Term] = {}
         for term in order:
@@ -302,6 +303,14 @@ class OneRound:
                 )
                 nexts.append(end)
             place["end", lanes] = nexts.index(end)
+        if not bounds:  # exporters take no scan that carries nothing
+            like = next(iter(stacked.values()))
+            nothing = ((1,), 0.0, torch.float32, like.device)
+            inits.append(
+                self.table.make("full", nothing, (1,), torch.float32, like.device, like.line)
+            )
+            bounds.append(self._bound("carried 0", (1,), inits[0]))
+            nexts.append(bounds[0])
         rows = list(stacked)
         types = [(term.shape, term.dtype, term.device) for term in nexts]
         types += [
@@ -344,17 +353,30 @@ class OneRound:
             raise irregular(self.loop, lanes[0].line, "what is carried is found once only")
         return left
 
-    def _result(self, term: Term, scan: Term, place: Mapping[tuple[str, _Lanes], int]) -> Term:
+    def _of_all(
+        self, lanes: _Lanes, scan: Term | None, place: Mapping[tuple[str, _Lanes], int]
+    ) -> Term:
+        """The rows of all rounds, along axis 0."""
+        value = self._of(lanes)
+        for (source, dim), row in self.rows.items():
+            if value is row:
+                return self._front(source, dim)
+        assert scan is not None
+        return self._item(scan, place["rows", lanes])
+
+    def _result(
+        self, term: Term, scan: Term | None, place: Mapping[tuple[str, _Lanes], int]
+    ) -> Term:
         lanes = self._lanes(term)
         written = self._written_rows(lanes)
         if self._is_rows(term):
             dim, is_joined = term.args[2], term.args[3]
-            rows = self._item(scan, place["rows", lanes])
         elif written is not None:
             lanes, dim, is_joined = written
-            rows = self._item(scan, place["rows", lanes])
         else:
+            assert scan is not None
             return self._item(scan, place["end", lanes])
+        rows = self._of_all(lanes, scan, place)
         rank = len(rows.sizes)
         if is_joined:  # of size 1 along that axis
             rest = [axis for axis in range(1, rank) if axis != dim + 1]

@@ -15,7 +15,7 @@ from torch import nn
 
 from cachefree.certify import Certified, certify
 from cachefree.discover import Discovery
-from cachefree.errors import CacheFreeError
+from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
 from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
 from cachefree.preconditions import (
@@ -84,6 +84,8 @@ def proved(
             return _of_one_token(model, table, names, attempt, first, check, refuse)
         except CacheFreeError as error:
             log.debug("no loop from the cache with %s: %s", attempt.later, error)
+            if isinstance(error, UnsupportedBranchError) and attempt.asked:
+                reason = error
     raise reason
 
 

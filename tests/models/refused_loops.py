@@ -275,7 +275,9 @@ REFUSED_LOOPS: tuple[RefusalCase, ...] = (
     _refused("stops", Stops, "ends before its last token", "break and return"),
     _refused("without_the_tokens", WithoutTheTokens, _ALIKE, "does not depend on the tokens"),
     _refused("weights_in_turn", WeightsInTurn, "changes 'weights' (forward)"),
-    _refused("one_before_the_last", OneBeforeTheLast, "A value of one round", "ys"),
+    _refused(
+        "one_before_the_last", OneBeforeTheLast, "A value of one round", "what the last one left"
+    ),
     _refused("backwards", Backwards, _ALIKE),
     _refused("loop_in_a_loop", LoopInALoop, "within another one", "for s in range"),
     _refused("next_token", NextToken, "asks which token it is at", "min(t + 1"),
