@@ -10,6 +10,10 @@ import pytest
 import torch
 
 import cachefree
+from cachefree.facts import Facts
+from cachefree.graph import emit
+from cachefree.normal import Normaliser
+from cachefree.terms import SCAN, Table
 from cachefree.token_scan import token_scan
 
 from .assertions import equal_calls, same, says_what_to_do
@@ -133,3 +137,32 @@ def test_the_operator_is_torchs_own() -> None:
     mine = token_scan(body, [first], [rows], [scale])
     theirs = torch.ops.higher_order.scan(body, [first], [rows], (scale,))
     same(tuple(mine), tuple(theirs))
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_scan_of_one_token_is_its_body(tokens: int, index: int) -> None:
+    table, add = Table(), torch.ops.aten.add.Tensor
+    kind = (torch.float32, torch.device("cpu"))
+    shapes = ((2, 3), (tokens, 2, 3))
+    h, x = (table.input(name, shape, *kind) for name, shape in zip("hx", shapes, strict=True))
+    carried, row = (
+        table.make("bound", (name, (2, 3), kind[0]), (2, 3), *kind) for name in ("carried", "row")
+    )
+    after = table.make(add, (carried, row, 2), (2, 3), *kind)
+    scan = table.make(
+        SCAN,
+        (tokens, (carried,), (h,), (row,), (x,), (after,), (after,)),
+        None,
+        None,
+        None,
+        payload=tuple((shape, *kind) for shape in shapes),
+    )
+    result = table.make("item", (scan, index), shapes[index], *kind)
+    normaliser = Normaliser(table, Facts(()), is_exact=True)
+    (normal,) = normaliser.normal([result])
+    assert ("one-token" in {step.law.name for step in normaliser.steps}) is (tokens == 1)
+    given = torch.randn(2, 3), torch.randn(tokens, 2, 3)
+    inputs = [("h", h), ("x", x)]
+    one, other = (emit(torch.nn.Module(), inputs, [("y", value)]) for value in (result, normal))
+    assert torch.equal(*one(*given), *other(*given))
