@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,10 @@ from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.like_integers import sizes_like_integers
+from cachefree.loop_questions import places_of, refuse_questions, repeated
+from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
-from cachefree.other_sizes import other_sizes
+from cachefree.other_sizes import many_rounds, other_sizes
 from cachefree.provenance import provenance
 from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import (
@@ -112,6 +114,7 @@ class Captured:
         sizes: The example size of each symbol.
         jumps: The ways that conditional jumps of the user's code went, where they were watched.
         stand_ins: Operators of the model that others stand for, equal over the reals.
+        loops: Loops over tokens in the user's code.
     """
 
     graph: fx.Graph
@@ -125,6 +128,7 @@ class Captured:
     sizes: dict[str, int] = field(default_factory=dict)
     jumps: Jumps = field(default_factory=dict)
     stand_ins: tuple[str, ...] = ()
+    loops: tuple[Loop, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -190,7 +194,15 @@ def _traced(
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
         exact = ExactSlices(environment, tensors_given)
-        with provenance(model), sizes_in_text(environment), stand_ins, exact as slices:
+        loops = Loops(environment, model, exact.calls)
+        result["loops"] = loops.found
+        with (
+            provenance(model),
+            loops.heard(),
+            sizes_in_text(environment),
+            stand_ins,
+            exact as slices,
+        ):
             value = model(*args, **kwargs)
         result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
@@ -264,6 +276,7 @@ def capture(
             trace.outside,
             lambda: traced.is_same(_traced(model, call, hints, asked)),
         )
+    refuse_questions(result["loops"], environment)
     plain = CallLog()
     jumps: Jumps = {}
     watched = watched_jumps(jumps) if is_watched else contextlib.nullcontext()
@@ -273,15 +286,22 @@ def capture(
     except Exception as error:
         raise explained(error, "The model does not run with plain sizes.") from error
     values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
-    refuse_another_path(result["calls"], plain.calls, values, with_sizes=not asked)
+    loops, calls = result["loops"], result["calls"]
+    refuse_another_path(
+        repeated(calls, loops, {**hints, **(asked or {})}),
+        plain.calls,
+        {**values, **places_of(loops)},
+        with_sizes=not asked,
+    )
+    _refuse_other_rounds(model, call, calls, loops, {**hints, **(asked or {})})
     if asks_for_sameness(model):
         with refuse_sameness():
             run_on_fakes(model, call, {**hints, **(asked or {})})
     _refuse_another_path_elsewhere(
-        model, call, environment, result["calls"], {**hints, **(asked or {})}
+        model, call, environment, calls, loops, {**hints, **(asked or {})}
     )
     if not asked:
-        _refuse_another_path_at_one(model, call, environment, result["calls"])
+        _refuse_another_path_at_one(model, call, environment, calls, loops)
     if plain.asks_layout:
         _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
     attributes = {
@@ -312,6 +332,7 @@ def capture(
         sizes=dict(hints),
         jumps=jumps,
         stand_ins=tuple(traced.stand_ins.used),
+        loops=tuple(result["loops"]),
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
 
@@ -321,6 +342,7 @@ def _refuse_another_path_elsewhere(
     call: Call,
     environment: SizeEnvironment,
     calls: list[TorchCall],
+    loops: Sequence[Loop],
     sizes: Mapping[str, int],
 ) -> None:
     """Compares a captured path with runs at other sizes of its region, where that may matter."""
@@ -332,11 +354,21 @@ def _refuse_another_path_elsewhere(
             log.debug("the model does not run at %s: %s", point, error)
             continue
         values = {size_symbol(name): sympy.Integer(size) for name, size in point.items()}
-        refuse_another_path(calls, beyond.calls, values, with_sizes=True, with_numbers=True)
+        refuse_another_path(
+            repeated(calls, loops, point),
+            beyond.calls,
+            values,
+            with_sizes=not loops,
+            with_numbers=True,
+        )
 
 
 def _refuse_another_path_at_one(
-    model: torch.nn.Module, call: Call, environment: SizeEnvironment, calls: list[TorchCall]
+    model: torch.nn.Module,
+    call: Call,
+    environment: SizeEnvironment,
+    calls: list[TorchCall],
+    loops: Sequence[Loop],
 ) -> None:
     """Compares a captured path with a run where every size is 1, if it should be the same there.
 
@@ -352,7 +384,71 @@ def _refuse_another_path_at_one(
         log.debug("the model does not run where every size is 1: %s", error)
         return
     values = {size_symbol(name): sympy.Integer(1) for name in ones}
-    refuse_another_path(calls, single.calls, values, with_sizes=False, with_numbers=True)
+    refuse_another_path(
+        repeated(calls, loops, ones), single.calls, values, with_sizes=False, with_numbers=True
+    )
+
+
+def _refuse_other_rounds(
+    model: torch.nn.Module,
+    call: Call,
+    calls: list[TorchCall],
+    loops: Sequence[Loop],
+    sizes: Mapping[str, int],
+) -> None:
+    """Compares the rounds of loops over tokens with those of a run with many more."""
+    symbols = {str(s) for loop in loops for s in sympy.sympify(loop.count).free_symbols}
+    for name in sorted(symbols):
+        most = many_rounds(model)
+        found = _run_with_more(model, call, sizes, name, (most, sizes[name] + 2, sizes[name] + 1))
+        if found is None:
+            raise _no_other_rounds(loops)
+        point, many = found
+        try:
+            refuse_another_path(
+                repeated(calls, loops, point), many, {}, with_sizes=False, with_numbers=True
+            )
+        except CaptureError as error:
+            raise CaptureError(
+                Refusal(
+                    "A loop over the tokens does something else for a later token.",
+                    why=f"With {point[name]} of them it calls other functions of torch than with "
+                    "few.",
+                    remedy="Let every token go through the same code.",
+                    where=error.refusals[0].where,
+                )
+            ) from error
+
+
+def _run_with_more(
+    model: torch.nn.Module,
+    call: Call,
+    sizes: Mapping[str, int],
+    name: str,
+    numbers: Sequence[int],
+) -> tuple[dict[str, int], list[TorchCall]] | None:
+    """The calls of a run with more tokens: as many as the model runs with."""
+    for number in numbers:
+        point, many = {**sizes, name: number}, CallLog()
+        try:
+            run_on_fakes(model, call, point, many)
+        except Exception as error:  # noqa: BLE001 - the model may have room for fewer
+            log.debug("the model does not run at %s: %s", point, error)
+            continue
+        return point, many.calls
+    return None
+
+
+def _no_other_rounds(loops: Sequence[Loop]) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            f"A loop over the tokens runs for {loops[0].rounds} of them only.",
+            why="With one or two more the model raises an error, so that nothing tells what its "
+            "other rounds do.",
+            remedy="Loop over any number of tokens.",
+            where=loops[0].where,
+        )
+    )
 
 
 def _refuse_another_path_by_layout(

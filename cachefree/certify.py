@@ -20,7 +20,7 @@ from cachefree.facts import Facts
 from cachefree.laws import Law
 from cachefree.neutral import FirstValues, neutral_words
 from cachefree.reading import Program
-from cachefree.regimes import Exclusion, Kind, Regime, Survey, survey
+from cachefree.regimes import Exclusion, Kind, Regime, Survey, conditions_of, survey
 from cachefree.report import Verdict
 from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
@@ -79,8 +79,11 @@ def certify(
     one: OneCall,
     starts: FirstValues,
     check: str,
+    pinned: Mapping[sympy.Symbol, int] | None = None,
 ) -> Certified:
     """Finds one graph that is both paths, and shows that it is.
+
+    The later path stands for the sizes in ``pinned`` alone, where there are such.
 
     Raises:
         UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are
@@ -93,7 +96,9 @@ def certify(
     )
     outputs = one.outputs
     closings: list[Closing] = []
-    surveys = _surveys(model, table, names, outputs, kinds, (first, later), discovery)
+    surveys = _surveys(
+        model, table, names, outputs, kinds, (first, later), discovery, pinned=pinned or {}
+    )
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
         improved = None
         for closing in _closings(table, outputs, surveys, kinds, past):
@@ -187,6 +192,7 @@ def _surveys(
     programs: tuple[Program, Program],
     discovery: Discovery,
     before: tuple[Survey, ...] = (),
+    pinned: Mapping[sympy.Symbol, int] | None = None,
 ) -> tuple[Survey, ...]:
     found = []
     for place, (kind, program) in enumerate(zip(kinds, programs, strict=True)):
@@ -196,10 +202,25 @@ def _surveys(
                 for regime in (*before[place].served, *before[place].unequal)
             ]
             if before
+            else _as_pinned(program, kind, pinned)
+            if pinned and kind.name == LATER_CALLS
             else []
         )
         found.append(survey(model, table, names, outputs, kind, program, discovery.hints, known))
     return tuple(found)
+
+
+def _as_pinned(
+    program: Program, kind: Kind, pinned: Mapping[sympy.Symbol, int]
+) -> list[tuple[Program, dict[sympy.Symbol, int], tuple[Condition, ...]]]:
+    """A path that was captured at some numbers, with its region."""
+    pins = tuple(Condition(sympy.Eq(symbol, value)) for symbol, value in pinned.items())
+    left = (
+        Condition(fact, condition.where)
+        for condition in conditions_of(program, kind)
+        if (fact := condition.fact.subs(pinned)) is not sympy.true
+    )
+    return [(program, dict(pinned), (*pins, *left))]
 
 
 def _accept_unproved(

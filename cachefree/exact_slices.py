@@ -12,6 +12,8 @@ import torch
 from cachefree.faithful import CallLog
 from cachefree.recurrent import captured_as
 from cachefree.sizes import SizeEnvironment, expression, is_users
+from cachefree.token_places import is_token
+from cachefree.token_rows import rows, sequence
 
 __all__ = ["ExactSlices"]
 
@@ -49,9 +51,13 @@ class ExactSlices(CallLog):
                 self.environment.is_asked_by_users = False
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
             is_argument = id(args[0]) in self.arguments
-            args = self._selected(args[0], args[1])
+            args = _at_token(*args)
+            args = self._selected(*args)
+            if isinstance(args[1], tuple) and not args[1]:
+                return args[0]
             args = (args[0], _exact_index(args[0], args[1], is_argument=is_argument))
         elif func is torch.Tensor.__setitem__ and isinstance(args[0], torch.Tensor):
+            args = (*_at_token(*args[:2]), *args[2:])
             args = (args[0], _exact_index(args[0], args[1]), *args[2:])
         elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
             options = dict(kwargs or {})
@@ -61,6 +67,11 @@ class ExactSlices(CallLog):
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
             return _descending(args[0], args[1], args[2], kwargs or {})
+        of_loop: Any = rows(func, args, kwargs or {})
+        if of_loop is None:
+            of_loop = sequence(func, args, kwargs or {})
+        if of_loop is not None:
+            return iter(of_loop) if func is torch.Tensor.__iter__ else of_loop
         return (captured_as(func, args) or func)(*args, **(kwargs or {}))
 
     def _selected(self, tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, Any]:
@@ -115,6 +126,36 @@ def _descending(start: Any, end: Any, step: Any, options: Mapping[str, Any]) -> 
     count = torch.arange(start - end, **{**options, "dtype": dtype})
     descending: torch.Tensor = start - count
     return descending
+
+
+def _at_token(tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, Any]:
+    """``x[:, t, i]`` at a token's place as ``x.select(1, t)[:, i]``, which keeps the symbol."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(part, (bool, torch.Tensor, list)) for part in parts):
+        return tensor, index
+    consumed = sum(part is not None and part is not Ellipsis for part in parts)
+    dim = 0
+    for place, part in enumerate(parts):
+        if isinstance(part, torch.SymInt) and _is_place(part):
+            rest = (*parts[:place], *parts[place + 1 :])
+            if all(part == slice(None) for part in rest):
+                rest = ()
+            return (
+                _at_token(torch.select(tensor, dim, part), rest)
+                if rest
+                else (
+                    torch.select(tensor, dim, part),
+                    (),
+                )
+            )
+        if part is not None:
+            dim += tensor.dim() - consumed if part is Ellipsis else 1
+    return tensor, index
+
+
+def _is_place(size: torch.SymInt) -> bool:
+    expr = sympy.sympify(expression(size))
+    return any(is_token(symbol) for symbol in expr.free_symbols if isinstance(symbol, sympy.Symbol))
 
 
 def _exact_index(tensor: torch.Tensor, index: Any, *, is_argument: bool = False) -> Any:
@@ -188,6 +229,8 @@ def _exact_bound(bound: Any, size: Any) -> Any:
     if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
         return bound
     value = sympy.sympify(expression(bound))
+    if any(is_token(symbol) for symbol in value.free_symbols):
+        return bound  # a token's place, or the one after it, is within the tokens
     if isinstance(bound, int):
         if bound >= 0:
             return torch.sym_min(bound, size)

@@ -16,6 +16,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
@@ -107,7 +108,9 @@ def _is_model_code(frame: Any) -> bool:
 
 def _described(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(map(_described, value.shape)), value.dtype)
+        # which of the model's own it is tells one layer from another of the same sizes
+        own = None if isinstance(value, FakeTensor) else id(value)
+        return ("tensor", tuple(map(_described, value.shape)), value.dtype, own)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.expr
     if isinstance(value, (tuple, list)):
@@ -170,7 +173,9 @@ def _same(one: Any, other: Any, sizes: Mapping[sympy.Symbol, int]) -> bool:
 def _same_numbers(one: Any, other: Any) -> bool:
     """Whether two arguments agree in what is neither a tensor nor a size."""
     if isinstance(one, tuple) and isinstance(other, tuple):
-        if one[:1] == other[:1] == ("tensor",) or len(one) != len(other):
+        if one[:1] == other[:1] == ("tensor",):
+            return bool(one[-1] == other[-1])
+        if len(one) != len(other):
             return True
         return all(_same_numbers(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):

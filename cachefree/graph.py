@@ -17,12 +17,24 @@ from torch.utils._sympy.functions import Max, Min
 
 from cachefree.execution import make_quick
 from cachefree.size_nodes import SizeNodes
-from cachefree.terms import Term, topological
+from cachefree.sizes import symbols_of
+from cachefree.terms import (
+    SCAN,
+    Term,
+    is_part,
+    operands,
+    outer_operands,
+    replace_operands,
+    scan_parts,
+    topological,
+)
+from cachefree.token_scan import token_scan
 
-__all__ = ["emit", "mirror"]
+__all__ = ["bodies", "emit", "is_body", "mirror"]
 
 aten = torch.ops.aten
 CONSTANTS = "_constants"
+BODY = "_one_token"
 
 
 def emit(
@@ -43,7 +55,7 @@ def emit(
     """
     writer = _Writer(inputs, outputs)
     graph = writer.run()
-    return assemble(graph, mirror(model), writer.constants)
+    return assemble(graph, {**mirror(model), **writer.bodies}, writer.constants)
 
 
 def assemble(
@@ -110,16 +122,36 @@ class _BufferTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
 
+def is_body(node: fx.Node) -> bool:
+    """Whether a node of a graph is the body of a loop over tokens, and no tensor."""
+    return node.op == "get_attr" and str(node.target).startswith(BODY)
+
+
+def bodies(module: fx.GraphModule) -> dict[str, torch.nn.Module]:
+    """The bodies of a graph's loops over tokens, by name."""
+    return {
+        name: child
+        for name, child in module._modules.items()
+        if name.startswith(BODY) and child is not None
+    }
+
+
 class _Writer:
     def __init__(
-        self, inputs: Sequence[tuple[str, Term]], outputs: Sequence[tuple[str, Term]]
+        self,
+        inputs: Sequence[tuple[str, Term]],
+        outputs: Sequence[tuple[str, Term]],
+        *,
+        is_body: bool = False,
     ) -> None:
+        self.is_body = is_body
         self.inputs = inputs
         self.outputs = outputs
         self.graph = fx.Graph(tracer_cls=_BufferTracer)
         self.nodes: dict[Term, fx.Node] = {}
         self.sizes = SizeNodes(self.graph)
         self.constants: dict[str, torch.Tensor] = {}
+        self.bodies: dict[str, torch.nn.Module] = {}
         self.device_node: fx.Node | None = None
         self.device: torch.device | None = None
 
@@ -129,7 +161,8 @@ class _Writer:
             self.nodes[term] = node
             self.device = self.device or term.device
         self.sizes.find([(term, self.nodes[term]) for _, term in self.inputs])
-        order = sorted(topological(term for _, term in self.outputs), key=lambda term: term.number)
+        below = topological((term for _, term in self.outputs), outer_operands)
+        order = sorted(below, key=lambda term: term.number)
         for term in order:
             if term not in self.nodes:
                 self.nodes[term] = self._node(term)
@@ -137,7 +170,7 @@ class _Writer:
         returned: set[fx.Node] = set()
         for name, term in self.outputs:
             node = self.nodes[term]
-            if node.op == "placeholder" or node in returned:
+            if node.op == "placeholder" or node in returned or (self.is_body and is_part(term)):
                 # an output of its own: exporters name outputs by their nodes
                 node = self.graph.call_function(aten.clone.default, (node,))
             returned.add(node)
@@ -155,6 +188,8 @@ class _Writer:
             name = f"tensor_{len(self.constants)}"
             self.constants[name] = term.payload
             return self.graph.get_attr(f"{CONSTANTS}.{name}")
+        if term.op == SCAN:
+            return self._scan(term)
         if term.op == "item":
             return self._call(term, operator.getitem, self._written(term.args), {})
         if isinstance(term.op, str):
@@ -171,6 +206,53 @@ class _Writer:
             if args[2] in (0, None) and args[3] in (_END, None) and args[4:] in ((), (1,)):
                 return self.nodes[args[0]]  # all of it, as ``x[:, None]`` asks of the first axis
         return self._call(term, op, *self._schema_arguments(op, args))
+
+    def _scan(self, term: Term) -> fx.Node:
+        """A loop over tokens, by torch's own operator for it."""
+        _, carried, first, rows, sources, _, _ = term.args
+        results, outside = scan_parts(term)
+        outside += self._sizes_for_body(results, [*carried, *rows, *outside])
+        inputs = [
+            *((f"carried_{place}", bound) for place, bound in enumerate(carried)),
+            *((f"row_{place}", bound) for place, bound in enumerate(rows)),
+            *((f"outer_{place}", value) for place, value in enumerate(outside)),
+        ]
+        writer = _Writer(
+            inputs, [(f"y{place}", value) for place, value in enumerate(results)], is_body=True
+        )
+        name = f"{BODY}_{len(self.bodies)}"
+        self.bodies[name] = fx.GraphModule(torch.nn.Module(), writer.run(), class_name="OneToken")
+        node = self.graph.call_function(
+            token_scan,
+            (
+                self.graph.get_attr(name),
+                [self.nodes[value] for value in first],
+                [self.nodes[value] for value in sources],
+                tuple(self.nodes[value] for value in outside),
+            ),
+        )
+        if term.line is not None:
+            node.meta["stack_trace"] = (
+                f'File "{term.line.file}", line {term.line.line}, in {term.line.function}'
+            )
+        return node
+
+    def _sizes_for_body(self, results: Sequence[Term], inputs: Sequence[Term]) -> list[Term]:
+        """Inputs of the graph whose sizes the body needs and cannot read elsewhere."""
+        known = symbols_of(size for term in inputs for size in term.sizes)
+        needed: set[sympy.Symbol] = set()
+        taken = set(inputs)
+        for term in topological(results, lambda term: () if term in taken else operands(term)):
+            if term not in taken:
+                sizes: list[Any] = []
+                replace_operands((term.args, term.shape or ()), sizes.append)
+                needed |= symbols_of(sizes)
+        found = []
+        for symbol in sorted(needed - known, key=str):
+            source = next((t for _, t in self.inputs if symbol in t.sizes), None)
+            if source is not None and source not in found:
+                found.append(source)
+        return found
 
     def _call(self, term: Term, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         name = re.split(r"[.:]", term.name)[0]

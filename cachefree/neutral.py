@@ -233,7 +233,7 @@ class _Solver:
         """Whether a value is known before the call: from parameters and the own sizes."""
         own = symbols_of(one.sizes)
         return all(
-            term.op != "input" and symbols_of(_sizes_in(term)) <= own
+            term.op not in ("input", "bound") and symbols_of(_sizes_in(term)) <= own
             for term in topological([value])
         )
 

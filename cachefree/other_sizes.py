@@ -18,9 +18,11 @@ import torch
 from cachefree.reach import is_installed, reached
 from cachefree.sizes import SizeEnvironment, compiled
 
-__all__ = ["other_sizes"]
+__all__ = ["many_rounds", "other_sizes"]
 
 _MOST = 32
+_MANY_ROUNDS = 41
+_MOST_ROUNDS = 300
 _LARGEST = 1024
 
 
@@ -49,6 +51,18 @@ def other_sizes(
                 yield point
                 if count == _MOST:
                     return
+
+
+def many_rounds(model: torch.nn.Module) -> int:
+    """How often to run loops over tokens once more: beyond the numbers that the code names."""
+    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
+    codes = [
+        code
+        for code in reached(classes).codes
+        if not is_installed(code.co_filename) and code.co_name != "__init__"
+    ]
+    numbers = [n for code in codes for n in _numbers(code) if n <= _MOST_ROUNDS]
+    return max([_MANY_ROUNDS, *(number + 3 for number in numbers)])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,8 +15,9 @@ from torch import nn
 
 from cachefree.certify import Certified, certify
 from cachefree.discover import Discovery
-from cachefree.errors import CacheFreeError
+from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
+from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
 from cachefree.preconditions import (
     refuse_frozen_sizes,
     refuse_independence,
@@ -24,6 +25,7 @@ from cachefree.preconditions import (
     refuse_writes,
 )
 from cachefree.reading import Program, read
+from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
 from cachefree.spec import LATER_CALLS
 from cachefree.starts import started
@@ -95,16 +97,50 @@ def proved(
                 return there
         return shown
     assert reason is not None
+    if not loops_in(first.outputs):
+        raise reason
+    for attempt in _readings(discovery):
+        try:
+            return _of_one_token(model, table, names, attempt, first, check, refuse)
+        except CacheFreeError as error:
+            log.debug("no loop from the cache with %s: %s", attempt.later, error)
+            if isinstance(error, UnsupportedBranchError) and attempt.asked:
+                reason = error
     raise reason
+
+
+def _of_one_token(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    check: str,
+    refuse: Callable[[Discovery, Program], None],
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The first path's loop over the tokens, where the later path is a step of it."""
+    later = of_one_token(model, table, names, discovery)
+    _refuse_unfit(discovery, first, later)
+    refuse(discovery, later)
+    one = with_cache_carried(table, discovery, first)
+    one, starts = started(table, discovery, first, one)
+    certified = certify(
+        model, table, names, discovery, first, later, one, starts, check, pinned=ONE_TOKEN
+    )
+    return discovery, later, one, certified
 
 
 def _attempts(discovery: Discovery, asks: list[bool]) -> Iterator[Discovery]:
     """The readings to try; one new token only where the code asks how many there are."""
-    readings = [discovery] + ([discovery.other] if discovery.other is not None else [])
+    readings = _readings(discovery)
     yield from readings
     if not discovery.asked and any(asks):
         for reading in readings:
             yield replace(reading, asked={_QUERY: 1})
+
+
+def _readings(discovery: Discovery) -> list[Discovery]:
+    return [discovery] + ([discovery.other] if discovery.other is not None else [])
 
 
 def _asks_for_tokens(later: Program) -> bool:
@@ -128,8 +164,13 @@ def _later(
         settled=discovery.first_path.sizes,
     )
     later = read(path, table, names)
+    _refuse_unfit(discovery, first, later)
+    return later
+
+
+def _refuse_unfit(discovery: Discovery, first: Program, later: Program) -> None:
+    """Refuses what no graph can be."""
     refuse_writes(discovery, first, later)
     refuse_frozen_sizes(first, later)
     refuse_other_results(first, later)
     refuse_independence(discovery, later)
-    return later

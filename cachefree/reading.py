@@ -18,6 +18,7 @@ from cachefree.capture import Captured, TensorSpec
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.provenance import LINE
 from cachefree.recurrent import is_recurrent, original
+from cachefree.scans import Rounds
 from cachefree.sizes import expression
 from cachefree.terms import Table, Term, operands
 
@@ -99,6 +100,7 @@ class _Reader:
         self.names = names
         self.values: dict[fx.Node, Any] = {}
         self.leaves: dict[Term, _Base] = {}
+        self.rounds = Rounds(table, captured.loops)
         self.is_grad_enabled = True
         self.tracked: set[Term] = set()  # terms that gradients flow through
 
@@ -107,6 +109,7 @@ class _Reader:
         inputs: list[Term] = []
         outputs: tuple[Term, ...] = ()
         for node in self.captured.graph.nodes:
+            self.rounds.enter(node)
             if node.op == "placeholder":
                 if not isinstance(node.meta.get("val"), torch.Tensor):
                     continue  # a size, which is read from the values that it is part of
@@ -120,10 +123,24 @@ class _Reader:
                 self._call(node)
             elif node.op == "output":
                 outputs = tuple(self._read(self.values[arg]) for arg in node.args[0])
+            self.rounds.note(node, self._made(node), is_write=_is_write(node))
         for base in self.leaves.values():
             self._refuse_spoiled(base, ())
         written = {term: base.term for term, base in self.leaves.items() if base.version}
+        closed = self.rounds.closed((*outputs, *written.values()))
+        outputs = closed[: len(outputs)]
+        written = dict(zip(written, closed[len(outputs) :], strict=True))
         return Program(self.captured, tuple(inputs), outputs, written)
+
+    def _made(self, node: fx.Node) -> tuple[Term, ...]:
+        """The value of a node, and what it is a part of where the node wrote to it."""
+        value = self.values.get(node)
+        if isinstance(value, tuple):
+            return (value[0],)
+        if not isinstance(value, _Value):
+            return ()
+        own = self._read(value, is_viewed=True)
+        return (own, value.base.term) if _is_write(node) else (own,)
 
     def _leaf(self, term: Term, node: fx.Node) -> _Value:
         base = self.leaves.setdefault(term, _Base(term))
@@ -478,6 +495,11 @@ def _are_apart(one: _Views, other: _Views) -> bool:
             return bool(end <= first or last <= start)
         return False
     return False
+
+
+def _is_write(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def _storage(example: Any) -> Any:

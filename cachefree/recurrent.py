@@ -53,7 +53,8 @@ def original(target: Any) -> Any:
     """Torch's operator for one of ours; any other as it is."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != _NAMESPACE:
         return target
-    return getattr(aten, target._schema.name.partition("::")[2]).input
+    name = target._schema.name.partition("::")[2]
+    return getattr(aten, name).input if name in _SCHEMAS else target
 
 
 @functools.cache

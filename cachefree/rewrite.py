@@ -43,6 +43,7 @@ from cachefree.reading import Program, read
 from cachefree.refills import refills
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.scans import loops_in
 from cachefree.steps import steps_of
 from cachefree.surroundings import forget
 from cachefree.terms import Table, Term
@@ -222,6 +223,7 @@ def _rewritten(
             *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
+        loops=loops_in(certified.outputs),
         questions=tuple(map(str, (*first.captured.questions, *later.captured.questions))),
         interface=interface,
         steps=steps_of(first, later, certified, interface),

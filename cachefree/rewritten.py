@@ -15,7 +15,7 @@ from cachefree.capture import TensorSpec
 from cachefree.certificate import Certificate, Evidence
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import CacheFreeError, DomainError, Refusal
-from cachefree.graph import assemble, mirror
+from cachefree.graph import assemble, bodies, mirror
 from cachefree.hoisting import HoistedCall
 from cachefree.lifting.keeping import Keeper
 from cachefree.origin import Origin
@@ -116,7 +116,8 @@ class Rewritten(nn.Module):
         """The proof, step by step, for `cachefree.check_certificate`; written when asked for.
 
         Raises:
-            CacheFreeError: nothing was proved, or this is a copy of what was rewritten.
+            CacheFreeError: nothing was proved, this is a copy of what was rewritten, or the graph
+                has a loop over the tokens.
         """
         evidence: Evidence | None = self.__dict__["_evidence"]
         if self.hoisted_call is not None:
@@ -125,6 +126,15 @@ class Rewritten(nn.Module):
                     "A graph whose cross-attention was hoisted has no certificate.",
                     why="What was proved is the graph before keys and values were moved out of it.",
                     remedy='Take the certificate of rewrite(model, cross_attention="reuse").',
+                )
+            )
+        if self.report.loops:
+            raise CacheFreeError(
+                Refusal(
+                    "A graph with a loop over the tokens has no certificate.",
+                    why="That the rounds of a loop are alike is shown by the prover alone; the "
+                    "checker does not state it a second time.",
+                    remedy="Compare the two with cachefree.verify(model, rewritten).",
                 )
             )
         if evidence is None:
@@ -373,7 +383,9 @@ class Rewritten(nn.Module):
         holder = nn.Module()
         for name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             holder.__dict__[name] = self.__dict__[name]
-        self._share(assemble(copied.graph, mirror(holder), _constants(copied)))
+        self._share(
+            assemble(copied.graph, {**mirror(holder), **bodies(copied)}, _constants(copied))
+        )
         for name, graph in zip(("_encoder", "_projection"), beside, strict=True):
             self.__dict__[name] = graph and assemble(graph.graph, mirror(holder), _constants(graph))
 

@@ -108,13 +108,15 @@ class SizeEnvironment(ShapeEnv):
         self.questions: dict[tuple[sympy.Basic, SourceLine | None], Question] = {}
         self.operator_questions: dict[sympy.Basic, Question] = {}
         self.totals: dict[sympy.Basic, sympy.Basic] = {}
+        self.loops: Any = None  # the loops over tokens, while they are heard
         self.is_asked_by_users = False  # an operator answers what the user's code asks it
         self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
         self.sizes: dict[str, Any] = {
-            name: self._new_size(name, hint) for name, hint in hints.items()
+            name: self.new_size(name, hint) for name, hint in hints.items()
         }
 
-    def _new_size(self, name: str, hint: int) -> Any:
+    def new_size(self, name: str, hint: int) -> Any:
+        """A new symbol, with its example."""
         symbol, source = size_symbol(name), ConstantSource(name)
         sloc = SLoc(None, None)
         self.backed_var_to_val[symbol] = sympy.Integer(hint)
@@ -123,6 +125,10 @@ class SizeEnvironment(ShapeEnv):
         self.var_to_range[symbol] = ValueRanges(0, int_oo)
         self.var_to_range_sloc[symbol] = ValueRangesSLoc(sloc, sloc)
         return self.create_symintnode(symbol, hint=hint, source=source)
+
+    def example(self, expr: Any) -> Any:
+        """What an expression is for the example sizes."""
+        return sympy.sympify(expr).xreplace(self.backed_var_to_val)
 
     def size_of(self, expr: Any) -> Any:
         """The ``SymInt`` of an expression in this environment's symbols; an int for a number."""

@@ -21,6 +21,7 @@ import torch
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.isolation import is_plain_object
+from cachefree.loops import TokenRange, heard_loops
 from cachefree.sizes import is_standard, is_users
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
@@ -62,6 +63,9 @@ def _symbolic_len() -> Any:
         if getattr(_capturing, "active", False):
             if isinstance(value, torch.Tensor) and value.dim():
                 return value.shape[0]
+            loops = heard_loops()
+            if loops is not None:
+                loops.heard_length(value)
             if is_plain_object(value) and hasattr(type(value), "__len__"):
                 size = type(value).__len__(value)
                 if isinstance(size, torch.SymInt):
@@ -69,6 +73,36 @@ def _symbolic_len() -> Any:
         return original(value)
 
     return length
+
+
+class _RangeType(type):
+    """``range`` for ``isinstance`` and ``issubclass``."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _RANGE)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, _RANGE)
+
+
+_RANGE = range
+
+
+class _Range(metaclass=_RangeType):
+    """``range`` whose rounds are heard where a size says how many there are."""
+
+    def __new__(cls, *args: Any) -> Any:
+        loops = heard_loops()
+        is_from_zero = len(args) == 1 or (len(args) in (2, 3) and args[0] == 0)
+        if (
+            loops is not None
+            and is_from_zero
+            and isinstance(args[-1 if len(args) == 1 else 1], torch.SymInt)
+            and args[2:] in ((), (1,))
+            and is_users(sys._getframe(1).f_code.co_filename)
+        ):
+            return TokenRange(loops, args[-1 if len(args) == 1 else 1])
+        return _RANGE(*args)
 
 
 def _numbers_of(original: Any) -> Any:
@@ -150,6 +184,7 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "min", _symbolic("min", torch.sym_min)),
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
+        (builtins, "range", _Range),
         (math, "sqrt", _symbolic_root()),
         *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
         (operator, "is_", _numbers_of(operator.is_)),

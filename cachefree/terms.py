@@ -16,9 +16,26 @@ import torch
 
 from cachefree.errors import SourceLine
 
-__all__ = ["Operator", "Table", "Term", "operands", "replace_operands", "topological"]
+__all__ = [
+    "SCAN",
+    "Operator",
+    "Table",
+    "Term",
+    "operands",
+    "replace_operands",
+    "scan_parts",
+    "topological",
+]
 
 Operator = Any  # an OpOverload of ATen, or the name of a leaf or a canonical operator
+
+
+SCAN = "scan"
+"""A loop over tokens: ``(n, carried, first, rows, sources, next, given)``.
+
+``next`` and ``given`` are the body's values, over the ``"bound"`` terms ``carried`` and ``rows``.
+Its results are what is carried after the last token, and then ``given`` of all tokens, axis 0.
+"""
 
 
 class Term:
@@ -185,6 +202,46 @@ def _terms_in(args: tuple[Any, ...]) -> Iterator[Term]:
             yield from _terms_in(arg)
 
 
+def scan_parts(scan: Term) -> tuple[list[Term], list[Term]]:
+    """What the body of a scan returns, and what it takes from outside.
+
+    What it takes are the largest values below it in which nothing of the scan is bound.
+    """
+    _, carried, _, rows, _, following, given = scan.args
+    results = [*following, *given]
+    is_open: dict[Term, bool] = {}
+    order = topological(results)
+    bound = {*carried, *rows}
+    for term in order:
+        is_open[term] = term in bound or any(is_open[below] for below in operands(term))
+    outside = {
+        below: None
+        for term in order
+        if is_open[term]
+        for below in operands(term)
+        if not is_open[below]
+    }
+    outside.update({term: None for term in results if not is_open[term]})
+    return results, list(outside)
+
+
+def outer_operands(term: Term) -> Iterator[Term]:
+    """The terms that a value is computed from; of a scan, those outside of its body."""
+    if term.op != SCAN:
+        yield from operands(term)
+        return
+    _, _, first, _, sources, _, _ = term.args
+    yield from (*first, *sources, *scan_parts(term)[1])
+
+
+def is_part(term: Term) -> bool:
+    """Whether a value may share the memory of its operand."""
+    if isinstance(term.op, str):
+        return term.op not in ("full", "arange", "cat")
+    returns = term.op._schema.returns
+    return any(value.alias_info is not None for value in returns)
+
+
 def replace_operands(args: Any, replace: Callable[[Any], Any]) -> Any:
     """``args`` with ``replace`` applied to everything that is no tuple."""
     if isinstance(args, tuple):
@@ -192,7 +249,9 @@ def replace_operands(args: Any, replace: Callable[[Any], Any]) -> Any:
     return replace(args)
 
 
-def topological(outputs: Iterable[Term]) -> list[Term]:
+def topological(
+    outputs: Iterable[Term], below: Callable[[Term], Iterable[Term]] = operands
+) -> list[Term]:
     """All terms below the outputs, operands first; without recursion, for deep graphs."""
     order: list[Term] = []
     seen: set[Term] = set()
@@ -205,8 +264,6 @@ def topological(outputs: Iterable[Term]) -> list[Term]:
             seen.add(term)
             stack.append((term, True))
             stack.extend(
-                (operand, False)
-                for operand in reversed(list(operands(term)))
-                if operand not in seen
+                (operand, False) for operand in reversed(list(below(term))) if operand not in seen
             )
     return order

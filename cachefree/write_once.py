@@ -32,7 +32,7 @@ from cachefree.reading import Program
 from cachefree.rules import Closing, replaced
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, substitute, symbols_of
-from cachefree.terms import Table, Term, operands, topological
+from cachefree.terms import SCAN, Table, Term, operands, topological
 
 __all__ = [
     "OneCall",
@@ -275,6 +275,8 @@ def _of_rows_left(table: Table, slot: Slot, start: Mapping[Term, Term]) -> Term:
 
 
 def _runs_on_no_rows(value: Term) -> bool:
+    if any(term.op == SCAN for term in topological([value])):
+        return False  # a loop over the rows needs one
     symbols = symbols_of(size for term in topological([value]) for size in term.shape or ())
     return Signatures([value]).hold({str(symbol): 3 for symbol in symbols})
 

@@ -181,14 +181,14 @@ def numpy_in_forward():
 @mistake(
     "CaptureError",
     "A size is turned into a Python number: query is frozen as",
-    "for t in range(ids.shape[1])",
-    "loop over tensors, not over range(size)",
+    "for t in range(1, ids.shape[1])",
+    "loop over all tokens, range(size), from 0 in steps of 1",
 )
 def a_loop_over_tokens():
     class Loops(Small):
         def forward(self, ids, past=None):
             logits, present = super().forward(ids, past)
-            rows = [logits[:, t] for t in range(ids.shape[1])]
+            rows = [logits[:, 0], *(logits[:, t] for t in range(1, ids.shape[1]))]
             return torch.stack(rows, dim=1), present
 
     rewritten_small(small(Loops))

@@ -7,6 +7,7 @@ from cachefree.laws.law import Law, Rewriter
 from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
 from cachefree.laws.padding import PADDING_LAWS
+from cachefree.laws.scan import SCAN_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
 from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS, slice_extent
 from cachefree.laws.zeros import ZERO_LAWS
@@ -23,6 +24,7 @@ LAWS: tuple[Law, ...] = (
     *LINEAR_LAWS,
     *PADDING_LAWS,
     *ZERO_LAWS,
+    *SCAN_LAWS,
 )
 """All laws. They are tried after the exact ones alone did not suffice."""
 

@@ -11,7 +11,7 @@ import torch
 
 from cachefree.facts import Facts
 from cachefree.sizes import symbols_of
-from cachefree.terms import Term, replace_operands, topological
+from cachefree.terms import SCAN, Term, replace_operands, topological
 
 __all__ = ["BOUND", "apply", "equal_at_every_size", "evaluate", "is_of_sizes_alone"]
 
@@ -24,7 +24,8 @@ _MOST_ELEMENTS = 2**22
 def is_of_sizes_alone(term: Term) -> bool:
     """Whether a value depends on no input and on no parameter."""
     return term.shape is not None and all(
-        below.op not in ("input", "attribute", "constant") for below in topological([term])
+        below.op not in ("input", "attribute", "constant", "bound", SCAN)
+        for below in topological([term])
     )
 
 
@@ -115,6 +116,8 @@ def apply(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
         shape: Its shape, as numbers.
     """
     op = term.op
+    if op in ("bound", SCAN):
+        raise NotImplementedError("a loop over tokens is not computed alone")
     if op == "full":
         return torch.full(shape, args[1], dtype=term.dtype, device=args[3])
     if op == "arange":

@@ -53,6 +53,8 @@ def _product(term: Term, rewriter: Rewriter) -> Term | None:
 def _is_finite(term: Term) -> bool:
     """Whether no infinity can be seen in how a value is computed: 0 · ∞ is not 0."""
     for below in topological([term]):
+        if below.op == "bound":  # what a loop carries to a token is not seen here
+            return False
         if any(isinstance(arg, float) and not math.isfinite(arg) for arg in below.args):
             return False
         if below.op == "constant" and not _has_finite_values(below):

@@ -34,10 +34,12 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import CaptureError, Refusal
 from cachefree.fakes import device_of, has_no_values
+from cachefree.graph import is_body
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
 from cachefree.sizes import SizeEnvironment, size_symbol
+from cachefree.token_scan import token_scan
 
 if TYPE_CHECKING:
     from cachefree.spec import Interface
@@ -185,6 +187,8 @@ class _ProgramWriter:
         self.inputs: list[InputSpec] = []
         self.outputs: list[OutputSpec] = []
         self.state: dict[str, torch.Tensor] = {}
+        self.bodies: dict[str, fx.GraphModule] = {}
+        self.returned: list[fx.Node] = []
 
     def run(self) -> ExportedProgram:
         fakes = self._fakes()
@@ -222,7 +226,12 @@ class _ProgramWriter:
     def _lift_tensors(self) -> None:
         """Makes an input of each parameter and buffer; one for tensors that are tied."""
         seen: dict[int, fx.Node] = {}
-        used = [node for node in self.module.graph.nodes if node.op == "get_attr"]
+        used = []
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and is_body(node):
+                self.nodes[node] = node
+            elif node.op == "get_attr":
+                used.append(node)
         tensors = [_tensor(self.module, str(node.target)) for node in used]
         is_parameter = [isinstance(tensor, torch.nn.Parameter) for tensor in tensors]
         order = sorted(range(len(used)), key=lambda place: not is_parameter[place])
@@ -251,6 +260,8 @@ class _ProgramWriter:
             return self.nodes[argument] if isinstance(argument, fx.Node) else argument
 
         args = fx.node.map_aggregate(node.args, written)
+        if node.target is token_scan:
+            return self._write_scan(node, args)
         kwargs = fx.node.map_aggregate(node.kwargs, written)
         if node.target is getattr:  # the only attribute that the graph reads is the device
             return self.device
@@ -261,6 +272,35 @@ class _ProgramWriter:
                 return self._write_steps(node, steps, kwargs)
         target = aten.sym_size.int if node.op == "call_method" else network_operator(node.target)
         return self._create(node, target, args, kwargs)
+
+    def _write_scan(self, node: fx.Node, args: Any) -> fx.Node:
+        """A loop over tokens, with its body as a graph beside this one."""
+        body, first, sources, outside = args
+        shapes = [value.meta["val"] for value in (*first, *sources, *outside)]
+        rows = range(len(first), len(first) + len(sources))
+        with self.mode:
+            fakes = [
+                torch.empty(value.shape[1:], dtype=value.dtype, device=value.device)
+                if place in rows
+                else value
+                for place, value in enumerate(shapes)
+            ]
+        name = str(body.target)
+        inner = _BodyWriter(getattr(self.module, name), self)
+        self.bodies[name] = inner.run_body(fakes)
+        new = self.graph.call_function(
+            torch.ops.higher_order.scan,
+            (self.graph.get_attr(name), list(first), list(sources), tuple(outside)),
+        )
+        count = shapes[len(first)].shape[0]
+        results = [result.meta["val"] for result in inner.returned]
+        with self.mode:
+            given = [
+                torch.empty((count, *value.shape), dtype=value.dtype, device=value.device)
+                for value in results[len(first) :]
+            ]
+        new.meta["val"] = (*results[: len(first)], *given)
+        return new
 
     def _write_steps(
         self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]], kwargs: Any
@@ -296,6 +336,7 @@ class _ProgramWriter:
     def _write_output(self, node: fx.Node) -> None:
         returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index]
         self.graph.output(tuple(returned))
+        self.returned = returned
         self.outputs = [
             OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(result.name), None)
             for result in returned
@@ -305,8 +346,11 @@ class _ProgramWriter:
         _, input_tree = pytree.tree_flatten((tuple(fakes), {}))
         _, output_tree = pytree.tree_flatten(tuple(range(len(self.outputs))))
         entry = ModuleCallEntry("", ModuleCallSignature([], [], input_tree, output_tree))
+        root = torch.nn.Module()
+        for name, body in self.bodies.items():
+            root.add_module(name, body)
         return ExportedProgram(
-            fx.GraphModule(torch.nn.Module(), self.graph),
+            fx.GraphModule(root, self.graph),
             self.graph,
             ExportGraphSignature(self.inputs, self.outputs),
             self.state,
@@ -315,6 +359,26 @@ class _ProgramWriter:
             example_inputs=(tuple(fakes), {}),
             constants={},
         )
+
+
+class _BodyWriter(_ProgramWriter):
+    """The body of a loop over tokens, in the sizes of the graph that it stands in."""
+
+    def __init__(self, module: fx.GraphModule, outer: _ProgramWriter) -> None:
+        super().__init__(module, outer.interface, outer.sizes, outer.device)
+        self.environment, self.mode = outer.environment, outer.mode
+
+    def run_body(self, fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
+        remaining = iter(fakes)
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.nodes[node] = self.graph.placeholder(node.name)
+                self.nodes[node].meta["val"] = next(remaining)
+            elif node.op == "output":
+                self._write_output(node)
+            else:
+                self.nodes[node] = self._write_call(node)
+        return fx.GraphModule(torch.nn.Module(), self.graph)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

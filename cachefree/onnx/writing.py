@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachefree.errors import CacheFreeError, Refusal, raise_all
+from cachefree.graph import bodies
 from cachefree.onnx.attention.kinds import KV, KvGraph
 from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
@@ -277,7 +278,7 @@ def _write(
     )
     if graph.kv is not None:
         model.metadata_props.update(describe_cache(graph.kv))
-    _check_no_control_flow(model)
+    _check_no_control_flow(model, has_scans=bool(bodies(module)))
     if graph.loop is not None:
         beams = graph.loop.num_beams if isinstance(graph.loop, Beam) else 1
         plan = plan_of(graph.interface, chosen, graph.neutral, beams)
@@ -305,7 +306,7 @@ def _export(
 ) -> Any:
     """The ``onnx_ir.Model`` of a program."""
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), torch.no_grad():
             onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -431,10 +432,16 @@ def _verdict(rewritten: Any) -> str:
     return str(getattr(verdict, "name", verdict))
 
 
-def _check_no_control_flow(model: Any) -> None:
+def _check_no_control_flow(model: Any, *, has_scans: bool) -> None:
+    """Refuses control flow, but for the loops over tokens that are the model's own."""
     graphs = (model.graph, *model.functions.values())
     nodes = [node for graph in graphs for node in graph.all_nodes()]
-    found = [node for node in nodes if node.op_type in _CONTROL_FLOW]
+    found = [
+        node
+        for node in nodes
+        if node.op_type in _CONTROL_FLOW
+        and not (has_scans and node.op_type == "Scan" and "higher_order.scan" in _origin(node))
+    ]
     refusals = [
         Refusal(
             f"torch.onnx writes {_origin(node)} with {node.op_type}.",

@@ -145,6 +145,7 @@ def _domain(report: Report) -> str:
         for told in [" and ".join(str(c) for c in region.conditions if not c.is_implied)]
     ]
     lines = [("fixed", html.escape(fixed)) for fixed in report.domain.fixed]
+    lines += [("loop", html.escape(loop)) for loop in report.loops]
     lines += [("assumed", html.escape(note)) for note in report.notes]
     return f"<h4>Where it holds</h4>{table(('call', 'sizes'), (*rows, *lines))}"
 

@@ -87,6 +87,7 @@ class Report:
         laws: Names of the laws that were used.
         slots: One line a cache slot.
         notes: What was assumed.
+        loops: Loops over tokens in the graph, which run them one by one: ``Scan`` in ONNX.
         questions: What the model's code asked about sizes.
         seconds: The time that the rewrite took.
         interface: The one graph's inputs, outputs and cache slots.
@@ -102,6 +103,7 @@ class Report:
     laws: tuple[str, ...]
     slots: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    loops: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
     seconds: float = 0.0
     interface: Interface | None = None
@@ -196,6 +198,7 @@ class Report:
             "cache": [] if self.interface is None else [_slot(s) for s in self.interface.cache],
             "steps": [{"title": s.title, "details": list(s.details)} for s in self.steps],
             "notes": list(self.notes),
+            "loops": list(self.loops),
             "questions": list(self.questions),
             "seconds": self.seconds,
         }

@@ -53,6 +53,8 @@ def lines_of(report: Report, *, details: bool = False) -> Iterator[tuple[str, st
         yield "domain", str(region)
     for fixed in report.domain.fixed:
         yield "fixed", fixed
+    for loop in report.loops:
+        yield "loop", loop
     for note in report.notes:
         yield "assumed", note
     if details:

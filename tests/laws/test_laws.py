@@ -33,6 +33,8 @@ from .states import STATES
 
 TRIED: dict[str, Tried] = IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES
 
+ELSEWHERE = {"one-token"}  # its left side is a loop: tests/test_loops.py
+
 
 def instances(part: str) -> list[object]:
     return [
@@ -43,7 +45,7 @@ def instances(part: str) -> list[object]:
 
 
 def test_every_law_is_tried_and_has_a_near_miss() -> None:
-    assert TRIED.keys() == BY_NAME.keys()
+    assert TRIED.keys() | ELSEWHERE == BY_NAME.keys()
     for law, tried in TRIED.items():
         assert tried.applies, law
         assert tried.near_misses, law

@@ -64,7 +64,7 @@ class ScalesTheFirstChunk(StartsFromTheMean):
 
 
 class CellByCell(nn.Module):
-    """A Python loop over the tokens: captured, it would be right for one number of them."""
+    """A Python loop over the tokens whose body is another one for the first of them."""
 
     def __init__(self, vocab=23, dim=12):
         super().__init__()
@@ -77,7 +77,7 @@ class CellByCell(nn.Module):
             state = (x.new_zeros(x.shape[0], x.shape[2]), x.new_zeros(x.shape[0], x.shape[2]))
         ys = []
         for t in range(x.shape[1]):
-            state = self.cell(x[:, t], state)
+            state = self.cell(x[:, t] if t < 4 else 2 * x[:, t], state)
             ys.append(state[0])
         return self.head(torch.stack(ys, dim=1)), state
 
@@ -131,7 +131,7 @@ REFUSALS = (
         "loop_over_tokens",
         seeded(CellByCell),
         "CaptureError",
-        ("query is frozen as", "for t in range(x.shape[1])"),
+        ("asks which token it is at", "token 0 < 4", "if t < 4 else"),
     ),
     RefusalCase(
         "no_number_is_neutral",

@@ -1,0 +1,97 @@
+"""What the body of a loop over tokens asks about a token's place, and what its rounds call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+
+from cachefree.errors import CaptureError, Refusal
+from cachefree.loops import Loop
+from cachefree.sizes import Question, SizeEnvironment, compiled
+from cachefree.token_places import TOKEN, is_token, least_of
+
+__all__ = ["places_of", "refuse_questions", "repeated"]
+
+
+def _tokens_of(question: Question) -> list[sympy.Symbol]:
+    return [symbol for symbol in question.fact.free_symbols if is_token(symbol)]
+
+
+def places_of(loops: Sequence[Loop]) -> dict[sympy.Symbol, sympy.Integer]:
+    """The number that each token's place stands for in the example."""
+    return {
+        symbol: sympy.Integer(place) for loop in loops for place, symbol in enumerate(loop.symbols)
+    }
+
+
+def repeated(calls: Sequence[Any], loops: Sequence[Loop], sizes: Mapping[str, int]) -> list[Any]:
+    """The calls of a path as they are where its loops run as often as the sizes say."""
+    found: list[Any] = []
+    end = 0
+    for loop in loops:
+        count = int(compiled(sympy.sympify(loop.count))(sizes))
+        found += calls[end : loop.marks[0]]
+        for place in range(count):
+            place = min(place, loop.rounds - 1)
+            found += calls[loop.marks[place] : loop.marks[place + 1]]
+        end = loop.marks[-1]
+    return [*found, *calls[end:]]
+
+
+def refuse_questions(loops: Sequence[Loop], environment: SizeEnvironment) -> None:
+    """Refuses a loop whose body asks which token it is at.
+
+    That a token's place is one of the tokens' is no question.
+
+    Raises:
+        CaptureError: it asks; all lines are listed.
+    """
+    counts = {symbol: loop.count for loop in loops for symbol in loop.symbols}
+    refusals = [
+        Refusal(
+            "The body of a loop over the tokens asks which token it is at.",
+            why=f"It is not the same step for each of them: {_in_words(question.fact)}.",
+            remedy="Do what is for one token only before or after the loop, or with tensors "
+            "(torch.where).",
+            where=question.where,
+        )
+        for question in (
+            *environment.questions.values(),
+            *environment.operator_questions.values(),
+        )
+        if _tokens_of(question) and not _is_of_every_place(question.fact, counts)
+    ]
+    if refusals:
+        raise CaptureError(*dict.fromkeys(refusals))
+    for asked in (environment.questions, environment.operator_questions):
+        for key in [key for key, question in asked.items() if _tokens_of(question)]:
+            del asked[key]
+
+
+def _in_words(fact: Any) -> str:
+    return re.sub(rf"{TOKEN}\d+_(\d+)", r"token \1", str(fact))
+
+
+def _is_of_every_place(fact: Any, counts: Mapping[sympy.Symbol, Any]) -> bool:
+    """Whether a fact holds of every place among the tokens."""
+    if isinstance(fact, sympy.And):
+        return all(_is_of_every_place(part, counts) for part in fact.args)
+    if isinstance(fact, sympy.Not):
+        inner = fact.args[0]
+        if isinstance(inner, sympy.Or):
+            return all(_is_of_every_place(sympy.Not(part), counts) for part in inner.args)
+        fact = inner.negated if hasattr(inner, "negated") else fact
+    if not isinstance(fact, sympy.core.relational.Relational):
+        return False
+    difference = sympy.expand(fact.lhs - fact.rhs)
+    if isinstance(fact, (sympy.Lt, sympy.Le)):
+        difference = -difference
+    elif not isinstance(fact, (sympy.Gt, sympy.Ge)):
+        return False
+    least = least_of(sympy.expand(difference), counts)
+    if isinstance(fact, (sympy.Gt, sympy.Lt)):
+        return bool(least.is_positive)
+    return bool(least.is_nonnegative)

@@ -1,0 +1,335 @@
+"""Loops over the tokens in Python, heard while a path is captured.
+
+``for t in range(x.shape[1])`` would freeze the number of tokens. Here such a loop is run as often
+as the example has tokens, each round with a symbol for the token's place, and every node of the
+graph keeps the round that it was made in. That the rounds are all alike, and that one graph for any
+number of them follows from it, is shown later, by terms (`cachefree.scans`).
+
+What is shown by terms for the rounds that were run holds for all others if the code of the body
+cannot tell one round from another. So whatever it asks about a token's place is refused, and so are
+Python values that change from round to round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
+from torch.utils._thunk import Thunk
+
+from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.loop_values import shown, values_of
+from cachefree.sizes import SizeEnvironment, expression, size_symbol, user_line
+from cachefree.token_places import TOKEN, least_of
+
+__all__ = ["LOOP", "Loop", "Loops", "TokenRange", "heard_loops", "token"]
+
+LOOP = "cachefree_loop"
+_LEAST_ROUNDS = 3
+
+
+def token(loop: int, place: int) -> int:
+    """The place of a token: what a loop's variable is in the graph."""
+    raise NotImplementedError("a captured path is read, and never run")
+
+
+@dataclass
+class Loop:
+    """A loop over tokens that was run.
+
+    Attributes:
+        number: Which loop of the path.
+        count: How often it runs, as an expression of sizes.
+        rounds: How often it was run.
+        where: The user's line.
+        symbols: The symbol of the token's place in each round.
+        marks: How many calls of torch functions there were before each round, and after the last.
+        values: Python values that the code could see before each round and after the last.
+    """
+
+    number: int
+    count: Any
+    rounds: int
+    where: SourceLine | None
+    symbols: tuple[sympy.Symbol, ...] = ()
+    marks: list[int] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+    is_over: bool = False
+
+
+_hearing = threading.local()
+
+
+def heard_loops() -> Loops | None:
+    """Who hears the loops of the path that this thread captures; None outside of a capture."""
+    found: Loops | None = getattr(_hearing, "loops", None)
+    return found
+
+
+class Loops:
+    """The loops over tokens of a path that is being captured.
+
+    Args:
+        environment: Where the sizes come from.
+        model: Whose numbers are watched.
+        calls: The calls of torch functions, so far.
+    """
+
+    def __init__(
+        self, environment: SizeEnvironment, model: torch.nn.Module, calls: list[Any]
+    ) -> None:
+        self.environment = environment
+        self.model = model
+        self.calls = calls
+        self.found: list[Loop] = []
+        self.active: Loop | None = None
+        self.round = 0
+        self.nodes = 0  # how many the round made
+        self.frame: FrameType | None = None
+        self.tokens: list[torch.SymInt] = []
+        self.refusals: list[Refusal] = []
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Writes the loop and the round into each node that is traced inside."""
+        mode = get_proxy_mode()
+        assert mode is not None
+        tracer: Any = mode.tracer
+        create_node = tracer.create_node
+
+        def create_node_of_round(*args: Any, **kwargs: Any) -> Any:
+            node = create_node(*args, **kwargs)
+            if self.active is not None:
+                node.meta[LOOP] = (self.active.number, self.round, self.nodes)
+                # sizes are computed once, in the round that needs them first
+                self.nodes += node.op == "get_attr" or _is_operator(node.target)
+            return node
+
+        tracer.create_node = create_node_of_round
+        self.environment.loops = _hearing.loops = self
+        try:
+            yield
+        finally:
+            tracer.create_node = create_node
+            self.environment.loops = _hearing.loops = None
+        if self.active is not None:
+            self.refuse(
+                "A loop over the tokens ends before its last token.",
+                "break and return leave it, so that it does not run once for each token",
+                "Let it run to the end, or loop outside of the model.",
+                self.active.where,
+            )
+        if self.refusals:
+            raise CaptureError(*dict.fromkeys(self.refusals))
+
+    def refuse(self, what: str, why: str, remedy: str, where: SourceLine | None) -> None:
+        """Notes a refusal, so that code which catches exceptions does not hide it, and raises."""
+        refusal = Refusal(what, why=why, remedy=remedy, where=where)
+        self.refusals.append(refusal)
+        raise CaptureError(refusal)
+
+    def begin(self, count: torch.SymInt, frame: FrameType) -> Loop:
+        """The loop that a line begins."""
+        where = user_line(frame)
+        if self.active is not None:
+            self.refuse(
+                "A loop over the tokens runs within another one.",
+                "one round would be another loop, of which no single step is known",
+                "Compute one of the two over all tokens at once.",
+                where,
+            )
+        least = least_of(sympy.sympify(expression(count)))
+        if not (least - 1).is_nonnegative:
+            self.refuse(
+                f"A loop over {expression(count)} may run not even once.",
+                "one graph has at least one token to start from",
+                "Loop over all tokens.",
+                where,
+            )
+        rounds = int(self.environment.example(expression(count)))
+        if rounds < _LEAST_ROUNDS:
+            self.refuse(
+                f"A loop over {expression(count)} is run {rounds} times in the example.",
+                f"{_LEAST_ROUNDS} rounds are compared with one another",
+                "Give an example with more tokens.",
+                where,
+            )
+        number = len(self.found)
+        names = [f"{TOKEN}{number}_{place}" for place in range(rounds)]
+        self.tokens = [self._token(number, place, name) for place, name in enumerate(names)]
+        loop = Loop(number, expression(count), rounds, where, tuple(map(size_symbol, names)))
+        self.found.append(loop)
+        self.active, self.round, self.frame = loop, -1, frame
+        return loop
+
+    def _token(self, loop: int, place: int, name: str) -> torch.SymInt:
+        mode = get_proxy_mode()
+        assert mode is not None
+        tracer: Any = mode.tracer
+        size: torch.SymInt = self.environment.new_size(name, place)
+        proxy = tracer.create_proxy("call_function", token, (loop, place), {})
+        proxy.node.meta["val"] = size
+        set_proxy_slot(size, tracer, Thunk(lambda: proxy))
+        return size
+
+    def turn(self, loop: Loop, frame: FrameType) -> bool:
+        """Begins the next round; False where there is none."""
+        loop.values.append(values_of(self.model, frame, self._age))
+        loop.marks.append(len(self.calls))
+        self.round += 1
+        self.nodes = 0
+        if self.round < loop.rounds:
+            return True
+        self.active, loop.is_over = None, True
+        self._refuse_changes(loop)
+        return False
+
+    def _refuse_changes(self, loop: Loop) -> None:
+        """Refuses Python values that are others after the last round than before it.
+
+        A round does what the one before it did where it finds the same. Earlier ones may find
+        something else: that they do the same is seen by what they do.
+        """
+        before, after = loop.values[-2:]
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                self.refuse(
+                    f"The body of a loop over the tokens changes {name}, which is no tensor.",
+                    f"it is {shown(before.get(name))} before one round and "
+                    f"{shown(after.get(name))} before the next, so that a later round may do "
+                    "something else",
+                    "Carry what changes from token to token in tensors only.",
+                    loop.where,
+                )
+        loop.values.clear()
+
+    def _age(self, value: torch.Tensor) -> Any:
+        """How many rounds ago a tensor was made; which one it is where none made it."""
+        place = self._round_of(value)
+        if place is None or self.active is None or place[0] != self.active.number:
+            return ("another tensor", id(value))
+        return ("made", self.round - place[1])
+
+    def heard_length(self, value: Any) -> None:
+        """Refuses to tell the length of a list that the rounds of a loop fill."""
+        if self.active is None or not isinstance(value, list) or not self.round:
+            return
+        if any(self._round_of(part) is not None for part in value[-1:]):
+            self.refuse(
+                "The body of a loop over the tokens asks for the length of a list that it fills.",
+                "the length tells one round from another",
+                "Carry what changes from token to token in tensors only.",
+                user_line(sys._getframe(2)),
+            )
+
+    def _round_of(self, value: Any) -> tuple[int, int, int] | None:
+        node = node_of(value) if isinstance(value, torch.Tensor) else None
+        return None if node is None else node.meta.get(LOOP)
+
+    def of_rows(self, parts: Any) -> Loop | None:
+        """The loop whose rounds gave one tensor each of a sequence; None where none did."""
+        if not isinstance(parts, (list, tuple)) or not parts:
+            return None
+        rounds = [self._round_of(part) for part in parts]
+        made = next((found for found in reversed(rounds) if found is not None), None)
+        if made is None:
+            return None
+        loop = self.found[made[0]]
+        return loop if loop.is_over and len(parts) == loop.rounds else None
+
+
+def _is_operator(target: Any) -> bool:
+    return target is operator.getitem or (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.name.startswith("aten::sym_")
+    )
+
+
+def node_of(value: torch.Tensor) -> Any:
+    """The node of the graph that made a tensor, while it is traced."""
+    mode = get_proxy_mode()
+    if mode is None:
+        return None
+    slot: Any = get_proxy_slot(value, mode.tracer, None)
+    return None if slot is None else slot.proxy.node
+
+
+class TokenRange:
+    """``range(n)`` of a symbolic size, and sequences of as many tensors.
+
+    Args:
+        loops: Who listens.
+        count: How many.
+        item: What a round is given for the token's place.
+    """
+
+    def __init__(
+        self, loops: Loops, count: torch.SymInt, item: Callable[[torch.SymInt], Any] | None = None
+    ) -> None:
+        self.loops = loops
+        self.count = count
+        self.item = item
+
+    is_loop_over_tokens = True
+
+    def __iter__(self) -> Iterator[Any]:
+        return _Rounds(self)
+
+    def __len__(self) -> int:
+        return self.count  # type: ignore[return-value]
+
+    def __getitem__(self, place: Any) -> Any:
+        if self.item is None or isinstance(place, slice):
+            return list(range(int(self.count)))[place]
+        return self.item(place)
+
+
+class _Rounds:
+    """One run of a loop. A second one beside it, as in ``zip``, takes part in it."""
+
+    def __init__(self, source: TokenRange) -> None:
+        self.source = source
+        self.loop: Loop | None = None
+        self.is_guest = False
+        self.place = 0
+
+    is_loop_over_tokens = True
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        loops, frame = self.source.loops, sys._getframe(1)
+        if self.loop is None:
+            self.is_guest = (
+                loops.active is not None
+                and loops.frame is frame
+                and loops.round == 0
+                and loops.active.count == expression(self.source.count)
+            )
+            self.loop = loops.active if self.is_guest else loops.begin(self.source.count, frame)
+        assert self.loop is not None
+        if self.is_guest and self.loop.is_over and self.place == self.loop.rounds:
+            raise StopIteration
+        if self.is_guest:
+            if loops.active is not self.loop or loops.round != self.place:
+                loops.refuse(
+                    "A loop over the tokens runs within another one.",
+                    "one round would be another loop, of which no single step is known",
+                    "Compute one of the two over all tokens at once.",
+                    user_line(frame),
+                )
+        elif not loops.turn(self.loop, frame):
+            raise StopIteration
+        place = loops.tokens[self.place]
+        self.place += 1
+        return place if self.source.item is None else self.source.item(place)

@@ -1,0 +1,89 @@
+"""First paths that loop over the tokens where later ones take one token: the loop is both.
+
+Before: ``if state is None: for t in range(n): y, h = step(x[:, t], h)``, ``else: step(x[:, 0],
+state)``.
+
+After: the loop, from the cache.
+
+Why equal: from the neutral value it is the first path. A loop over one token is its body, which is
+compared with the later path. For more tokens than one the model says nothing, and neither does the
+domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import sympy
+from torch import nn
+
+from cachefree.capture import SizeSpec, TensorSpec, capture
+from cachefree.discover import Discovery
+from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
+from cachefree.reading import Program, read
+from cachefree.rules import replaced
+from cachefree.sizes import size_symbol, substitute
+from cachefree.terms import SCAN, Table, Term, topological
+from cachefree.write_once import OneCall
+
+__all__ = ["ONE_TOKEN", "of_one_token", "with_cache_carried"]
+
+ONE_TOKEN: Mapping[sympy.Symbol, int] = {size_symbol("query"): 1}
+
+
+def of_one_token(
+    model: nn.Module, table: Table, names: dict[int, str], discovery: Discovery
+) -> Program:
+    """The later path for one token, captured at that size."""
+    leaves = tuple(
+        replace(leaf, shape=tuple(substitute(size, ONE_TOKEN) for size in leaf.shape))
+        if isinstance(leaf, TensorSpec)
+        else SizeSpec(leaf.path, substitute(leaf.expr, ONE_TOKEN))
+        for leaf in discovery.later.leaves
+    )
+    hints = {name: size for name, size in discovery.hints.items() if name != "query"}
+    return read(capture(model, replace(discovery.later, leaves=leaves), hints), table, names)
+
+
+def with_cache_carried(table: Table, discovery: Discovery, first: Program) -> OneCall:
+    """The first path with its loops started from the cache.
+
+    Raises:
+        UnsupportedBranchError: a tensor of the cache is none that a loop carries.
+    """
+    inputs = tuple(
+        table.input(spec.path, spec.shape, spec.dtype, spec.device)
+        for spec in discovery.later.tensors
+    )
+    starts: dict[tuple[Term, int], Term] = {}
+    for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
+        value, past = first.outputs[output], inputs[place]
+        if (
+            value.op != "item"
+            or value.args[0].op != SCAN
+            or value.args[1] >= len(value.args[0].args[1])
+        ):
+            raise _not_carried(str(past.args[0]), value.line)
+        if value.sizes != past.sizes or (value.args[0], value.args[1]) in starts:
+            raise _not_carried(str(past.args[0]), value.line)
+        starts[value.args[0], value.args[1]] = past
+    edits: dict[Term, Term] = {}
+    for scan in topological(first.outputs):
+        if scan.op == SCAN:
+            begins = tuple(starts.get((scan, at), old) for at, old in enumerate(scan.args[2]))
+            args = (*scan.args[:2], begins, *scan.args[3:])
+            edits[scan] = table.like(scan, SCAN, args)
+    return OneCall(discovery.later, inputs, replaced(table, first.outputs, edits), {})
+
+
+def _not_carried(path: str, where: SourceLine | None) -> UnsupportedBranchError:
+    return UnsupportedBranchError(
+        Refusal(
+            f"The cache {path} is none that the first call's loop over the tokens carries.",
+            why="The later path takes one token, and the loop over them could start from the cache "
+            "only if it carried all of it.",
+            remedy="Let later calls go through the first path too, from the state that is given.",
+            where=where,
+        )
+    )
