@@ -195,7 +195,7 @@ def test_an_empty_cache_in_an_argument_is_refused_too():
 
     rewritten = cachefree.rewrite(seeded(Filled)(), (IDS, Window(4)))
     rewritten(IDS, Window(4))
-    with pytest.raises(cachefree.DomainError, match="cache.rows is 6 where 4 is expected"):
+    with pytest.raises(cachefree.DomainError, match=r"cache\.rows is 6 where 4 is expected"):
         rewritten(IDS, Window(6))
 
 
