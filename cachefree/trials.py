@@ -110,8 +110,10 @@ class Trials:
         None where no later call takes the cache there.
         """
         if not query:
-            is_step = self._runs_later(call, links, runs.part, runs.part, is_step=True)
-            return (frozenset(), _LENGTHS["query"]) if is_step else None
+            calls = CallLog()
+            is_step = self._runs_later(call, links, runs.part, runs.part, calls, is_step=True)
+            is_read = is_step and self._is_shorter(call, {}, calls)
+            return (frozenset(), _LENGTHS["query"]) if is_read else None
         for tokens in (_LENGTHS["query"], 1):
             expected = runs.over(_LENGTHS["past"] + tokens)
             if expected is None:
@@ -132,7 +134,7 @@ class Trials:
             self.failures.insert(0, f"{links[0].place.path}: a later call runs, but {what}")
 
     def _is_shorter(self, call: Call, new: dict[Dimension, int], calls: CallLog) -> bool:
-        """Whether a later call over all tokens computes otherwise than a first call over them.
+        """Whether a later call of the same sizes computes otherwise than a first call does.
 
         Else it ignores what is past.
         """

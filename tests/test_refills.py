@@ -161,6 +161,44 @@ def test_the_callers_object_is_filled_as_the_model_fills_it(build, first):
                         torch.testing.assert_close(torch.tensor(a), torch.tensor(b))
 
 
+class Window(Store):
+    def __init__(self, rows=4):
+        super().__init__(1)
+        self.rows = rows
+
+    def update(self, place, k):
+        whole = super().update(place, k)
+        self.keys[place] = whole[:, -self.rows :]
+        return whole
+
+
+class WindowInPlace(Layers):
+    def forward(self, ids, cache=None):
+        cache = Window() if cache is None else cache
+        x = self.emb(ids)
+        return self.mixed(x, cache.update(0, self.keys[0](x))), cache
+
+
+def test_an_empty_cache_that_is_set_up_otherwise_is_refused():
+    rewritten = cachefree.rewrite(seeded(WindowInPlace)())
+    _, cache = rewritten(IDS, Window(4))
+    assert cache.keys[0].shape == (1, 4, 6)
+    with pytest.raises(cachefree.DomainError) as caught:
+        rewritten(IDS, Window(6))
+    assert "cache.rows is 6 where 4 is expected" in str(caught.value)
+
+
+def test_an_empty_cache_in_an_argument_is_refused_too():
+    class Filled(WindowInPlace):
+        def forward(self, ids, cache):
+            return super().forward(ids, cache)[0]
+
+    rewritten = cachefree.rewrite(seeded(Filled)(), (IDS, Window(4)))
+    rewritten(IDS, Window(4))
+    with pytest.raises(cachefree.DomainError, match=r"cache\.rows is 6 where 4 is expected"):
+        rewritten(IDS, Window(6))
+
+
 def test_a_decorated_forward_is_no_memory():
     class Decorated(ListInPlace):
         forward = torch.no_grad()(ListInPlace.forward)
