@@ -46,7 +46,8 @@ class FirstCall:
         kwargs: Keyword arguments.
         assumed: What was assumed to find them, in words.
         is_given: Whether the user gave them.
-        plainer: The same call without the inputs that were added to it, if any were.
+        plainer: The same call without the inputs that were added to it, if any were; or of one
+            token without an axis for tokens.
         result: The leaves and the structure of what it returned on fake tensors, once it ran.
         leaves_nothing: Whether it is known to leave nothing behind on the model or its arguments.
     """
@@ -166,9 +167,9 @@ def plainer_call(
         return None
     first = find_first_call(model)
     plainer = first.plainer
-    if plainer is None:
+    added = [name for name in first.kwargs if plainer and name not in plainer.kwargs]
+    if plainer is None or not added:
         return None
-    added = [name for name in first.kwargs if name not in plainer.kwargs]
     note = f"{' and '.join(added)} left out: with it, {str(error.refusals[0].what).rstrip('.')}"
     return replace(plainer, assumed=(*plainer.assumed, note))
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from cachefree.candidates import candidates, namesakes
-from cachefree.capture import Call
+from cachefree.capture import Call, TensorSpec
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.inputs import CACHE_NAMES, FirstCall, call_of
@@ -189,7 +190,7 @@ class Search:
         """The links that a later call accepts; None where it accepts none."""
         accepted: list[tuple[float, Found]] = []
         queries = sorted(groups, key=lambda group: _unlikely_tokens(call, group))
-        if self.first.is_given or len(groups) == 1:
+        if (self.first.is_given or len(groups) == 1) and _has_single_token(call, groups):
             queries.append([])  # a step: a call takes one token, and has no axis for tokens
         for least, most in _TIERS:  # no other argument is tried where one by name will do
             is_sure, is_last = math.isinf(most), math.isinf(least)
@@ -352,3 +353,11 @@ def _likeliest(accepted: list[tuple[float, Found]]) -> Found:
             )
         )
     return max(accepted, key=lambda pair: pair[0])[1]
+
+
+def _has_single_token(call: Call, groups: list[list[Dimension]]) -> bool:
+    """Whether some input varies with the batch alone, as one token of each row does."""
+    free = Counter(place for group in groups for place, _ in group)
+    return any(
+        free[place] <= 1 for place, leaf in enumerate(call.leaves) if isinstance(leaf, TensorSpec)
+    )

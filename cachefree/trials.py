@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ class Trials:
         if not query:
             calls = CallLog()
             is_step = self._runs_later(call, links, runs.part, runs.part, calls, is_step=True)
-            is_read = is_step and self._is_shorter(call, {}, calls)
+            is_read = is_step and self._is_read(call, calls)
             return (frozenset(), _LENGTHS["query"]) if is_read else None
         for tokens in (_LENGTHS["query"], 1):
             expected = runs.over(_LENGTHS["past"] + tokens)
@@ -122,7 +123,7 @@ class Trials:
                 new = {dim: tokens + (_LENGTHS["past"] if dim in total else 0) for dim in query}
                 calls = CallLog()
                 if self._runs_later(resized(call, new), links, runs.part, expected, calls):
-                    if total == frozenset(query) and not self._is_shorter(call, new, calls):
+                    if total == frozenset(query) and not self._is_cut(call, new, calls):
                         continue
                     if tokens == 1 and not total and self._wants_all(call, query, links, runs):
                         return frozenset(query), tokens
@@ -133,14 +134,27 @@ class Trials:
         if is_named or self.is_told:
             self.failures.insert(0, f"{links[0].place.path}: a later call runs, but {what}")
 
-    def _is_shorter(self, call: Call, new: dict[Dimension, int], calls: CallLog) -> bool:
-        """Whether a later call of the same sizes computes otherwise than a first call does.
+    def _is_read(self, call: Call, calls: CallLog) -> bool:
+        """Whether a later call computes otherwise than a first call of the same sizes.
 
         Else it ignores what is past.
         """
         first = CallLog()
-        run_on_fakes(self.model, resized(call, new), {}, first)
+        run_on_fakes(self.model, call, {}, first)
         return [(c.name, c.args) for c in first.calls] != [(c.name, c.args) for c in calls.calls]
+
+    def _is_cut(self, call: Call, new: dict[Dimension, int], calls: CallLog) -> bool:
+        """Whether a later call over all tokens computes something of fewer of them.
+
+        A first call over them does not; a later call that does neither takes them for new ones.
+        """
+        first = CallLog()
+        run_on_fakes(self.model, resized(call, new), {}, first)
+        least: dict[str, int] = {}
+        for done in first.calls:
+            count = _elements(done.args)
+            least[done.name] = min(count, least.get(done.name, count))
+        return any(_elements(c.args) < least[c.name] for c in calls.calls if c.name in least)
 
     def _wants_all(
         self, call: Call, query: list[Dimension], links: tuple[Link, ...], runs: FirstRuns
@@ -262,6 +276,15 @@ def _fakes(structure: Structure, leaves: Sequence[Any]) -> tuple[Any, Any]:
             value.cachefree_device = leaf.device  # type: ignore[attr-defined]
     args, kwargs = structure.rebuild(values)
     return args, kwargs
+
+
+def _elements(value: Any) -> int:
+    """How many elements the tensors among the arguments of a call have."""
+    if not isinstance(value, tuple):
+        return 0
+    if value[:1] == ("tensor",):
+        return math.prod(value[1])
+    return sum(map(_elements, value))
 
 
 def _numbers(value: Any) -> Any:
