@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 5 -c constraints-dev.txt
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --benchmark-disable
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 # Threads that wait give their core away: several times faster where another program runs too.
 PATIENT := OMP_WAIT_POLICY=PASSIVE
 BENCHMARKS := import_time meta_memory rewrite_cost decode_step

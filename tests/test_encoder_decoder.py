@@ -88,7 +88,15 @@ def case_of(name: str) -> Case:
     return Case(name)
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+SLOWER = ("no mask", "constant rows")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOWER else name for name in DECODERS
+    ],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 

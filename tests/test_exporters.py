@@ -26,7 +26,9 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module", params=["small", "nano_gpt", pytest.param("glm", marks=pytest.mark.slow)]
+)
 def rewritten(request: pytest.FixtureRequest) -> cachefree.Rewritten:
     build, example = MODELS[request.param]
     return cachefree.rewrite(small(build), example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,21 @@ def rewritten_from(case: ModelCase | RefusalCase, model: torch.nn.Module) -> cac
         unchanged.check()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def of_the_zoo() -> list[Any]:
+    """The first model of each set of patterns; every third of the others; the rest is slow."""
+    seen: dict[tuple[str, ...], int] = {}
+    others = 0
+    found: list[Any] = []
+    for case in CASES:
+        is_first = case.patterns not in seen
+        seen[case.patterns] = 1
+        others += not is_first
+        is_quick = is_first or others % 3 == 0
+        found.append(case if is_quick else pytest.param(case, marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize("case", of_the_zoo(), ids=str)
 def test_rewritten_model_equals_the_model(case: ModelCase) -> None:
     model = case.build()
     try:
@@ -78,7 +93,17 @@ def error_of(call: Callable[[], object]) -> CacheFreeError | None:
     return None
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+SLOWER = ("another_scale_for_long_pasts", "dynamic_rope", "past_is_not_read")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(refusal, marks=pytest.mark.slow) if refusal.name in SLOWER else refusal
+        for refusal in REFUSALS
+    ],
+    ids=str,
+)
 def test_refusal(refusal: RefusalCase) -> None:
     model = refusal.build()
     rewritten: list[cachefree.Rewritten] = []

@@ -24,10 +24,10 @@ TOLERANCE = 1e-5  # of the largest value, float32
 CAUSAL = {
     "gpt2": "learned positions, one projection for queries, keys and values",
     "llama": "rotary positions, grouped heads",
-    "mistral": "a window on every layer: a count in Python, past and beyond the window",
     "bart": "a decoder alone, its mask as long as its tokens or longer",
 }
 SLOWER = {
+    "mistral": "a window on every layer: a count in Python, past and beyond the window",
     "bloom": "positions from the mask, as a bias",
     "opt": "positions counted from the mask",
     "falcon": "one head of keys for all queries",
@@ -228,7 +228,7 @@ def test_decoder_masks_that_hide_nothing_and_those_that_do() -> None:
         )
 
 
-@pytest.mark.parametrize("layers", [0, 3])
+@pytest.mark.parametrize("layers", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_empty_cache_that_counts_the_encoders_layers(layers: int) -> None:
     # generate() makes one with as many layers as the configuration's encoder has
     model, rewritten = rewritten_seq2seq("t5")

@@ -81,14 +81,14 @@ def test_both_cases_are_one_graph() -> None:
     assert logits.shape == (1, 9, 12)
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+@pytest.mark.parametrize("keep", [1, 3])
 def test_a_memory_shorter_than_the_example(keep: int) -> None:
     model = small(TwoCases)
     model.keep = keep
     assert equal_calls(Case(), model, rewritten_small(model)) >= 20
 
 
-@pytest.mark.parametrize("keep", [1, 4, 9])
+@pytest.mark.parametrize("keep", [1, 9])
 def test_a_memory_of_any_length_that_is_cut_after_the_join(keep: int) -> None:
     model = small(CutAfterwards)
     model.keep = keep
