@@ -39,7 +39,9 @@ class Flags:
     """
 
     def __init__(self, model: nn.Module, without: frozenset[str] = frozenset()) -> None:
-        self._known: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self._reads: list[Callable[[Any], Any]] = []
+        self._namespaces: list[Any] = []
+        self._known: list[Any] = []
         seen: set[int] = set()
         for namespace, names in _namespaces(model, without):
             if id(namespace) not in seen and names:
@@ -50,12 +52,14 @@ class Flags:
             self._add((operator.attrgetter if is_cell else operator.itemgetter)(name), namespace)
 
     def _add(self, read: Callable[[Any], Any], namespace: Any) -> None:
-        self._known.append((read, namespace, read(namespace)))
+        self._reads.append(read)
+        self._namespaces.append(namespace)
+        self._known.append(read(namespace))
 
     def have_changed(self) -> bool:
         """Whether any of them is another one now."""
         try:
-            return any(read(namespace) != values for read, namespace, values in self._known)
+            return list(map(operator.call, self._reads, self._namespaces)) != self._known
         except (KeyError, ValueError):
             return True
 

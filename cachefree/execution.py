@@ -1,14 +1,16 @@
-"""How a graph module runs: its operators called by overload, with as little Python as can be."""
+"""How a graph module runs: operators and parameters at hand, with as little Python as can be."""
 
 from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.graph import _format_target
 
 __all__ = ["make_quick"]
 
@@ -16,50 +18,79 @@ aten = torch.ops.aten
 
 
 def make_quick(module: fx.GraphModule) -> None:
-    """Lets a graph module call its operators without looking each of them up by its name.
+    """Lets a graph module use its operators and parameters without looking each up by its name.
 
     ``torch.jit.trace`` sees sizes: operators that are called by overload take plain numbers.
     """
     cls: Any = type(module)
-    run, quick = cls.forward, _bound(cls.forward, module.code)
+    run, quick = cls.forward, _bound(cls.forward, module)
 
     @functools.wraps(run)
     def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             return _Traced(self).run(*args)
-        if torch.compiler.is_compiling():
+        if self is not origin() or torch.compiler.is_compiling():
             return run(self, *args, **kwargs)
-        return quick(self, *args, **kwargs)
+        try:
+            return quick(self, *args, **kwargs)
+        except KeyError:  # a parameter became something else, such as a buffer
+            return run(self, *args, **kwargs)
 
+    origin = weakref.ref(module)
     cls.forward = forward
 
 
 _OVERLOAD = re.compile(r"(?<= = )torch\.ops\.aten\.(\w+)\.(\w+)(?=\()")
+_ATTRIBUTE = re.compile(r"(?<= = )(self\.[^;\n]+|getattr\(self[^;\n]+)(?=;|$)", re.MULTILINE)
 
 
-def _bound(run: Callable[..., Any], code: str) -> Callable[..., Any]:
-    """The generated code with each operator under a name of its own.
+def _bound(run: Callable[..., Any], module: fx.GraphModule) -> Callable[..., Any]:
+    """The generated code with operators, and the dicts of parameters, under names of their own.
 
     Args:
-        run: The function that was made of it.
-        code: The code.
+        run: The function that was generated.
+        module: Of what.
     """
-    operators: dict[str, Any] = {}
+    code = module.code
+    own: dict[str, Any] = {}
     values = set(re.findall(r"\w+", code))
+    held = _held_by_text(module)
 
-    def name(match: re.Match[str]) -> str:
-        text = f"_{match[1]}_{match[2]}"
+    def named(text: str, value: Any) -> str:
         while text in values:
             text = f"_{text}"
-        # what calling the overload calls
-        operators[text] = getattr(getattr(aten, match[1]), match[2])._op
+        own[text] = value
         return text
 
+    def operator(match: re.Match[str]) -> str:
+        # what calling the overload calls
+        overload = getattr(getattr(aten, match[1]), match[2])
+        return named(f"_{match[1]}_{match[2]}", overload._op)
+
+    def parameter(match: re.Match[str]) -> str:
+        if match[1] not in held:
+            return match[1]
+        holder, name = held[match[1]]
+        return f"{named(f'_held_{id(holder)}', holder)}[{name!r}]"
+
     names = {**run.__globals__}
-    exec(_OVERLOAD.sub(name, code), names)  # what torch.fx generated
-    names.update(operators)
+    exec(_ATTRIBUTE.sub(parameter, _OVERLOAD.sub(operator, code)), names)  # what torch.fx generated
+    names.update(own)
     bound: Callable[..., Any] = names["forward"]
     return bound
+
+
+def _held_by_text(module: fx.GraphModule) -> dict[str, tuple[dict[str, Any], str]]:
+    """How the generated code reads each parameter and buffer, with the dict that holds it."""
+    found = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            owner = module.get_submodule(path)
+            for holder in (owner._parameters, owner._buffers):
+                if name in holder:
+                    found[_format_target("self", str(node.target))] = (holder, name)
+    return found
 
 
 class _Traced(fx.Interpreter):

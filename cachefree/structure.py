@@ -43,9 +43,10 @@ class Structure:
         keys: Indices, mapping keys or attribute names of the children.
         children: One structure a key.
         value: The constant, or the emptied template of a mapping or an object.
+        leaf_count: The number of leaves below.
     """
 
-    __slots__ = ("children", "cls", "keys", "kind", "value")
+    __slots__ = ("children", "cls", "keys", "kind", "leaf_count", "value")
 
     def __init__(
         self,
@@ -61,11 +62,7 @@ class Structure:
         self.keys = keys
         self.children = children
         self.value = value
-
-    @property
-    def leaf_count(self) -> int:
-        """The number of leaves below."""
-        return 1 if self.kind == "leaf" else sum(child.leaf_count for child in self.children)
+        self.leaf_count: int = 1 if kind == "leaf" else sum(child.leaf_count for child in children)
 
     def rebuild(self, leaves: list[Leaf]) -> Any:
         """The value again, with ``leaves`` in the order of `flatten`."""
@@ -139,7 +136,10 @@ class Structure:
         for key, child, part in zip(
             self.keys, self.children, self._parts(value, path), strict=True
         ):
-            child._take(part, path + _step(self.kind, key), leaves)
+            if child.kind == "leaf" and isinstance(part, torch.Tensor):
+                leaves.append(part)
+            else:
+                child._take(part, path + _step(self.kind, key), leaves)
 
     def _parts(self, value: Any, path: str) -> list[Any]:
         """The children of a value, in the order of the keys."""
