@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cachefree.calling import CachePlace, Calling
-from cachefree.capture import TensorSpec
+from cachefree.calls import TensorSpec
 from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder

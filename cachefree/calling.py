@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 
-from cachefree.capture import SizeSpec, TensorSpec
+from cachefree.calls import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
 from cachefree.recipes import Recipe
 from cachefree.sizes import compiled, preimage

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,25 +12,24 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from cachefree.calls import Call, SizeSpec, TensorSpec
 from cachefree.errors import CacheFreeError, CaptureError, Refusal
 from cachefree.exact_slices import ExactSlices
-from cachefree.explaining import explained, silenced
-from cachefree.faithful import CallLog, TorchCall, refuse_another_path
-from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_type
+from cachefree.explaining import explained
+from cachefree.fake_runs import quiet
+from cachefree.fakes import WeightsAsFakes, device_of
 from cachefree.fixed import without_fixed
 from cachefree.isolation import StateChange, Trace, untouched
-from cachefree.jumps import Jumps, watched_jumps
+from cachefree.jumps import Jumps
 from cachefree.like_integers import sizes_like_integers
-from cachefree.loop_questions import places_of, refuse_questions, repeated
+from cachefree.loop_questions import refuse_questions
 from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
-from cachefree.other_sizes import many_rounds, other_sizes
+from cachefree.other_runs import CapturedCalls
 from cachefree.provenance import provenance
-from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
-    compiled,
     expression,
     size_symbol,
 )
@@ -42,59 +38,7 @@ from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten, leaf_paths
 from cachefree.symbolic_python import sizes_in_builtins, sizes_in_imported, sizes_in_int
 
-__all__ = [
-    "Call",
-    "Captured",
-    "SizeSpec",
-    "TensorSpec",
-    "capture",
-    "run_on_fakes",
-]
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor of a call: its path, its sizes as ints or expressions, its dtype and device."""
-
-    path: str
-    shape: tuple[Any, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class SizeSpec:
-    """A Python integer in a call that is no constant but an expression of sizes."""
-
-    path: str
-    expr: Any
-
-
-@dataclass(frozen=True)
-class Call:
-    """How a model is called: ``(args, kwargs)`` taken apart.
-
-    Attributes:
-        structure: The structure of ``(args, kwargs)``.
-        leaves: One spec a leaf of the structure.
-        fixed: Paths of tensors in the result that are constants of the code, from call to call.
-    """
-
-    structure: Structure
-    leaves: tuple[TensorSpec | SizeSpec, ...]
-    fixed: frozenset[str] = frozenset()
-
-    @property
-    def tensors(self) -> tuple[TensorSpec, ...]:
-        """The tensors among the leaves, in order."""
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, TensorSpec))
-
-    @property
-    def sizes(self) -> tuple[SizeSpec, ...]:
-        """The Python numbers among the leaves, in order."""
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, SizeSpec))
+__all__ = ["Captured", "capture"]
 
 
 @dataclass
@@ -115,6 +59,7 @@ class Captured:
         jumps: The ways that conditional jumps of the user's code went, where they were watched.
         stand_ins: Operators of the model that others stand for, equal over the reals.
         loops: Loops over tokens in the user's code.
+        doubt: The refusal, where the rounds of a loop are not alike, unless one tells more.
     """
 
     graph: fx.Graph
@@ -129,6 +74,7 @@ class Captured:
     jumps: Jumps = field(default_factory=dict)
     stand_ins: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
+    doubt: CaptureError | None = None
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -194,6 +140,7 @@ def _traced(
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
         exact = ExactSlices(environment, tensors_given)
+        exact.given(zip((spec.path for spec in call.tensors), tensors_given, strict=True))
         loops = Loops(environment, model, exact.calls)
         result["loops"] = loops.found
         with (
@@ -204,13 +151,14 @@ def _traced(
             exact as slices,
         ):
             value = model(*args, **kwargs)
-        result["calls"] = slices.calls
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
+        slices.returned(result["leaves"])
+        result["calls"] = slices.whole
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 
     with (
         untouched(model) as trace,
-        _quiet(model),
+        quiet(model),
         sizes_in_builtins(),
         sizes_in_int(model),
         sizes_in_imported(model),
@@ -277,33 +225,10 @@ def capture(
             lambda: traced.is_same(_traced(model, call, hints, asked)),
         )
     refuse_questions(result["loops"], environment)
-    plain = CallLog()
     jumps: Jumps = {}
-    watched = watched_jumps(jumps) if is_watched else contextlib.nullcontext()
-    try:
-        with watched:
-            run_on_fakes(model, call, {**hints, **(asked or {})}, plain)
-    except Exception as error:
-        raise explained(error, "The model does not run with plain sizes.") from error
-    values = {size_symbol(name): sympy.Integer(size) for name, size in hints.items()}
-    loops, calls = result["loops"], result["calls"]
-    refuse_another_path(
-        repeated(calls, loops, {**hints, **(asked or {})}),
-        plain.calls,
-        {**values, **places_of(loops)},
-        with_sizes=not asked,
-    )
-    _refuse_other_rounds(model, call, calls, loops, {**hints, **(asked or {})})
-    if asks_for_sameness(model):
-        with refuse_sameness():
-            run_on_fakes(model, call, {**hints, **(asked or {})})
-    _refuse_another_path_elsewhere(
-        model, call, environment, calls, loops, {**hints, **(asked or {})}
-    )
-    if not asked:
-        _refuse_another_path_at_one(model, call, environment, calls, loops)
-    if plain.asks_layout:
-        _refuse_another_path_by_layout(model, call, {**hints, **(asked or {})}, plain.calls)
+    doubt = CapturedCalls(
+        model, call, environment, result["calls"], result["loops"], hints, asked or {}
+    ).compare(jumps if is_watched else None)
     attributes = {
         str(node.target): getattr(module, str(node.target))
         for node in module.graph.nodes
@@ -333,190 +258,9 @@ def capture(
         jumps=jumps,
         stand_ins=tuple(traced.stand_ins.used),
         loops=tuple(result["loops"]),
+        doubt=doubt,
     )
     return without_fixed(captured, call.fixed) if call.fixed else captured
-
-
-def _refuse_another_path_elsewhere(
-    model: torch.nn.Module,
-    call: Call,
-    environment: SizeEnvironment,
-    calls: list[TorchCall],
-    loops: Sequence[Loop],
-    sizes: Mapping[str, int],
-) -> None:
-    """Compares a captured path with runs at other sizes of its region, where that may matter."""
-    for point in other_sizes(model, environment, sizes):
-        beyond = CallLog()
-        try:
-            run_on_fakes(model, call, point, beyond)
-        except Exception as error:  # noqa: BLE001 - the model itself does not run there
-            log.debug("the model does not run at %s: %s", point, error)
-            continue
-        values = {size_symbol(name): sympy.Integer(size) for name, size in point.items()}
-        refuse_another_path(
-            repeated(calls, loops, point),
-            beyond.calls,
-            values,
-            with_sizes=not loops,
-            with_numbers=True,
-        )
-
-
-def _refuse_another_path_at_one(
-    model: torch.nn.Module,
-    call: Call,
-    environment: SizeEnvironment,
-    calls: list[TorchCall],
-    loops: Sequence[Loop],
-) -> None:
-    """Compares a captured path with a run where every size is 1, if it should be the same there.
-
-    Code can tell 1 from other numbers without asking a question: ``n is ONE``.
-    """
-    ones = dict.fromkeys(environment.sizes, 1)
-    if not all(compiled(question.fact)(ones) for question in environment.questions.values()):
-        return
-    single = CallLog()
-    try:
-        run_on_fakes(model, call, ones, single)
-    except Exception as error:  # noqa: BLE001 - an operator that does not run there is told later
-        log.debug("the model does not run where every size is 1: %s", error)
-        return
-    values = {size_symbol(name): sympy.Integer(1) for name in ones}
-    refuse_another_path(
-        repeated(calls, loops, ones), single.calls, values, with_sizes=False, with_numbers=True
-    )
-
-
-def _refuse_other_rounds(
-    model: torch.nn.Module,
-    call: Call,
-    calls: list[TorchCall],
-    loops: Sequence[Loop],
-    sizes: Mapping[str, int],
-) -> None:
-    """Compares the rounds of loops over tokens with those of a run with many more."""
-    symbols = {str(s) for loop in loops for s in sympy.sympify(loop.count).free_symbols}
-    for name in sorted(symbols):
-        most = many_rounds(model)
-        found = _run_with_more(model, call, sizes, name, (most, sizes[name] + 2, sizes[name] + 1))
-        if found is None:
-            raise _no_other_rounds(loops)
-        point, many = found
-        try:
-            refuse_another_path(
-                repeated(calls, loops, point), many, {}, with_sizes=False, with_numbers=True
-            )
-        except CaptureError as error:
-            raise CaptureError(
-                Refusal(
-                    "A loop over the tokens does something else for a later token.",
-                    why=f"With {point[name]} of them it calls other functions of torch than with "
-                    "few.",
-                    remedy="Let every token go through the same code.",
-                    where=error.refusals[0].where,
-                )
-            ) from error
-
-
-def _run_with_more(
-    model: torch.nn.Module,
-    call: Call,
-    sizes: Mapping[str, int],
-    name: str,
-    numbers: Sequence[int],
-) -> tuple[dict[str, int], list[TorchCall]] | None:
-    """The calls of a run with more tokens: as many as the model runs with."""
-    for number in numbers:
-        point, many = {**sizes, name: number}, CallLog()
-        try:
-            run_on_fakes(model, call, point, many)
-        except Exception as error:  # noqa: BLE001 - the model may have room for fewer
-            log.debug("the model does not run at %s: %s", point, error)
-            continue
-        return point, many.calls
-    return None
-
-
-def _no_other_rounds(loops: Sequence[Loop]) -> CaptureError:
-    return CaptureError(
-        Refusal(
-            f"A loop over the tokens runs for {loops[0].rounds} of them only.",
-            why="With one or two more the model raises an error, so that nothing tells what its "
-            "other rounds do.",
-            remedy="Loop over any number of tokens.",
-            where=loops[0].where,
-        )
-    )
-
-
-def _refuse_another_path_by_layout(
-    model: torch.nn.Module, call: Call, sizes: Mapping[str, int], calls: list[TorchCall]
-) -> None:
-    """Compares two runs where code asks how tensors lie in memory: its inputs may lie otherwise."""
-    scattered = CallLog()
-    try:
-        run_on_fakes(model, call, sizes, scattered, is_scattered=True)
-    except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
-        log.debug("the model takes contiguous inputs only: %s", error)
-        return
-    refuse_another_path(calls, scattered.calls, {}, with_sizes=False, with_numbers=True)
-
-
-def run_on_fakes(
-    model: torch.nn.Module,
-    call: Call,
-    sizes: Mapping[str, int],
-    log_calls: CallLog | None = None,
-    *,
-    is_scattered: bool = False,
-    seen: Callable[[list[Any], Any, Any, Any], None] | None = None,
-) -> tuple[list[Any], Structure]:
-    """Runs a call once on fake tensors of fixed sizes, tracing nothing.
-
-    Args:
-        model: Any module.
-        call: How to call it.
-        sizes: The size of each symbol.
-        log_calls: Where to write the calls of torch functions down.
-        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
-        seen: Looks at the inputs' leaves, the arguments and the result after the call.
-
-    Returns:
-        The leaves of the result (fake tensors and Python values) and its structure.
-
-    Raises:
-        Exception: whatever the model raises.
-    """
-    values = {size_symbol(name): size for name, size in sizes.items()}
-
-    def fixed(expr: Any) -> int:
-        return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
-
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = device_of(model)
-    with untouched(model), _quiet(model), mode, WeightsAsFakes(mode, device), torch.no_grad():
-        empty = _scattered if is_scattered else torch.empty
-        leaves = [
-            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
-            if isinstance(leaf, TensorSpec)
-            else fixed(leaf.expr)
-            for leaf in call.leaves
-        ]
-        args, kwargs = call.structure.rebuild(leaves)
-        with StandIns(), log_calls or contextlib.nullcontext():
-            value = model(*args, **kwargs)
-        if seen is not None:
-            seen(leaves, args, kwargs, value)
-        return flatten(value)
-
-
-def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
-    """An empty tensor that begins within another one and lies there in reversed order."""
-    whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
-    whole = whole.permute(*reversed(range(len(sizes))))
-    return whole[tuple(slice(1, None) for _ in sizes)]
 
 
 def _totals(call: Call, asked: Mapping[str, int]) -> dict[Any, Any]:
@@ -541,28 +285,3 @@ def _spec_of(leaf: Any, path: str) -> TensorSpec | SizeSpec:
             path, tuple(expression(size) for size in leaf.shape), leaf.dtype, leaf.device
         )
     return SizeSpec(path, expression(leaf))
-
-
-@contextlib.contextmanager
-def _quiet(model: torch.nn.Module) -> Iterator[None]:
-    """Eager, ordinary torch: compiled submodules run as Python.
-
-    Warnings of the tracer are not the user's.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if any(_is_compiled(module) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
-        stack.enter_context(silenced())
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-            stack.enter_context(OnOneDevice(device_of(model)))
-        stack.enter_context(fakes_by_type(model))
-        yield
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.calls import Call, TensorSpec
+from cachefree.fake_runs import run_on_fakes
 
 __all__ = ["DECODERS", "Dimension", "find_dimensions", "resized"]
 

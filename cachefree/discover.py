@@ -20,11 +20,13 @@ import sympy
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cachefree.capture import Call, Captured, SizeSpec, TensorSpec, run_on_fakes
+from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.capture import Captured
 from cachefree.dimensions import DECODERS, Dimension, resized
 from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
+from cachefree.fake_runs import run_on_fakes
 from cachefree.fixed import constants_of, without_fixed
 from cachefree.inputs import FirstCall, find_first_call
 from cachefree.places import Carry, Link, select

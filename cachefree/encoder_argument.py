@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cachefree.align import compare
-from cachefree.capture import Call, SizeSpec, TensorSpec, capture
+from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.capture import capture
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
 from cachefree.errors import CacheFreeError

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 import sympy
@@ -39,14 +41,18 @@ class ExactSlices(CallLog):
         self.environment = environment
         self.arguments = {id(tensor) for tensor in arguments}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    def called(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        frame: FrameType,
     ) -> Any:
-        self.note(func, args, kwargs or {})
-        if func is torch.Tensor.is_contiguous and is_users(sys._getframe(1).f_code.co_filename):
+        """What a call returns, its slices with exact bounds."""
+        if func is torch.Tensor.is_contiguous and is_users(frame.f_code.co_filename):
             self.environment.is_asked_by_users = True
             try:
-                return func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
             finally:
                 self.environment.is_asked_by_users = False
         if func is torch.Tensor.__getitem__ and isinstance(args[0], torch.Tensor):
@@ -60,19 +66,25 @@ class ExactSlices(CallLog):
             args = (*_at_token(*args[:2]), *args[2:])
             args = (args[0], _exact_index(args[0], args[1]), *args[2:])
         elif func is torch.tensor and args and isinstance(args[0], torch.SymInt):
-            options = dict(kwargs or {})
+            options = dict(kwargs)
             options.pop("requires_grad", None)
             options.setdefault("dtype", torch.int64)
             size: Any = args[0]
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
-            return _descending(args[0], args[1], args[2], kwargs or {})
-        of_loop: Any = rows(func, args, kwargs or {})
-        if of_loop is None:
-            of_loop = sequence(func, args, kwargs or {})
-        if of_loop is not None:
-            return iter(of_loop) if func is torch.Tensor.__iter__ else of_loop
-        return (captured_as(func, args) or func)(*args, **(kwargs or {}))
+            return _descending(args[0], args[1], args[2], kwargs)
+        together = rows(func, args, kwargs)
+        if together is not None:
+            return together
+        apart = sequence(func, args, kwargs) if is_users(frame.f_code.co_filename) else None
+        if apart is not None:
+            self.calls[-1].rows = expression(apart.count)
+            apart.seen = functools.partial(self._put_part, len(self.calls) - 1)
+            return iter(apart) if func is torch.Tensor.__iter__ else apart
+        return (captured_as(func, args) or func)(*args, **kwargs)
+
+    def _put_part(self, call: int, part: torch.Tensor, place: int) -> None:
+        self.flow.put(part, ("call", call, place))
 
     def _selected(self, tensor: torch.Tensor, index: Any) -> tuple[torch.Tensor, Any]:
         """``x[n]`` for a size ``n`` as a selection of that row, and what is left of the index.

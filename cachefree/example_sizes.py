@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from cachefree.capture import Call, Captured, capture, run_on_fakes
+from cachefree.calls import Call
+from cachefree.capture import Captured, capture
 from cachefree.errors import CaptureError
+from cachefree.fake_runs import run_on_fakes
 
 __all__ = ["capture_where_it_runs", "hints_for", "unlike"]
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
+from cachefree.dataflow import Dataflow, Source, is_own, resolved
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.sizes import TORCH, is_users, user_line
 
@@ -45,19 +46,32 @@ _NOT_COMPUTED = {
     "_set_grad_enabled",
 }
 _LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
+_OverRows = type(iter(()))  # what iterating over a tensor gives
 _LAYERS = tuple(
     TORCH + part
     for part in ("nn" + os.sep, "functional.py", "_tensor.py", "distributions" + os.sep)
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class TorchCall:
-    """A call of a torch function: its name, and its arguments with symbols kept."""
+    """A call of a torch function.
+
+    Attributes:
+        name: Of the function.
+        args: Its arguments, with symbols kept.
+        sources: Where the tensors among its arguments come from.
+        where: The user's line.
+        same: Which of the tensors that it returned are operands of its own: index → source.
+        rows: How many tensors it returns, as an expression of sizes, where it takes one apart.
+    """
 
     name: str
     args: tuple[Any, ...]
+    sources: tuple[Any, ...]
     where: SourceLine | None
+    same: dict[int, Source] = field(default_factory=dict)
+    rows: Any = None
 
 
 class CallLog(TorchFunctionMode):
@@ -65,36 +79,93 @@ class CallLog(TorchFunctionMode):
 
     Attributes:
         calls: The calls.
+        flow: Where the tensors come from.
+        result: What the model returned.
         asks_layout: Whether the user's code asked how a tensor lies in memory.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[TorchCall] = []
+        self.flow = Dataflow()
+        self.result: TorchCall | None = None
         self.asks_layout = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.note(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        frame = sys._getframe(1)
+        call = self._noted(func, args, kwargs, frame)
+        result = self.called(func, args, kwargs, frame)
+        if isinstance(result, _OverRows):
+            result = tuple(result)
+            self._keep(call, func, args, kwargs, result)
+            return iter(result)
+        self._keep(call, func, args, kwargs, result)
+        return result
 
-    def note(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Writes one call down."""
+    def called(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        frame: FrameType,
+    ) -> Any:
+        """What a call returns."""
+        return func(*args, **kwargs)
+
+    def given(self, inputs: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Says what the model is called with: path and tensor."""
+        for path, tensor in inputs:
+            self.flow.put(tensor, ("input", path))
+
+    def returned(self, leaves: Iterable[Any]) -> None:
+        """Writes down what the model returns, as one call more."""
+        tensors = tuple([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+        sources = self.flow.of(tensors, len(self.calls))
+        self.result = TorchCall("return", _described(tensors, sources), sources, None)
+
+    @property
+    def whole(self) -> list[TorchCall]:
+        """The calls, and what the model returns."""
+        return self.calls if self.result is None else [*self.calls, self.result]
+
+    def _noted(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        frame: FrameType,
+    ) -> TorchCall | None:
+        """Writes one call down, if it is one of the model's code that computes something."""
         name = getattr(func, "__name__", str(func))
-        if name in _LAYOUT and is_users(sys._getframe(2).f_code.co_filename):
+        if name in _LAYOUT and is_users(frame.f_code.co_filename):
             self.asks_layout = True
-        if (
-            name not in _NOT_COMPUTED
-            and not name.startswith("sym_")
-            and _is_model_code(sys._getframe(2))
-        ):
-            described = tuple(map(_described, args)) + tuple(
-                (key, _described(kwargs[key])) for key in sorted(kwargs)
-            )
-            self.calls.append(TorchCall(name, described, user_line(sys._getframe(2))))
+        if name in _NOT_COMPUTED or name.startswith("sym_") or not _is_model_code(frame):
+            return None
+        number = len(self.calls)
+        operands = (*args, *((key, kwargs[key]) for key in sorted(kwargs)))
+        sources = tuple([self.flow.of(operand, number) for operand in operands])
+        call = TorchCall(name, _described(operands, sources), sources, user_line(frame))
+        self.calls.append(call)
+        return call
+
+    def _keep(
+        self,
+        call: TorchCall | None,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+    ) -> None:
+        """Writes down what came of it."""
+        operands = (*args, *kwargs.values())
+        if call is not None:
+            call.same = self.flow.made(result, len(self.calls) - 1, operands)
+        else:
+            name = getattr(getattr(func, "__self__", func), "__name__", str(func))
+            self.flow.derived(result, name, len(self.calls), operands)
 
 
 def _is_model_code(frame: Any) -> bool:
@@ -106,15 +177,15 @@ def _is_model_code(frame: Any) -> bool:
     return not file.startswith(TORCH) or file.startswith(_LAYERS)
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, source: Any = None) -> Any:
     if isinstance(value, torch.Tensor):
         # which of the model's own it is tells one layer from another of the same sizes
-        own = None if isinstance(value, FakeTensor) else id(value)
+        own = source if source is not None and is_own(source) else None
         return ("tensor", tuple(map(_described, value.shape)), value.dtype, own)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return value.node.expr
     if isinstance(value, (tuple, list)):
-        return tuple(map(_described, value))
+        return tuple(map(_described, value, source or (None,) * len(value)))
     if isinstance(value, slice):
         return (_described(value.start), _described(value.stop), _described(value.step))
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -129,6 +200,7 @@ def refuse_another_path(
     *,
     with_sizes: bool,
     with_numbers: bool = False,
+    with_sources: bool = True,
 ) -> None:
     """Compares the calls of a captured path with those of a run with plain numbers.
 
@@ -138,11 +210,13 @@ def refuse_another_path(
         sizes: The number that each symbol stands for.
         with_sizes: Whether the sizes are comparable too.
         with_numbers: Whether numbers that are no sizes are comparable too.
+        with_sources: Whether to compare, too, where the tensors come from.
 
     Raises:
         CaptureError: they differ.
     """
-    for one, other in zip(symbolic, plain, strict=False):
+    same: dict[Source, Source] = {}
+    for number, (one, other) in enumerate(zip(symbolic, plain, strict=False)):
         if (
             one.name != other.name
             or (with_sizes and not _same(one.args, other.args, sizes))
@@ -151,6 +225,14 @@ def refuse_another_path(
             raise _another_path(
                 other.where or one.where, f"{other.name} with numbers, {one.name} with symbols"
             )
+        if with_sources and resolved(one.sources, same) != resolved(other.sources, same):
+            raise _another_path(
+                other.where or one.where, f"{one.name} is given what another call returned"
+            )
+        for call in (one, other):
+            for k, source in call.same.items():
+                if ("call", number, k) != (source := resolved(source, same)):
+                    same["call", number, k] = source
     if len(symbolic) != len(plain):
         longer = max((symbolic, plain), key=len)
         extra = longer[min(len(symbolic), len(plain))]

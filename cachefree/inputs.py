@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.calls import Call, TensorSpec
 from cachefree.errors import CacheFreeError, CaptureError, Refusal
 from cachefree.explaining import depends_on_values, explained
+from cachefree.fake_runs import run_on_fakes
 from cachefree.fakes import device_of
 from cachefree.offered import completions, main_inputs, resized_as_told
 from cachefree.signatures import signature_of

@@ -1,4 +1,4 @@
-"""What the body of a loop over tokens asks about a token's place, and what its rounds call."""
+"""What the body of a loop over tokens asks about a token's place."""
 
 from __future__ import annotations
 
@@ -10,35 +10,14 @@ import sympy
 
 from cachefree.errors import CaptureError, Refusal
 from cachefree.loops import Loop
-from cachefree.sizes import Question, SizeEnvironment, compiled
+from cachefree.sizes import Question, SizeEnvironment
 from cachefree.token_places import TOKEN, is_token, least_of
 
-__all__ = ["places_of", "refuse_questions", "repeated"]
+__all__ = ["refuse_questions"]
 
 
 def _tokens_of(question: Question) -> list[sympy.Symbol]:
     return [symbol for symbol in question.fact.free_symbols if is_token(symbol)]
-
-
-def places_of(loops: Sequence[Loop]) -> dict[sympy.Symbol, sympy.Integer]:
-    """The number that each token's place stands for in the example."""
-    return {
-        symbol: sympy.Integer(place) for loop in loops for place, symbol in enumerate(loop.symbols)
-    }
-
-
-def repeated(calls: Sequence[Any], loops: Sequence[Loop], sizes: Mapping[str, int]) -> list[Any]:
-    """The calls of a path as they are where its loops run as often as the sizes say."""
-    found: list[Any] = []
-    end = 0
-    for loop in loops:
-        count = int(compiled(sympy.sympify(loop.count))(sizes))
-        found += calls[end : loop.marks[0]]
-        for place in range(count):
-            place = min(place, loop.rounds - 1)
-            found += calls[loop.marks[place] : loop.marks[place + 1]]
-        end = loop.marks[-1]
-    return [*found, *calls[end:]]
 
 
 def refuse_questions(loops: Sequence[Loop], environment: SizeEnvironment) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import os
 from collections.abc import Callable
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodType, ModuleType
@@ -42,7 +44,7 @@ def values_of(
 
 
 _OF_TORCH = frozenset(vars(torch.nn.Module()))
-_OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, torch.nn.Module)
+_OPAQUE = (type, ModuleType, BuiltinFunctionType, torch.nn.Module)
 
 
 def _summary(
@@ -71,6 +73,9 @@ def _within(value: Any, again: Callable[[Any], Any]) -> Any:
     """What is inside of a value."""
     if isinstance(value, MethodType):
         return ("method", id(value.__func__), again(value.__self__))
+    if isinstance(value, FunctionType):
+        found = (value.__defaults__, value.__kwdefaults__, vars(value), *_cells(value))
+        return ("function", id(value.__code__), *map(again, found))
     if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
         parts = list(map(again, value))
         kept = [part for part in parts if not _is_made(part)]
@@ -82,21 +87,40 @@ def _within(value: Any, again: Callable[[Any], Any]) -> Any:
     if getattr(type(value), "is_loop_over_tokens", False):
         return "a loop"
     if hasattr(value, "__next__"):
-        return ("iterator", _where_iterator(value))
-    if hasattr(value, "__dict__"):
-        return (type(value).__name__, tuple((k, again(v)) for k, v in vars(value).items()))
+        return ("iterator", _where_iterator(value, again))
+    attributes = {**_slots(value), **getattr(value, "__dict__", {})}
+    if attributes:
+        return (type(value).__name__, tuple((k, again(v)) for k, v in attributes.items()))
     return ("object", id(value))
+
+
+def _cells(function: FunctionType) -> list[Any]:
+    """What a function reads of the one around it."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # empty as yet
+            found.append(cell.cell_contents)
+    return found
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    names = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__"))]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots or ())
 
 
 def _is_made(summary: Any) -> bool:
     return isinstance(summary, tuple) and summary[:1] == ("made",)
 
 
-def _where_iterator(value: Any) -> Any:
+def _where_iterator(value: Any, again: Callable[[Any], Any]) -> Any:
     """Where an iterator stands; something else each time where it does not say."""
     frame = getattr(value, "gi_frame", None)
-    if frame is not None:
-        return (frame.f_lasti, repr(sorted(map(repr, frame.f_locals))))
+    if frame is not None:  # its locals, and iterators that its own loops are at
+        return (frame.f_lasti, *map(again, gc.get_referents(value)))
     try:
         return repr(value.__reduce__()[1:])
     except Exception:  # noqa: BLE001 - it does not say

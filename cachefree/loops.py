@@ -270,6 +270,9 @@ class TokenRange:
         loops: Who listens.
         count: How many.
         item: What a round is given for the token's place.
+
+    Attributes:
+        seen: Is told what a round is given, and the round.
     """
 
     def __init__(
@@ -278,6 +281,21 @@ class TokenRange:
         self.loops = loops
         self.count = count
         self.item = item
+        self.seen: Callable[[Any, int], None] | None = None
+
+    def at(self, place: Any, number: int) -> Any:
+        """What a round is given.
+
+        Args:
+            place: The token's place.
+            number: The same as a plain number, from the end where it is negative.
+        """
+        if self.item is None:
+            return place
+        part = self.item(place)
+        if self.seen is not None:
+            self.seen(part, number)
+        return part
 
     is_loop_over_tokens = True
 
@@ -290,7 +308,7 @@ class TokenRange:
     def __getitem__(self, place: Any) -> Any:
         if self.item is None or isinstance(place, slice):
             return list(range(int(self.count)))[place]
-        return self.item(place)
+        return self.at(place, place if isinstance(place, int) else self.loops.round)
 
 
 class _Rounds:
@@ -330,6 +348,5 @@ class _Rounds:
                 )
         elif not loops.turn(self.loop, frame):
             raise StopIteration
-        place = loops.tokens[self.place]
         self.place += 1
-        return place if self.source.item is None else self.source.item(place)
+        return self.source.at(loops.tokens[self.place - 1], self.place - 1)

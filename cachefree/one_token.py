@@ -18,7 +18,8 @@ from dataclasses import replace
 import sympy
 from torch import nn
 
-from cachefree.capture import SizeSpec, TensorSpec, capture
+from cachefree.calls import SizeSpec, TensorSpec
+from cachefree.capture import capture
 from cachefree.discover import Discovery
 from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.reading import Program, read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cachefree.capture import TensorSpec
+from cachefree.calls import TensorSpec
 from cachefree.discover import Discovery
 from cachefree.errors import (
     CacheFreeError,

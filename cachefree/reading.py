@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from cachefree.capture import Captured, TensorSpec
+from cachefree.calls import TensorSpec
+from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.provenance import LINE
 from cachefree.recurrent import is_recurrent, original
@@ -128,6 +129,8 @@ class _Reader:
             self._refuse_spoiled(base, ())
         written = {term: base.term for term, base in self.leaves.items() if base.version}
         closed = self.rounds.closed((*outputs, *written.values()))
+        if self.captured.doubt is not None:
+            raise self.captured.doubt
         outputs = closed[: len(outputs)]
         written = dict(zip(written, closed[len(outputs) :], strict=True))
         return Program(self.captured, tuple(inputs), outputs, written)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, SizeSpec, TensorSpec, run_on_fakes
+from cachefree.calls import Call, SizeSpec, TensorSpec
 from cachefree.discover import Discovery
+from cachefree.fake_runs import run_on_fakes
 from cachefree.places import Link, Place, select
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten, leaf_paths

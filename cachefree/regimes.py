@@ -19,9 +19,11 @@ import sympy
 import torch
 
 from cachefree.align import Comparison, compare
-from cachefree.capture import Call, SizeSpec, TensorSpec, capture, run_on_fakes
+from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.capture import capture
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
+from cachefree.fake_runs import run_on_fakes
 from cachefree.reading import Program, read
 from cachefree.shapes import Signatures
 from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from cachefree.baked import Modes
 from cachefree.calling import Calling, is_tracing
-from cachefree.capture import TensorSpec
+from cachefree.calls import TensorSpec
 from cachefree.certificate import Certificate, Evidence
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import CacheFreeError, DomainError, Refusal

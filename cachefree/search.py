@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from cachefree.calls import Call, TensorSpec
 from cachefree.candidates import candidates, namesakes
-from cachefree.capture import Call, TensorSpec
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.inputs import CACHE_NAMES, FirstCall, call_of

@@ -21,7 +21,7 @@ import sympy
 import torch
 
 from cachefree.align import Divergence
-from cachefree.capture import Call, TensorSpec
+from cachefree.calls import Call, TensorSpec
 from cachefree.discover import Discovery
 from cachefree.facts import Facts
 from cachefree.neutral import FirstValues, find_neutrals

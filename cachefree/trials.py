@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, run_on_fakes
+from cachefree.calls import Call, TensorSpec
 from cachefree.dimensions import Dimension, resized
 from cachefree.explaining import told
 from cachefree.faithful import CallLog
+from cachefree.fake_runs import run_on_fakes
 from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, select
 from cachefree.structure import Structure, flatten, leaf_paths

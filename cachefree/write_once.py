@@ -24,7 +24,7 @@ import sympy
 import torch
 
 from cachefree.align import Divergence
-from cachefree.capture import Call, TensorSpec
+from cachefree.calls import Call, TensorSpec
 from cachefree.discover import Discovery
 from cachefree.encoder import STATES, Encoder, bottleneck, is_needed_whole
 from cachefree.facts import Facts

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cachefree import CacheNotFoundError, CaptureError
-from cachefree.capture import Call, TensorSpec
+from cachefree.calls import Call, TensorSpec
 from cachefree.dimensions import find_dimensions, resized
 from cachefree.discover import Discovery, discover
 from cachefree.inputs import call_of, find_first_call

@@ -9,7 +9,8 @@ import sympy
 import torch
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, capture
+from cachefree.calls import Call, TensorSpec
+from cachefree.capture import capture
 from cachefree.errors import CaptureError
 from cachefree.graph import emit
 from cachefree.reading import Program, read

@@ -10,7 +10,8 @@ import sympy
 import torch
 from torch import nn
 
-from cachefree.capture import Call, Captured, TensorSpec, capture
+from cachefree.calls import Call, TensorSpec
+from cachefree.capture import Captured, capture
 from cachefree.sizes import expression, is_users, preimage, size_symbol, substitute
 from cachefree.structure import flatten
 

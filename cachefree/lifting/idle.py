@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import run_on_fakes
 from cachefree.faithful import CallLog
+from cachefree.fake_runs import run_on_fakes
 from cachefree.lifting.contents import ABSENT, entries, lookup, put
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import Call, run_on_fakes
+from cachefree.calls import Call
 from cachefree.errors import CaptureError, Refusal
+from cachefree.fake_runs import run_on_fakes
 from cachefree.inputs import call_of
 from cachefree.lifting.buffers import Buffers, Live
 from cachefree.lifting.contents import ABSENT, Contents, Place, lookup, put

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.capture import TensorSpec
+from cachefree.calls import TensorSpec
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.export import positional
 from cachefree.structure import Structure, flatten

@@ -18,7 +18,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from cachefree.capture import Call, TensorSpec, capture
+from cachefree.calls import Call, TensorSpec
+from cachefree.capture import capture
 from cachefree.facts import Facts
 from cachefree.laws import LAWS, NO_ELEMENTS, Law
 from cachefree.laws.evaluation import apply

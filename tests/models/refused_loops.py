@@ -83,6 +83,82 @@ class CountsInSecret(Cells):
         return self.head(torch.stack(ys, 1)), h
 
 
+class Chooses(Cells):
+    """Takes the other one of two tensors of the same sizes for every seventh token."""
+
+    def forward(self, ids, state=None):
+        x, ys = self.embed(ids), []
+        h = self.start(x, state)
+        others = self.others(torch.tanh(x), torch.sigmoid(x), ys)
+        for t in range(x.shape[1]):
+            h = self.cell(next(others)[:, t], h)
+            ys.append(h)
+        return self.head(torch.stack(ys, 1)), h
+
+
+class Counter:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+    def __iter__(self):
+        return self
+
+
+def _walked(values):
+    count = 0
+    for _ in values:
+        count += 1
+    return count
+
+
+class ByWalkingAList(Chooses):
+    def others(self, one, other, ys):
+        class Walking(Counter):
+            def __next__(self):
+                return one if _walked(ys) % 7 else other
+
+        return Walking()
+
+
+class ByASlot(Chooses):
+    def others(self, one, other, ys):
+        class Counting(Counter):
+            def __next__(self):
+                self.count += 1
+                return one if self.count % 7 else other
+
+        return Counting()
+
+
+class ByAGenerator(Chooses):
+    def others(self, one, other, ys):
+        while True:
+            for _ in range(6):
+                yield one
+            yield other
+
+
+class ByAnAttributeOfAFunction(Chooses):
+    def others(self, one, other, ys):
+        def chosen():
+            chosen.count += 1
+            return one if chosen.count % 7 else other
+
+        chosen.count = 0
+        return iter(chosen, None)
+
+
+class ByADefault(Chooses):
+    def others(self, one, other, ys):
+        def chosen(calls=[]):  # noqa: B006 - the default is the counter
+            calls.append(None)
+            return one if sum(1 for _ in calls) % 7 else other
+
+        return iter(chosen, None)
+
+
 class LastEight(Cells):
     """A window of the outputs: up to its length, a running sum."""
 
@@ -266,6 +342,16 @@ REFUSED_LOOPS: tuple[RefusalCase, ...] = (
     _refused("counts_on_itself", CountsOnItself, "changes calls, which is no tensor"),
     _refused("asks_for_the_length", AsksForTheLength, "the length of a list", "len(ys) < 9"),
     _refused("counts_in_secret", CountsInSecret, _LATER, "(x[:, t], h)"),
+    *(
+        _refused(name, build)
+        for name, build in (
+            ("by_walking_a_list", ByWalkingAList),
+            ("by_a_slot", ByASlot),
+            ("by_a_generator", ByAGenerator),
+            ("by_an_attribute_of_a_function", ByAnAttributeOfAFunction),
+            ("by_a_default", ByADefault),
+        )
+    ),
     _refused("last_eight", LastEight, _LATER, "sum(ys[-8:])"),
     _refused("another_first_token", AnotherFirstToken, _ALIKE, "tanh.default", "gru_cell"),
     _refused("off_by_one", OffByOne, "compute different things", error="UnsupportedBranchError"),

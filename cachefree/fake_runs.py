@@ -1,0 +1,111 @@
+"""Runs of a model on fake tensors of fixed sizes: no weight is read, no operator computes."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cachefree.calls import Call, TensorSpec
+from cachefree.explaining import silenced
+from cachefree.faithful import CallLog
+from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_type
+from cachefree.isolation import untouched
+from cachefree.sizes import size_symbol
+from cachefree.stand_ins import StandIns
+from cachefree.structure import Structure, flatten
+
+__all__ = ["quiet", "run_on_fakes"]
+
+
+def run_on_fakes(
+    model: torch.nn.Module,
+    call: Call,
+    sizes: Mapping[str, int],
+    log_calls: CallLog | None = None,
+    *,
+    is_scattered: bool = False,
+    seen: Callable[[list[Any], Any, Any, Any], None] | None = None,
+) -> tuple[list[Any], Structure]:
+    """Runs a call once on fake tensors of fixed sizes, tracing nothing.
+
+    Args:
+        model: Any module.
+        call: How to call it.
+        sizes: The size of each symbol.
+        log_calls: Where to write the calls of torch functions down.
+        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
+        seen: Looks at the inputs' leaves, the arguments and the result after the call.
+
+    Returns:
+        The leaves of the result (fake tensors and Python values) and its structure.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    values = {size_symbol(name): size for name, size in sizes.items()}
+
+    def fixed(expr: Any) -> int:
+        return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    device = device_of(model)
+    with untouched(model), quiet(model), mode, WeightsAsFakes(mode, device), torch.no_grad():
+        empty = _scattered if is_scattered else torch.empty
+        leaves = [
+            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            if isinstance(leaf, TensorSpec)
+            else fixed(leaf.expr)
+            for leaf in call.leaves
+        ]
+        args, kwargs = call.structure.rebuild(leaves)
+        if log_calls is not None:
+            log_calls.given(
+                (leaf.path, value)
+                for leaf, value in zip(call.leaves, leaves, strict=True)
+                if isinstance(leaf, TensorSpec) and isinstance(value, torch.Tensor)
+            )
+        with StandIns(), log_calls or contextlib.nullcontext():
+            value = model(*args, **kwargs)
+        if seen is not None:
+            seen(leaves, args, kwargs, value)
+        flat = flatten(value)
+        if log_calls is not None:
+            log_calls.returned(flat[0])
+        return flat
+
+
+def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that begins within another one and lies there in reversed order."""
+    whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
+    whole = whole.permute(*reversed(range(len(sizes))))
+    return whole[tuple(slice(1, None) for _ in sizes)]
+
+
+@contextlib.contextmanager
+def quiet(model: torch.nn.Module) -> Iterator[None]:
+    """Eager, ordinary torch: compiled submodules run as Python.
+
+    Warnings of the tracer are not the user's.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+        stack.enter_context(silenced())
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            stack.enter_context(OnOneDevice(device_of(model)))
+        stack.enter_context(fakes_by_type(model))
+        yield
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,214 @@
+"""Whether a captured path is the path that the model takes in other runs.
+
+A symbolic size is no ``int``: ``isinstance(n, int)``, ``type(n)``, ``str(n)`` or an ``except`` may
+send the code another way while it is captured, without a question being asked. So the model is run
+again with plain numbers: at the example's sizes, around the numbers that its code names where it is
+hard to hear, with every size 1, and with many more tokens where it loops over them. Each time it
+has to call the same functions of torch with the same tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+
+from cachefree.calls import Call
+from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.explaining import explained
+from cachefree.faithful import CallLog, TorchCall, refuse_another_path
+from cachefree.fake_runs import run_on_fakes
+from cachefree.jumps import Jumps, watched_jumps
+from cachefree.loops import Loop
+from cachefree.other_sizes import many_rounds, other_sizes
+from cachefree.repeated_calls import places_of, repeated
+from cachefree.sameness import asks_for_sameness, refuse_sameness
+from cachefree.sizes import SizeEnvironment, compiled, size_symbol
+
+__all__ = ["CapturedCalls"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CapturedCalls:
+    """The calls of a path while it was captured.
+
+    Attributes:
+        model: The model.
+        call: How it was called.
+        environment: The sizes, and what was asked about them.
+        calls: The calls of torch functions, and what came of them.
+        loops: Loops over tokens.
+        hints: The example size of each symbol.
+        asked: Sizes by which the questions of Python code were answered instead.
+    """
+
+    model: torch.nn.Module
+    call: Call
+    environment: SizeEnvironment
+    calls: Sequence[TorchCall]
+    loops: Sequence[Loop]
+    hints: Mapping[str, int]
+    asked: Mapping[str, int]
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.hints, **self.asked}
+
+    def compare(self, jumps: Jumps | None) -> CaptureError | None:
+        """Compares them with those of other runs.
+
+        Args:
+            jumps: Where to write down which way conditional jumps go; None for nowhere.
+
+        Returns:
+            The refusal, where a loop hands on other tensors with more rounds. One that tells more
+            may be found where its rounds are compared.
+
+        Raises:
+            CaptureError: they differ otherwise.
+        """
+        plain = self._compare_here(jumps)
+        doubt = self._compare_with_more_tokens()
+        if asks_for_sameness(self.model):
+            with refuse_sameness():
+                run_on_fakes(self.model, self.call, self._sizes)
+        self._compare_elsewhere()
+        if not self.asked:
+            self._compare_at_one()
+        if plain.asks_layout:
+            self._compare_by_layout(plain)
+        return doubt
+
+    def _compare_here(self, jumps: Jumps | None) -> CallLog:
+        """With a run at the example's sizes."""
+        plain = CallLog()
+        watched = contextlib.nullcontext() if jumps is None else watched_jumps(jumps)
+        try:
+            with watched:
+                run_on_fakes(self.model, self.call, self._sizes, plain)
+        except Exception as error:
+            raise explained(error, "The model does not run with plain sizes.") from error
+        values = {size_symbol(name): sympy.Integer(size) for name, size in self.hints.items()}
+        refuse_another_path(
+            repeated(self.calls, self.loops, self._sizes),
+            plain.whole,
+            {**values, **places_of(self.loops)},
+            with_sizes=not self.asked,
+        )
+        return plain
+
+    def _compare_with_more_tokens(self) -> CaptureError | None:
+        """The rounds of loops over tokens, with those of a run with many more."""
+        symbols = {str(s) for loop in self.loops for s in sympy.sympify(loop.count).free_symbols}
+        runs = [self._run_with_more(name) for name in sorted(symbols)]
+        for is_last in (False, True):
+            for point, many in runs:
+                try:
+                    refuse_another_path(
+                        repeated(self.calls, self.loops, point),
+                        many.whole,
+                        _values(point),
+                        with_sizes=not self.asked,
+                        with_numbers=True,
+                        with_sources=is_last,
+                    )
+                except CaptureError as error:
+                    refusal = _another_round(error.refusals[0].where or self.loops[0].where)
+                    if is_last:
+                        return refusal
+                    raise refusal from error
+        return None
+
+    def _run_with_more(self, name: str) -> tuple[dict[str, int], CallLog]:
+        """A run with more tokens: as many as the model runs with."""
+        few = self._sizes[name]
+        for number in (many_rounds(self.model), few + 2, few + 1):
+            point, many = {**self._sizes, name: number}, CallLog()
+            try:
+                run_on_fakes(self.model, self.call, point, many)
+            except Exception as error:  # noqa: BLE001 - the model may have room for fewer
+                log.debug("the model does not run at %s: %s", point, error)
+                continue
+            return point, many
+        raise CaptureError(
+            Refusal(
+                f"A loop over the tokens runs for {self.loops[0].rounds} of them only.",
+                why="With one or two more the model raises an error, so that nothing tells what "
+                "its other rounds do.",
+                remedy="Loop over any number of tokens.",
+                where=self.loops[0].where,
+            )
+        )
+
+    def _compare_elsewhere(self) -> None:
+        """At other sizes of the path's region, where that may matter."""
+        for point in other_sizes(self.model, self.environment, self._sizes):
+            beyond = CallLog()
+            try:
+                run_on_fakes(self.model, self.call, point, beyond)
+            except Exception as error:  # noqa: BLE001 - the model itself does not run there
+                log.debug("the model does not run at %s: %s", point, error)
+                continue
+            refuse_another_path(
+                repeated(self.calls, self.loops, point),
+                beyond.whole,
+                _values(point),
+                with_sizes=not self.loops,
+                with_numbers=True,
+            )
+
+    def _compare_at_one(self) -> None:
+        """With a run where every size is 1, if the path should be the same there.
+
+        Code can tell 1 from other numbers without asking a question: ``n is ONE``.
+        """
+        ones = dict.fromkeys(self.environment.sizes, 1)
+        if not all(
+            compiled(question.fact)(ones) for question in self.environment.questions.values()
+        ):
+            return
+        single = CallLog()
+        try:
+            run_on_fakes(self.model, self.call, ones, single)
+        except Exception as error:  # noqa: BLE001 - an operator that does not run there is told later
+            log.debug("the model does not run where every size is 1: %s", error)
+            return
+        refuse_another_path(
+            repeated(self.calls, self.loops, ones),
+            single.whole,
+            _values(ones),
+            with_sizes=False,
+            with_numbers=True,
+        )
+
+    def _compare_by_layout(self, plain: CallLog) -> None:
+        """Two plain runs, where code asks how tensors lie in memory: inputs may lie otherwise."""
+        scattered = CallLog()
+        try:
+            run_on_fakes(self.model, self.call, self._sizes, scattered, is_scattered=True)
+        except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
+            log.debug("the model takes contiguous inputs only: %s", error)
+            return
+        refuse_another_path(plain.whole, scattered.whole, {}, with_sizes=False, with_numbers=True)
+
+
+def _another_round(where: SourceLine | None) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            "A loop over the tokens does something else for a later token.",
+            why="With many of them it calls other functions of torch than with few, or hands "
+            "other tensors to them.",
+            remedy="Let every token go through the same code.",
+            where=where,
+        )
+    )
+
+
+def _values(sizes: Mapping[str, int]) -> dict[sympy.Symbol, sympy.Integer]:
+    return {size_symbol(name): sympy.Integer(size) for name, size in sizes.items()}
