@@ -12,6 +12,7 @@ tensors they hand on. So every call is written down with the sources of its oper
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,19 +25,15 @@ Source = tuple[Any, ...]
 
 
 class Dataflow:
-    """The source of every tensor of a run.
-
-    What was seen is kept alive, so that no identity is given out twice.
-    """
+    """The source of every tensor of a run."""
 
     def __init__(self) -> None:
-        self._sources: dict[int, Source] = {}
-        self._kept: list[Any] = []
+        self._sources: dict[int, tuple[weakref.ref[torch.Tensor], Source]] = {}
+        self._seen = (-1, 0)  # the call that was given tensors that none returned, and how many
 
     def put(self, tensor: torch.Tensor, source: Source) -> None:
         """Says where a tensor comes from."""
-        self._sources[id(tensor)] = source
-        self._kept.append(tensor)
+        self._sources[id(tensor)] = (weakref.ref(tensor), source)
 
     def of(self, value: Any, call: int) -> Any:
         """The sources of the tensors of an operand, in its tuples and lists; None for the rest.
@@ -52,22 +49,14 @@ class Dataflow:
         return None
 
     def _of_tensor(self, tensor: torch.Tensor, call: int) -> Source:
-        source = self._sources.get(id(tensor))
-        if source is None:
+        known, source = self._sources.get(id(tensor), (None, ()))
+        if known is None or known() is not tensor:  # an identity may be given out twice
+            source = ("own", id(tensor))
             if isinstance(tensor, FakeTensor):
-                source = ("seen", call, sum(s[:2] == ("seen", call) for s in self._last()))
-            else:
-                source = ("own", id(tensor))
+                self._seen = (call, self._seen[1] + 1 if self._seen[0] == call else 0)
+                source = ("seen", *self._seen)
             self.put(tensor, source)
         return source
-
-    def _last(self) -> Iterator[Source]:
-        """The sources of what was kept last, as long as it was only seen."""
-        for tensor in reversed(self._kept):
-            source = self._sources[id(tensor)]
-            if source[0] != "seen":
-                return
-            yield source
 
     def made(self, result: Any, call: int, operands: Iterable[Any]) -> dict[int, Source]:
         """Writes down what a call returned.

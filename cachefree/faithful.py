@@ -46,6 +46,7 @@ _NOT_COMPUTED = {
     "_set_grad_enabled",
 }
 _LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
+_OVERRIDES = TORCH + "overrides.py"
 _OverRows = type(iter(()))  # what iterating over a tensor gives
 _LAYERS = tuple(
     TORCH + part
@@ -96,6 +97,8 @@ class CallLog(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         frame = sys._getframe(1)
+        if frame.f_code.co_filename == _OVERRIDES and frame.f_back is not None:
+            frame = frame.f_back  # a function of torch that is written in Python
         call = self._noted(func, args, kwargs, frame)
         result = self.called(func, args, kwargs, frame)
         if isinstance(result, _OverRows):
