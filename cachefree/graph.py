@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -161,7 +161,7 @@ class _Writer:
             self.nodes[term] = node
             self.device = self.device or term.device
         self.sizes.find([(term, self.nodes[term]) for _, term in self.inputs])
-        below = topological((term for _, term in self.outputs), outer_operands)
+        below = topological((term for _, term in self.outputs), self._needed)
         order = sorted(below, key=lambda term: term.number)
         for term in order:
             if term not in self.nodes:
@@ -180,6 +180,9 @@ class _Writer:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return self.graph
+
+    def _needed(self, term: Term) -> Iterable[Term]:
+        return () if term in self.nodes else outer_operands(term)
 
     def _node(self, term: Term) -> fx.Node:
         if term.op == "attribute":

@@ -262,6 +262,24 @@ class StepsLater(nn.Module):
         return self.head(h.unsqueeze(1)), h
 
 
+class GatedByTheCall(nn.Module):
+    """A gate from all tokens of the call, and its first token, are read in each round."""
+
+    def __init__(self, dim=6):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, dim), nn.Linear(dim, VOCAB)
+        self.cell, self.gate = nn.GRUCell(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, ids, state=None):
+        x, ys = self.embed(ids), []
+        h = torch.zeros_like(x[:, 0]) if state is None else state
+        gate = torch.sigmoid(self.gate(x).mean(1))
+        for t in range(x.shape[1]):
+            h = self.cell(gate * x[:, t] + x[:, 0], h)
+            ys.append(h)
+        return self.head(torch.stack(ys, 1)), h
+
+
 def _case(name, build, cache, **options):
     prompt = torch.arange(10).view(2, 5)
     return ModelCase(
@@ -283,5 +301,6 @@ LOOPS: tuple[ModelCase, ...] = (
     _case("learned_start", LearnedStart, "h"),
     _case("time_major", TimeMajor, "state"),
     _case("last_step", LastStep, "h"),
+    _case("gated_by_the_call", GatedByTheCall, "state"),
 )
 ONE_TOKEN_LATER = _case("steps_later", StepsLater, "state", domain=one_token_later)
