@@ -74,16 +74,14 @@ class CapturedCalls:
             CaptureError: they differ otherwise.
         """
         plain = self._compare_here(jumps)
-        doubt = self._compare_with_more_tokens()
+        doubts = [self._compare_with_more_tokens()]
         if asks_for_sameness(self.model):
             with refuse_sameness():
                 run_on_fakes(self.model, self.call, self._sizes)
-        self._compare_elsewhere()
-        if not self.asked:
-            self._compare_at_one()
+        doubts += [self._compare_elsewhere(), self._compare_at_one()]
         if plain.asks_layout:
             self._compare_by_layout(plain)
-        return doubt
+        return next((doubt for doubt in doubts if doubt is not None), None)
 
     def _compare_here(self, jumps: Jumps | None) -> CallLog:
         """With a run at the example's sizes."""
@@ -114,7 +112,7 @@ class CapturedCalls:
                         repeated(self.calls, self.loops, point),
                         many.whole,
                         _values(point),
-                        with_sizes=not self.asked,
+                        with_sizes=is_last and not self.asked,
                         with_numbers=True,
                         with_sources=is_last,
                     )
@@ -146,46 +144,52 @@ class CapturedCalls:
             )
         )
 
-    def _compare_elsewhere(self) -> None:
+    def _compare_elsewhere(self) -> CaptureError | None:
         """At other sizes of the path's region, where that may matter."""
+        doubt = None
         for point in other_sizes(self.model, self.environment, self._sizes):
-            beyond = CallLog()
-            try:
-                run_on_fakes(self.model, self.call, point, beyond)
-            except Exception as error:  # noqa: BLE001 - the model itself does not run there
-                log.debug("the model does not run at %s: %s", point, error)
-                continue
-            refuse_another_path(
-                repeated(self.calls, self.loops, point),
-                beyond.whole,
-                _values(point),
-                with_sizes=not self.loops,
-                with_numbers=True,
-            )
+            doubt = self._compare_at(point, with_sizes=not self.loops) or doubt
+        return doubt
 
-    def _compare_at_one(self) -> None:
+    def _compare_at_one(self) -> CaptureError | None:
         """With a run where every size is 1, if the path should be the same there.
 
         Code can tell 1 from other numbers without asking a question: ``n is ONE``.
         """
         ones = dict.fromkeys(self.environment.sizes, 1)
-        if not all(
-            compiled(question.fact)(ones) for question in self.environment.questions.values()
-        ):
-            return
-        single = CallLog()
+        questions = self.environment.questions.values()
+        if self.asked or not all(compiled(question.fact)(ones) for question in questions):
+            return None
+        return self._compare_at(ones, with_sizes=False)
+
+    def _compare_at(self, point: Mapping[str, int], *, with_sizes: bool) -> CaptureError | None:
+        """With a run at some sizes.
+
+        Returns:
+            The refusal, where a path with loops hands on other tensors.
+        """
+        run = CallLog()
         try:
-            run_on_fakes(self.model, self.call, ones, single)
-        except Exception as error:  # noqa: BLE001 - an operator that does not run there is told later
-            log.debug("the model does not run where every size is 1: %s", error)
-            return
-        refuse_another_path(
-            repeated(self.calls, self.loops, ones),
-            single.whole,
-            _values(ones),
-            with_sizes=False,
-            with_numbers=True,
-        )
+            run_on_fakes(self.model, self.call, point, run)
+        except Exception as error:  # noqa: BLE001 - an operator that does not run is told later
+            log.debug("the model does not run at %s: %s", point, error)
+            return None
+        expected = repeated(self.calls, self.loops, point)
+        for with_sources in (False, True) if self.loops else (True,):
+            try:
+                refuse_another_path(
+                    expected,
+                    run.whole,
+                    _values(point),
+                    with_sizes=with_sizes,
+                    with_numbers=True,
+                    with_sources=with_sources,
+                )
+            except CaptureError as error:
+                if not self.loops or not with_sources:
+                    raise
+                return error
+        return None
 
     def _compare_by_layout(self, plain: CallLog) -> None:
         """Two plain runs, where code asks how tensors lie in memory: inputs may lie otherwise."""

@@ -68,7 +68,7 @@ class _Repetition:
         self.sizes = sizes
         self.counts = [self._count(loop.count) for loop in loops]
         self.turns: dict[int, tuple[int, int]] = {}  # call → its loop and round
-        self.starts: dict[tuple[int, int], int] = {}  # loop and place → its first call
+        self.ends: dict[tuple[int, int], int] = {}  # loop and place → the call after its last
         self.outside: dict[int, int] = {}  # call around the loops → where it is now
 
     def run(self) -> list[TorchCall]:
@@ -82,9 +82,9 @@ class _Repetition:
                 self.turns.update(dict.fromkeys(members, (loop.number, turn)))
             for place in range(count):
                 turn = min(place, loop.rounds - 1)
-                self.starts[loop.number, place] = len(found)
                 at = _At(loop.number, turn, place)
                 found += [(number, at) for number in range(*loop.marks[turn : turn + 2])]
+                self.ends[loop.number, place] = len(found)
             end = loop.marks[-1]
         self._around(found, end, len(self.calls))
         return [self._call(self.calls[number], at) for number, at in found]
@@ -122,15 +122,21 @@ class _Repetition:
         )
 
     def _one_of_each_round(self, sources: Sequence[Any]) -> Loop | None:
-        """The loop of which a list has one tensor of each round, in order."""
+        """The loop of which a list has one tensor of each round, in order.
+
+        Or one of the round before each, and something else before the first.
+        """
         found = [
             self.turns.get(source[1], (-1, 0)) if source and source[0] == "call" else (-1, 0)
             for source in sources
         ]
-        number = found[0][0] if found else -1
-        if number < 0 or found != [(number, turn) for turn in range(self.loops[number].rounds)]:
+        number = found[-1][0] if found else -1
+        if number < 0 or len(found) != self.loops[number].rounds:
             return None
-        return self.loops[number]
+        for late in (0, 1):
+            if found[late:] == [(number, turn) for turn in range(len(found) - late)]:
+                return self.loops[number]
+        return None
 
     def _size(self, size: Any, at: _At | None) -> Any:
         if not isinstance(size, sympy.Basic) or not size.free_symbols:
@@ -171,7 +177,8 @@ class _Repetition:
             place = at.moved(turn)
         else:
             place = self.counts[loop] - 1 if turn == self.loops[loop].rounds - 1 else turn
-        return self.starts.get((loop, place), -1) + number - self.loops[loop].marks[turn]
+        # the first round may make something more at its begin, so they are alike from their ends
+        return self.ends.get((loop, place), -1) + number - self.loops[loop].marks[turn + 1]
 
     def _part(self, number: int, k: int, at: _At | None) -> int:
         """Which of the tensors that a call returned, where it took one apart into tokens."""
