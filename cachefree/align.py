@@ -71,6 +71,7 @@ def compare(
     facts: Facts,
     sizes: Mapping[sympy.Symbol, Any] | None = None,
     inputs: Mapping[str, Term] | None = None,
+    more: Sequence[Law] = (),
 ) -> Comparison:
     """Compares two programs over the same inputs.
 
@@ -81,11 +82,12 @@ def compare(
         facts: What holds of the sizes.
         sizes: Sizes to substitute in both.
         inputs: Inputs of the one graph to replace: the neutral cache.
+        more: Laws to be tried too, after the others.
     """
-    exact = _compare(table, one, other, facts, sizes, inputs, is_exact=True)
+    exact = _compare(table, one, other, facts, sizes, inputs, more, is_exact=True)
     if exact.is_equal:
         return exact
-    real = _compare(table, one, other, facts, sizes, inputs, is_exact=False)
+    real = _compare(table, one, other, facts, sizes, inputs, more, is_exact=False)
     return real if real.is_equal else exact
 
 
@@ -96,11 +98,12 @@ def _compare(
     facts: Facts,
     sizes: Mapping[sympy.Symbol, Any] | None,
     inputs: Mapping[str, Term] | None,
+    more: Sequence[Law],
     *,
     is_exact: bool,
 ) -> Comparison:
-    mine = Normaliser(table, facts, sizes, inputs, is_exact=is_exact)
-    theirs = Normaliser(table, facts, sizes, is_exact=is_exact)
+    mine = Normaliser(table, facts, sizes, inputs, is_exact=is_exact, more=more)
+    theirs = Normaliser(table, facts, sizes, is_exact=is_exact, more=more)
     left, right = mine.normal(one), theirs.normal(other)
     walk = _Walk(facts, is_exact)
     for a, b in zip(left, right, strict=True):

@@ -237,6 +237,14 @@ def capture(
     for node in module.graph.nodes:
         if node.op == "get_attr":  # its views are views of its fake twin
             node.meta["val"] = traced.weights.twin(attributes[str(node.target)])
+    changes = [
+        change
+        for change in trace.changes
+        if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
+    ]
+    if MEMOS.may_keep:
+        MEMOS.kept += changes
+        changes = []
     leaves = tuple(
         _spec_of(*pair)
         for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
@@ -249,11 +257,7 @@ def capture(
         questions=tuple(environment.questions.values()),
         operator_questions=tuple(environment.operator_questions.values()),
         attributes=attributes,
-        changes=tuple(
-            change
-            for change in trace.changes
-            if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
-        ),
+        changes=tuple(changes),
         sizes=dict(hints),
         jumps=jumps,
         stand_ins=tuple(traced.stand_ins.used),

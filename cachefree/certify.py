@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
 
-from cachefree.align import Divergence
+from cachefree.align import Comparison, Divergence
 from cachefree.common_sizes import with_common_size
 from cachefree.discover import Discovery
 from cachefree.domains import merged
@@ -31,7 +31,7 @@ from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
-__all__ = ["Certified", "certify"]
+__all__ = ["Certified", "certify", "least", "verdict_of"]
 
 log = logging.getLogger(__name__)
 _MOST_SIZES_TRIED = 4
@@ -312,6 +312,20 @@ def _refuse_broken(
                         where=broken.line,
                     )
                 )
+
+
+def verdict_of(comparison: Comparison) -> Verdict:
+    """How two programs were shown to be equal."""
+    if comparison.checked:
+        return Verdict.CHECKED
+    is_exact = all(law.kind == "exact" for law in comparison.laws)
+    return Verdict.PROVED_EXACT if is_exact else Verdict.PROVED_REAL
+
+
+def least(verdicts: Iterable[Verdict]) -> Verdict:
+    """The weakest of some verdicts."""
+    order = list(Verdict)
+    return order[max(map(order.index, verdicts))]
 
 
 def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: int) -> Verdict:

@@ -72,10 +72,15 @@ class Memos:
 
     Attributes:
         is_open: Whether additions are accepted now, to be confirmed in the end.
+        may_keep: Whether calls may leave something on the model for now, to be confirmed as what
+            no result depends on.
+        kept: What they left, as the changes of the model's attributes.
         names: What was added to, in words.
     """
 
     is_open: bool = False
+    may_keep: bool = False
+    kept: list[Any] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     _additions: Additions = field(default_factory=dict)
     _keys: set[frozenset[tuple[int, Any]]] = field(default_factory=set)
@@ -98,6 +103,8 @@ class Memos:
 
     def _clear(self, *, is_open: bool) -> None:
         self.is_open = is_open
+        self.may_keep = False
+        self.kept.clear()
         self.names.clear()
         self._additions.clear()
         self._keys.clear()

@@ -37,6 +37,7 @@ class Normaliser:
         sizes: Sizes to substitute.
         inputs: Inputs (by path) and the terms that stand in their place.
         is_exact: Whether to use exact laws only.
+        more: Laws to be tried too, after the others.
 
     Attributes:
         steps: The laws that were applied.
@@ -52,6 +53,7 @@ class Normaliser:
         inputs: Mapping[str, Term] | None = None,
         *,
         is_exact: bool = True,
+        more: Iterable[Law] = (),
     ) -> None:
         self.is_exact = is_exact
         self.table = table
@@ -64,7 +66,8 @@ class Normaliser:
         self._settled: dict[Term, Term] = {}
         self._sizes: dict[Any, Any] = {}
         self._laws: dict[Any, list[Law]] = {}
-        for law in EXACT_LAWS if is_exact else LAWS:
+        further = [law for law in more if law.kind == "exact" or not is_exact]
+        for law in (*(EXACT_LAWS if is_exact else LAWS), *further):
             for op in law.ops:
                 self._laws.setdefault(op, []).append(law)
 

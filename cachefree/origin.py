@@ -49,9 +49,9 @@ class Origin:
         own = [] if has_state else list(map(vars, modules.values()))
         self._plain = [
             (names, name, names[name])
-            for names in own
+            for path, names in zip(modules, own, strict=False)
             for name in names
-            if _is_watched(name, names[name])
+            if _is_watched(name, names[name]) and f"{path}.{name}".lstrip(".") not in without
         ]
         self._own = _Lengths(own)
         self._names = [(module, set(vars(module))) for module in modules.values() if own]
@@ -63,11 +63,13 @@ class Origin:
                 *(module._forward_pre_hooks for module in modules.values()),
             ]
         )
+        kept = {name.rpartition(".")[0] for name in without}
         self._tensors = [
             tensors
             for path, module in modules.items()
             for tensors in (module._parameters, module._buffers)
             if not any(f"{path}.{name}".lstrip(".") in without for name in tensors)
+            and not (tensors is module._buffers and path in kept)
         ]
         self._identities = _Identities(self._tensors)
         self._marks, self._kinds = self._marks_now(), self._kinds_now()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from cachefree.capture import capture
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
+from cachefree.laws import Law
 from cachefree.reading import Program, read
 from cachefree.shapes import Signatures
 from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of
@@ -196,6 +197,8 @@ def survey(
     base: Program,
     hints: Mapping[str, int],
     known: Sequence[tuple[Program, dict[sympy.Symbol, int], tuple[Condition, ...]]] = (),
+    results: Callable[[Program], Sequence[Term]] | None = None,
+    more: Sequence[Law] = (),
 ) -> Survey:
     """Finds the sizes at which the one graph equals the model's own path.
 
@@ -208,6 +211,8 @@ def survey(
         base: The path that was captured first.
         hints: Example sizes.
         known: Regimes that were captured before, so that they need not be again.
+        results: What of a path the one graph is compared with; None for all that it returns.
+        more: Laws to be tried too, after the others.
     """
     result = Survey()
     paths = list(known) or [(base, {}, conditions_of(base, kind))]
@@ -218,7 +223,8 @@ def survey(
     ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
-        comparison = compare(table, one, program.outputs, facts, kind.values(pinned), kind.inputs)
+        own = program.outputs if results is None else results(program)
+        comparison = compare(table, one, own, facts, kind.values(pinned), kind.inputs, more)
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
         (result.served if comparison.is_equal else result.unequal).append(regime)
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import fx, nn
 
+from cachefree.align import Comparison
 from cachefree.assembly import assembled
 from cachefree.baked import Modes, moved_to
 from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
+from cachefree.certify import least, verdict_of
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, UnsupportedBranchError
@@ -20,7 +22,8 @@ from cachefree.explaining import unforeseen
 from cachefree.graph import emit
 from cachefree.hoisting import hoisted
 from cachefree.inputs import plainer_call
-from cachefree.isolation import one_at_a_time
+from cachefree.isolation import StateChange, one_at_a_time
+from cachefree.kept import StateMattersError, confirm_remembered, names_of
 from cachefree.lifting.subject import (
     assumed_of,
     buffers_of_state,
@@ -118,19 +121,34 @@ def rewrite(
     rest = cache, carry, method, check, cross_attention, progress
     try:
         try:
-            return _rewritten(model, example_inputs, *rest)
+            return _rewritten_at_all(model, example_inputs, *rest)
         except UnsupportedBranchError as error:
             plainer = plainer_call(model, example_inputs, method, error)
             if plainer is None:
                 raise
             try:
-                return _rewritten(model, plainer, *rest)
+                return _rewritten_at_all(model, plainer, *rest)
             except CacheFreeError:
                 raise error from None
     except (CacheFreeError, MemoryError):
         raise
     except Exception as error:  # whatever is raised below, a user is told in which line of theirs
         raise unforeseen(error) from error
+
+
+class _MatteredError(Exception):
+    """What calls leave on the model was taken for something that no result depends on."""
+
+
+def _rewritten_at_all(*given: Any) -> Rewritten:
+    """With what calls leave on the model as no matter, where that can be shown; else as a cache."""
+    try:
+        return _rewritten(*given, remembers=True)
+    except _MatteredError as mattered:
+        try:
+            return _rewritten(*given, remembers=False)
+        except CacheFreeError as error:
+            raise error from mattered.__cause__
 
 
 def _rewritten(
@@ -142,6 +160,8 @@ def _rewritten(
     check: str,
     cross_attention: str,
     progress: bool | None,
+    *,
+    remembers: bool,
 ) -> Rewritten:
     started = time.perf_counter()
     if check not in _CHECKS:
@@ -157,7 +177,9 @@ def _rewritten(
     refuse_questions_of_tracing(model)
     with stages(4, progress) as begin, MEMOS.confirmed():
         begin("first path")
-        subject, discovery = find_subject(model, example_inputs, cache, carry, method)
+        subject, discovery = find_subject(
+            model, example_inputs, cache, carry, method, remembers=remembers
+        )
         begin("later path")
         table = Table()
         names = _names(model)
@@ -167,9 +189,24 @@ def _rewritten(
             refuse_unread(subject, later)
             refuse_idle(subject, attempt, later)
 
-        discovery, later, one, certified = proved(
-            subject, table, names, discovery, first, check, lambda: begin("proof"), refuse
-        )
+        try:
+            discovery, later, one, certified = proved(
+                subject, table, names, discovery, first, check, lambda: begin("proof"), refuse
+            )
+        except CacheFreeError as error:
+            if MEMOS.kept:
+                raise _MatteredError from error
+            raise
+        remembered = tuple(MEMOS.kept)
+        shown: tuple[Comparison, ...] = ()
+        MEMOS.may_keep = False
+        if remembered:
+            try:
+                shown = confirm_remembered(
+                    subject, table, names, discovery, (first, later), certified.domain, remembered
+                )
+            except StateMattersError as error:
+                raise _MatteredError from error
         begin("graph")
         parts = assembled(subject, discovery, later, one, certified)
         interface = parts.interface
@@ -208,7 +245,7 @@ def _rewritten(
             certified.closings,
             parts.interface.cache[0].neutral,
         ),
-        verdict=certified.verdict,
+        verdict=least([certified.verdict, *map(verdict_of, shown)]),
         domain=domain,
         laws=tuple(law.name for law in certified.laws),
         slots=tuple(
@@ -220,6 +257,7 @@ def _rewritten(
             *assumed_of(subject),
             *_stand_in_notes(first, later),
             *left_alone,
+            *_remembered_notes(remembered),
             *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
@@ -237,7 +275,9 @@ def _rewritten(
         law_kinds={law.name: law.kind for law in certified.laws},
     )
 
-    changed = frozenset(change.path for path in (first, later) for change in path.captured.changes)
+    changed = frozenset(
+        change.path for change in (*first.captured.changes, *later.captured.changes)
+    ).union(names_of(remembered))
     keeper = keeper_of(subject, later.captured)
 
     def again() -> Rewritten:
@@ -281,6 +321,14 @@ def _emitted(model: nn.Module, inputs: Sequence[Term], outputs: Sequence[Term]) 
         [(name_of(term), term) for term in inputs],
         [(f"output_{place}", term) for place, term in enumerate(outputs)],
     )
+
+
+def _remembered_notes(changes: Sequence[StateChange]) -> tuple[str, ...]:
+    names = names_of(changes)
+    if not names:
+        return ()
+    told = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return (f"no result depends on what calls leave in {told}; the graph computes it",)
 
 
 def _stand_in_notes(*paths: Program) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "one_token",
         "encoder_argument outlines",
         "certify onnx branches",
-        "assembly certificate proof steps",
+        "assembly certificate proof steps kept",
         "hoisting",
         "rewritten advice",
         "explanation",

@@ -10,9 +10,19 @@ from cachefree.laws.padding import PADDING_LAWS
 from cachefree.laws.scan import SCAN_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
 from cachefree.laws.shape import NO_ELEMENTS, SHAPE_LAWS, slice_extent
+from cachefree.laws.tables import TABLE_LAWS
 from cachefree.laws.zeros import ZERO_LAWS
 
-__all__ = ["COMMUTATIVE", "EXACT_LAWS", "LAWS", "NO_ELEMENTS", "Law", "Rewriter", "slice_extent"]
+__all__ = [
+    "COMMUTATIVE",
+    "EXACT_LAWS",
+    "LAWS",
+    "NO_ELEMENTS",
+    "TABLE_LAWS",
+    "Law",
+    "Rewriter",
+    "slice_extent",
+]
 
 LAWS: tuple[Law, ...] = (
     *IDENTITY_LAWS,

@@ -35,13 +35,15 @@ def equal_at_every_size(one: Term, other: Term, facts: Facts) -> bool:
     Tried is every size up to `BOUND` that the facts allow.
     """
     terms = topological([one, other])
-    symbols = sorted(symbols_of(_sizes_in(terms)) | symbols_of(facts.known), key=str)
+    own = symbols_of(_sizes_in(terms))
+    known = _about(own, facts.known)
+    symbols = sorted(own | symbols_of(known), key=str)
     if len(symbols) not in BOUND:
         return False
     compared = 0
     for values in itertools.product(range(BOUND[len(symbols)] + 1), repeat=len(symbols)):
         sizes = dict(zip(symbols, values, strict=True))
-        if any(sympy.sympify(fact).subs(sizes) != sympy.true for fact in facts.known):
+        if any(sympy.sympify(fact).subs(sizes) != sympy.true for fact in known):
             continue
         try:
             mine, theirs = evaluate(one, sizes), evaluate(other, sizes)
@@ -51,6 +53,22 @@ def equal_at_every_size(one: Term, other: Term, facts: Facts) -> bool:
             return False
         compared += 1
     return compared > 0
+
+
+def _about(symbols: set[sympy.Symbol], facts: Iterable[Any]) -> list[Any]:
+    """The facts that say something of some sizes, if only by way of others.
+
+    What says nothing of them is left out: there is no less to be tried then.
+    """
+    own, left = set(symbols), list(facts)
+    found: list[Any] = []
+    while True:
+        linked = [fact for fact in left if symbols_of([fact]) & own]
+        if not linked:
+            return found
+        found += linked
+        left = [fact for fact in left if fact not in linked]
+        own |= symbols_of(linked)
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from cachefree.lifting.keeping import Keeper
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import describe
 from cachefree.lifting.roots import roots_of
+from cachefree.memos import MEMOS
 from cachefree.reading import Program
 from cachefree.terms import topological
 
@@ -34,6 +36,8 @@ __all__ = [
     "refuse_unread",
 ]
 
+log = logging.getLogger(__name__)
+
 
 def find_subject(
     model: nn.Module,
@@ -41,6 +45,8 @@ def find_subject(
     cache: str | Sequence[str] | None,
     carry: Carry | None,
     method: str | Sequence[str],
+    *,
+    remembers: bool = False,
 ) -> tuple[nn.Module, Discovery]:
     """What is rewritten, and how it is called.
 
@@ -50,6 +56,8 @@ def find_subject(
         cache: Names of the cache's arguments, or None.
         carry: ``(outputs, inputs) → later inputs``, or None.
         method: The method that is called; two where the first call has one of its own.
+        remembers: Whether what calls leave on the model may be something that no result depends
+            on, beside a cache that is an argument. It is then in `MEMOS`, to be confirmed.
 
     Raises:
         CacheNotFoundError: no argument carries a cache, or several could.
@@ -61,12 +69,22 @@ def find_subject(
     if not is_told:
         example_inputs = _first_call(model, example_inputs, methods)
     lifting = None if is_told else _first_found(model, example_inputs, methods)
+    if remembers and lifting is not None and not lifting.model.plan.arguments:
+        MEMOS.may_keep = True
+        try:
+            return own, discover(own, example_inputs)
+        except CacheFreeError as error:
+            log.debug("no cache beside what the model keeps: %s", error)
+            MEMOS.may_keep = False
+            MEMOS.kept.clear()
     if lifting is None:
+        MEMOS.may_keep = remembers
         try:
             return own, discover(own, example_inputs, cache=cache, carry=carry)
         except CacheNotFoundError:
             if is_told:
                 raise
+            MEMOS.may_keep = False
             lifting = find_lifting(model, example_inputs, methods, with_optional=True)
             if lifting is None:
                 raise

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachefree.laws import COMMUTATIVE, EXACT_LAWS, LAWS, NO_ELEMENTS
+from cachefree.laws import COMMUTATIVE, EXACT_LAWS, LAWS, NO_ELEMENTS, TABLE_LAWS
 from cachefree.laws.identity import _WIDER
 
 from .equations import (
@@ -30,8 +30,11 @@ from .products import ATTENTION, LINEAR
 from .sequence import MASKS, SEQUENCE
 from .shape import SHAPE
 from .states import STATES
+from .tables import TABLES
 
-TRIED: dict[str, Tried] = IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES
+TRIED: dict[str, Tried] = (
+    IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES | TABLES
+)
 
 ELSEWHERE = {"one-token"}  # its left side is a loop: tests/test_loops.py
 
@@ -52,8 +55,8 @@ def test_every_law_is_tried_and_has_a_near_miss() -> None:
 
 
 def test_laws_are_named_stated_and_of_a_known_kind() -> None:
-    assert len(BY_NAME) == len(LAWS) + 1
-    for law in (*LAWS, NO_ELEMENTS):
+    assert len(BY_NAME) == len(LAWS) + len(TABLE_LAWS) + 1
+    for law in (*LAWS, *TABLE_LAWS, NO_ELEMENTS):
         assert law.kind in ("exact", "real")
         assert law.statement, law.name
         assert law.ops or law is NO_ELEMENTS

@@ -1,0 +1,468 @@
+"""What a model remembers of sizes between calls, and that no call depends on it.
+
+A mask or a rotary table that is built at first use and kept, grown where a call needs more rows, is
+state: what one call leaves, the next one finds. Yet no result depends on it, since what is found is
+a part of what would be built. That is shown, not believed.
+
+A path is captured as the second of two calls in a row, with sizes of its own for each. All that the
+first call leaves, as far as the second one reads it, is then a value of the first call's sizes in
+the second call's results. These have to be equal to those of the path alone, at every size of both
+calls. And what the second call leaves has to be either what it found, or what a first call of some
+sizes leaves: so, by induction, the same holds after any number of calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy
+from torch import nn
+
+from cachefree.align import Comparison, compare
+from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.capture import capture
+from cachefree.discover import Discovery
+from cachefree.errors import CaptureError, Refusal
+from cachefree.facts import Facts
+from cachefree.isolation import StateChange, is_plain_object
+from cachefree.laws import TABLE_LAWS
+from cachefree.reading import Program, read
+from cachefree.regimes import Kind, Regime, Survey, survey
+from cachefree.sizes import size_symbol, substitute, symbols_of
+from cachefree.spec import FIRST_CALL, LATER_CALLS, Domain
+from cachefree.structure import MismatchError, Structure, flatten, leaf_paths
+from cachefree.terms import Table, Term, topological
+
+__all__ = ["StateMattersError", "confirm_remembered", "names_of"]
+
+log = logging.getLogger(__name__)
+_EARLIER = "earlier_"
+_ABSENT = "nothing"
+
+
+def confirm_remembered(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    paths: tuple[Program, Program],
+    domain: Domain,
+    changes: Sequence[StateChange],
+) -> tuple[Comparison, ...]:
+    """Shows that no result depends on what calls leave on the model.
+
+    Args:
+        model: Any module.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        discovery: How the model is called.
+        paths: The first path and the later path.
+        domain: The sizes at which it has to be shown.
+        changes: What calls leave on the model.
+
+    Returns:
+        What it was shown by.
+
+    Raises:
+        StateMattersError: some result depends on what an earlier call was given.
+        CaptureError: it could not be shown.
+    """
+    places = _places(changes)
+    if places is None or discovery.asked:
+        raise StateMattersError(*_kept(changes).refusals)
+    calls = (discovery.first, discovery.later)
+    both = _InARow(model, places)
+    shown = _Shown(both, table, names, discovery.hints, domain)
+    first, later = paths
+    found = [
+        shown.after(calls[0], calls[0], first, FIRST_CALL),
+        shown.after(calls[0], calls[1], later, LATER_CALLS),
+        shown.after(None, calls[1], later, LATER_CALLS),
+    ]
+    left = found[0]
+    if left is None or any(part is None for part in found):
+        if shown.is_of_inputs:
+            raise StateMattersError(*_kept(changes).refusals)
+        raise _unshown(changes)
+    for part, call in zip(found, (calls[0], *calls[1:] * 2), strict=True):
+        assert part is not None
+        if not all(shown.is_known(regime, left, call) for regime in part):
+            raise _unshown(changes)
+    return tuple(found for found in shown.comparisons if found.is_equal)
+
+
+def _unshown(changes: Sequence[StateChange]) -> CaptureError:
+    names = names_of(changes)
+    told = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return CaptureError(
+        Refusal(
+            f"The model keeps {told} from call to call.",
+            why="It could not be shown that no result depends on which sizes came before.",
+            remedy="Compute it in every call; or once, in __init__, as a buffer.",
+        )
+    )
+
+
+class StateMattersError(CaptureError):
+    """What calls leave on a model changes the results of later ones."""
+
+
+def _kept(changes: Sequence[StateChange]) -> CaptureError:
+    return CaptureError(
+        *dict.fromkeys(
+            Refusal(
+                f"The model keeps state on itself: forward sets {change.path!r}.",
+                why="What a call leaves there changes the next call; a graph has no memory.",
+                remedy="Pass it in and return it, as an argument of forward.",
+            )
+            for change in changes
+        )
+    )
+
+
+_Place = tuple[str, str, Any]
+
+
+def names_of(changes: Sequence[StateChange]) -> tuple[str, ...]:
+    """What calls leave on a model, each by its name: ``layers.0.mask``."""
+    places = _places(changes) or ()
+    found = [
+        f"{module}.{attribute if key is None else key}".lstrip(".")
+        for module, attribute, key in places
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _places(changes: Iterable[StateChange]) -> tuple[_Place, ...] | None:
+    """Module, attribute and key (None for the whole) of what changes; None where it has no name."""
+    found: dict[_Place, None] = {}
+    for change in changes:
+        before, after = _entries(change.before), _entries(change.after)
+        if before is None or after is None:
+            found[change.module, change.attribute, None] = None
+            continue
+        for key in {**before, **after}:
+            if not isinstance(key, str):
+                return None
+            if before.get(key, _ABSENT) is not after.get(key, _ABSENT):
+                found[change.module, change.attribute, key] = None
+    return tuple(found)
+
+
+def _entries(value: Any) -> dict[Any, Any] | None:
+    if type(value) is dict:
+        return value
+    return vars(value) if is_plain_object(value) else None
+
+
+class _InARow(nn.Module):
+    """A model that is called several times in a row, with what it holds before and after the last.
+
+    Args:
+        model: The model.
+        places: What of it calls change.
+    """
+
+    def __init__(self, model: nn.Module, places: tuple[_Place, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.places = places
+        self.training = model.training
+
+    def forward(self, calls: tuple[tuple[Any, Any], ...]) -> Any:
+        """The last call's result, and what is held before and after it."""
+        for args, kwargs in calls[:-1]:
+            self.model(*args, **kwargs)
+        before = self._held()
+        args, kwargs = calls[-1]
+        result = self.model(*args, **kwargs)
+        return result, before, self._held()
+
+    def _held(self) -> tuple[Any, ...]:
+        return tuple([self._at(*place) for place in self.places])
+
+    def _at(self, module: str, attribute: str, key: Any) -> Any:
+        value = vars(self.model.get_submodule(module)).get(attribute, _ABSENT)
+        if key is not None:
+            value = (_entries(value) or {}).get(key, _ABSENT)
+        return _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return frozenset(value)
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return tuple([_copied(part) for part in value])
+    return {key: _copied(part) for key, part in value.items()} if type(value) is dict else value
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """Where a leaf of a call stands."""
+
+    spec: TensorSpec | SizeSpec
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a model holds: its parts, the tensors among them as terms, the numbers as expressions.
+
+    Attributes:
+        structure: How the parts are put together.
+        leaves: One term or expression a part.
+    """
+
+    structure: Structure
+    leaves: tuple[Any, ...]
+
+    @property
+    def terms(self) -> list[Term]:
+        """The tensors."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Term)]
+
+    @property
+    def sizes(self) -> list[Any]:
+        """The numbers."""
+        return [leaf for leaf in self.leaves if not isinstance(leaf, Term)]
+
+    def is_like(self, other: _Held) -> bool:
+        """Whether another one is made of the same parts."""
+        if list(map(type, self.leaves)) != list(map(type, other.leaves)) and (
+            [isinstance(leaf, Term) for leaf in self.leaves]
+            != [isinstance(leaf, Term) for leaf in other.leaves]
+        ):
+            return False
+        try:
+            for one, two in ((self, other), (other, self)):
+                one.structure.take(two.structure.rebuild([_ABSENT + "?"] * len(two.leaves)))
+        except MismatchError:
+            return False
+        return leaf_paths(self.structure) == leaf_paths(other.structure)
+
+    def is_of(self, symbols: set[sympy.Symbol]) -> bool:
+        """Whether nothing but these sizes, and the model's own tensors, is in it."""
+        for term in topological(self.terms):
+            if term.op == "input" or not _symbols(term) <= symbols:
+                return False
+        return symbols_of(self.sizes) <= symbols
+
+
+def _symbols(term: Term) -> set[sympy.Symbol]:
+    found: list[Any] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, (tuple, list)):
+            for part in value:
+                look(part)
+        else:
+            found.append(value)
+
+    look(term.args)
+    look(term.shape or ())
+    return symbols_of(found)
+
+
+class _Shown:
+    """The two calls in a row, captured at all their sizes.
+
+    Args:
+        both: The model, called in a row.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        hints: Example sizes.
+        domain: The sizes at which it has to be shown.
+    """
+
+    def __init__(
+        self,
+        both: _InARow,
+        table: Table,
+        names: dict[int, str],
+        hints: Mapping[str, int],
+        domain: Domain,
+    ) -> None:
+        self.both = both
+        self.table = table
+        self.names = names
+        self.hints = hints
+        self.domain = domain
+        self.comparisons: list[Comparison] = []
+        self.is_of_inputs = False  # whether a result was seen to depend on an earlier call's inputs
+
+    def after(
+        self, earlier: Call | None, call: Call, alone: Program, name: str
+    ) -> list[Regime] | None:
+        """A call after an earlier one, at all sizes of both; None where a result differs.
+
+        Args:
+            earlier: The call before; None where there is none.
+            call: The call.
+            alone: The path that it takes alone.
+            name: Which call it is.
+        """
+        calls = [call] if earlier is None else [_renamed(earlier), call]
+        kind = Kind(name, _in_a_row(calls))
+        hints = {str(symbol): self._hint(symbol) for symbol in kind.symbols}
+        program = read(capture(self.both, kind.call, hints), self.table, self.names)
+        count = len(alone.outputs)
+        found = survey(
+            self.both,
+            self.table,
+            self.names,
+            alone.outputs,
+            kind,
+            program,
+            hints,
+            results=lambda path: path.outputs[:count],
+            more=TABLE_LAWS,
+        )
+        served = sympy.Or(*[_holding(regime) for regime in found.served])
+        for of_earlier in self._regions(FIRST_CALL, kind, is_earlier=True):
+            for of_call in self._regions(name, kind, is_earlier=False):
+                if not Facts((*kind.basics, *of_earlier, *of_call)).holds(served):
+                    self._note(found, count)
+                    return None
+        self.comparisons += [regime.comparison for regime in found.served]
+        return found.served
+
+    def _note(self, found: Survey, count: int) -> None:
+        for regime in found.unequal:
+            log.debug("%s: %s", regime.region, regime.comparison.divergences)
+            for term in topological(regime.program.outputs[:count]):
+                is_input = term.op == "input" and str(term.args[0]).startswith(_EARLIER)
+                self.is_of_inputs = self.is_of_inputs or is_input
+        for exclusion in found.excluded:
+            log.debug("%s: %s", exclusion.conditions, exclusion.refusal)
+
+    def _hint(self, symbol: sympy.Symbol) -> int:
+        name = str(symbol)
+        if name.startswith(_EARLIER):
+            return self.hints.get(name.removeprefix(_EARLIER), 5) + 4
+        return self.hints.get(name, 5)
+
+    def _regions(self, name: str, kind: Kind, *, is_earlier: bool) -> list[list[Any]]:
+        """The conditions of each region of the domain, in the symbols of two calls in a row."""
+        own = set(kind.symbols)
+        found = []
+        for region in self.domain.regions:
+            if not region.name.startswith(name):
+                continue
+            facts = [condition.fact for condition in region.conditions]
+            if is_earlier:
+                facts = [substitute(fact, _earlier(symbols_of([fact]))) for fact in facts]
+            found.append([fact for fact in facts if symbols_of([fact]) <= own])
+        return found or [[]]
+
+    def is_known(self, regime: Regime, left: Sequence[Regime], call: Call) -> bool:
+        """Whether what a call leaves is what it found, or what a first call of some sizes leaves.
+
+        Args:
+            regime: Two calls in a row.
+            left: All that a first call leaves, as what the second of two calls finds.
+            call: The second call.
+        """
+        facts = Facts(
+            (*_basics(regime.program), *(condition.fact for condition in regime.region.conditions))
+        )
+        before, after = _held(regime.program)
+        if after.is_like(before) and self._are_equal(after, before, facts, {}):
+            return True
+        own = set(_symbols_of_call(call))
+        if not after.is_of(own):
+            return False
+        for other in left:
+            found, _ = _held(other.program)
+            if not found.is_like(after):
+                continue
+            earlier = {size_symbol(f"{_EARLIER}{symbol}"): symbol for symbol in own}
+            for sizes in _readings(earlier, own):
+                due = [
+                    substitute(condition.fact, sizes)
+                    for condition in other.region.conditions
+                    if symbols_of([condition.fact]) <= earlier.keys()
+                ]
+                if all(map(facts.holds, due)) and self._are_equal(after, found, facts, sizes):
+                    return True
+        return False
+
+    def _are_equal(
+        self, one: _Held, other: _Held, facts: Facts, sizes: Mapping[sympy.Symbol, Any]
+    ) -> bool:
+        pairs = zip(one.sizes, other.sizes, strict=True)
+        if not all(facts.equal(a, substitute(b, sizes)) for a, b in pairs):
+            return False
+        terms = other.terms, one.terms
+        found = compare(self.table, *terms, facts, dict(sizes), None, TABLE_LAWS)
+        self.comparisons.append(found)
+        return found.is_equal
+
+
+def _readings(
+    earlier: Mapping[sympy.Symbol, sympy.Symbol], own: set[sympy.Symbol]
+) -> list[dict[sympy.Symbol, Any]]:
+    """What an earlier first call's sizes may be, to leave the same: its own, or all tokens."""
+    query, past = size_symbol("query"), size_symbol("past")
+    plain: dict[sympy.Symbol, Any] = dict(earlier)
+    total = {**plain, size_symbol(f"{_EARLIER}query"): past + query}
+    return [total, plain] if {query, past} <= own else [plain]
+
+
+def _basics(program: Program) -> tuple[Any, ...]:
+    return tuple(sympy.Ge(symbol, 1) for symbol in _symbols_of_call(program.captured.call))
+
+
+def _symbols_of_call(call: Call) -> tuple[sympy.Symbol, ...]:
+    return Kind("", call).symbols
+
+
+def _holding(regime: Regime) -> Any:
+    return sympy.And(*[condition.fact for condition in regime.region.conditions])
+
+
+def _held(program: Program) -> tuple[_Held, _Held]:
+    """What is held before and after the last call."""
+    captured = program.captured
+    terms = iter(program.outputs)
+    leaves = [
+        next(terms) if isinstance(leaf, TensorSpec) else leaf.expr
+        for leaf in captured.output_leaves
+    ]
+    found = []
+    place = captured.outputs.children[0].leaf_count
+    for structure in captured.outputs.children[1:]:
+        found.append(_Held(structure, tuple(leaves[place : place + structure.leaf_count])))
+        place += structure.leaf_count
+    before, after = found
+    return before, after
+
+
+def _earlier(symbols: Iterable[sympy.Symbol]) -> dict[sympy.Symbol, sympy.Symbol]:
+    return {symbol: size_symbol(f"{_EARLIER}{symbol}") for symbol in symbols}
+
+
+def _renamed(call: Call) -> Call:
+    """A call with other sizes and other inputs."""
+    renaming = _earlier(_symbols_of_call(call))
+    leaves = tuple(
+        replace(
+            leaf,
+            path=f"{_EARLIER}{leaf.path}",
+            shape=tuple([substitute(size, renaming) for size in leaf.shape]),
+        )
+        if isinstance(leaf, TensorSpec)
+        else SizeSpec(f"{_EARLIER}{leaf.path}", substitute(leaf.expr, renaming))
+        for leaf in call.leaves
+    )
+    return replace(call, leaves=leaves)
+
+
+def _in_a_row(calls: Sequence[Call]) -> Call:
+    """One call that makes several."""
+    values = tuple(
+        call.structure.rebuild([_Marker(leaf) for leaf in call.leaves]) for call in calls
+    )
+    markers, structure = flatten(((values,), {}), lambda value: isinstance(value, _Marker))
+    return Call(structure, tuple(marker.spec for marker in markers))

@@ -1,0 +1,190 @@
+"""Decoders that build masks and tables at first use, keep them, and grow them on demand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .case import ModelCase, RefusalCase, calls, seeded, tokens
+
+__all__ = ["REFUSED_TABLES", "TABLES"]
+
+VOCAB = 17
+
+
+def _turned(x):
+    one, other = x.chunk(2, dim=-1)
+    return torch.cat([-other, one], dim=-1)
+
+
+class RotaryGrown(nn.Module):
+    """Built by the first call, and again by a longer one."""
+
+    def __init__(self, dim=4):
+        super().__init__()
+        inverse = 1.0 / (100 ** (torch.arange(0, dim, 2).float() / dim))
+        self.register_buffer("inv_freq", inverse, persistent=False)
+        self.max_seq_len_cached = 0
+        self.cos = self.sin = None
+
+    def rebuild(self, length):
+        angles = torch.outer(torch.arange(length, dtype=self.inv_freq.dtype), self.inv_freq)
+        angles = torch.cat([angles, angles], dim=-1)
+        self.cos, self.sin, self.max_seq_len_cached = angles.cos(), angles.sin(), length
+
+    def forward(self, start, end):
+        if end > self.max_seq_len_cached:
+            self.rebuild(end)
+        return self.cos[start:end], self.sin[start:end]
+
+
+class RotaryOfTheLastLength(RotaryGrown):
+    """Built again whenever the length is another one."""
+
+    def forward(self, start, end):
+        if end != self.max_seq_len_cached:
+            self.rebuild(end)
+        return self.cos[start:end], self.sin[start:end]
+
+
+class RotaryStretched(RotaryGrown):
+    """The longest call so far decides the frequencies: short calls after it differ."""
+
+    def rebuild(self, length):
+        scaled = self.inv_freq / (1 + 0.1 * length)
+        angles = torch.outer(torch.arange(length, dtype=scaled.dtype), scaled)
+        angles = torch.cat([angles, angles], dim=-1)
+        self.cos, self.sin, self.max_seq_len_cached = angles.cos(), angles.sin(), length
+
+
+class Block(nn.Module):
+    def __init__(self, rotary=None, dim=8):
+        super().__init__()
+        self.heads, self.rotary = 2, rotary() if rotary is not None else None
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mask = None
+
+    def causal(self, past, total):
+        """Grown on demand, True where a query may look."""
+        if self.mask is None or self.mask.shape[-1] < total:
+            self.mask = torch.tril(torch.ones(total, total, dtype=torch.bool))
+        return self.mask[past:total, :total]
+
+    def forward(self, x, past=None):
+        batch, length, dim = x.shape
+        q, k, v = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        seen = 0 if past is None else past[0].shape[2]
+        if self.rotary is not None:
+            cos, sin = self.rotary(seen, seen + length)
+            q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(~self.causal(seen, seen + length), float("-inf"))
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, dim)
+        return self.out(mixed), (k, v)
+
+
+class BlockWithABuffer(Block):
+    """The mask is registered anew, as a buffer."""
+
+    def causal(self, past, total):
+        if not hasattr(self, "bias") or self.bias.size(-1) < total:
+            mask = torch.tril(torch.ones(total, total, dtype=torch.bool))
+            self.register_buffer("bias", mask, persistent=False)
+        return self.bias[past:total, :total]
+
+
+class BlockWithAMaskForGood(Block):
+    """What is beyond the first mask may be looked at."""
+
+    def causal(self, past, total):
+        if self.mask is None:
+            self.mask = torch.tril(torch.ones(total, total, dtype=torch.bool))
+        more = max(0, total - self.mask.shape[0])
+        return F.pad(self.mask, (0, more, 0, more), value=True)[past:total, :total]
+
+
+class BlockThatWarmsUp(Block):
+    """The first call is another one than all later ones."""
+
+    is_warm = False
+
+    def forward(self, x, past=None):
+        if self.is_warm:
+            x = 2 * x
+        self.is_warm = True
+        return super().forward(x, past)
+
+
+class BlockOfTheFirstLength(Block):
+    """The first call's length scales all that come after it."""
+
+    scale = None
+
+    def forward(self, x, past=None):
+        if self.scale is None:
+            self.scale = 1.0 / math.sqrt(x.shape[1])
+        return super().forward(x * self.scale, past)
+
+
+class Decoder(nn.Module):
+    def __init__(self, block=Block, rotary=None, with_table=False, dim=8):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, dim), nn.Linear(dim, VOCAB)
+        self.block, self.with_table, self.table = block(rotary), with_table, None
+
+    def positions(self, length, dim):
+        """Sinusoids, written into a table that is kept."""
+        if self.table is None or self.table.shape[0] < length:
+            place = torch.arange(length).float()[:, None]
+            rate = torch.exp(torch.arange(0, dim, 2).float() * -(math.log(100.0) / dim))
+            self.table = torch.zeros(length, dim)
+            self.table[:, 0::2] = torch.sin(place * rate)
+            self.table[:, 1::2] = torch.cos(place * rate)
+        return self.table
+
+    def forward(self, ids, past=None):
+        x = self.embed(ids)
+        if self.with_table:
+            seen = 0 if past is None else past[0].shape[2]
+            x = x + self.positions(seen + ids.shape[1], x.shape[-1])[seen:][: ids.shape[1]]
+        y, past = self.block(x, past)
+        return self.head(x + y), past
+
+
+def _case(name, *args, **options):
+    return ModelCase(
+        name, seeded(lambda: Decoder(*args)), patterns=("P3",), **calls(tokens(VOCAB)), **options
+    )
+
+
+def _refused(name, *args):
+    return RefusalCase(
+        name,
+        seeded(lambda: Decoder(*args)),
+        "CaptureError",
+        ("from call to call", "which sizes came before", "Compute it in every call"),
+        **calls(tokens(VOCAB)),
+    )
+
+
+TABLES: tuple[ModelCase, ...] = (
+    _case("mask_grown", Block),
+    _case("mask_as_a_buffer", BlockWithABuffer),
+    _case("rotary_grown", Block, RotaryGrown),
+    _case("rotary_of_the_last_length", Block, RotaryOfTheLastLength),
+    _case("sinusoids_grown", Block, None, True, expects_proof=False),
+)
+REFUSED_TABLES: tuple[RefusalCase, ...] = (
+    _refused("rotary_stretched", Block, RotaryStretched),
+    _refused("mask_for_good", BlockWithAMaskForGood),
+    _refused("warms_up", BlockThatWarmsUp),
+    _refused("of_the_first_length", BlockOfTheFirstLength),
+)
