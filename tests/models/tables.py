@@ -91,6 +91,13 @@ class Block(nn.Module):
         return self.out(mixed), (k, v)
 
 
+class BlockWithAMaskEachTime(Block):
+    """The mask is no table: only the rotary angles are kept."""
+
+    def causal(self, past, total):
+        return torch.tril(torch.ones(total, total, dtype=torch.bool))[past:]
+
+
 class BlockWithABuffer(Block):
     """The mask is registered anew, as a buffer."""
 
@@ -178,8 +185,13 @@ def _refused(name, *args):
 TABLES: tuple[ModelCase, ...] = (
     _case("mask_grown", Block),
     _case("mask_as_a_buffer", BlockWithABuffer),
-    _case("rotary_grown", Block, RotaryGrown),
-    _case("rotary_of_the_last_length", Block, RotaryOfTheLastLength),
+    _case("rotary_grown", Block, RotaryGrown, expects_proof=False),
+    _case(
+        "rotary_of_the_last_length",
+        BlockWithAMaskEachTime,
+        RotaryOfTheLastLength,
+        expects_proof=False,
+    ),
     _case("sinusoids_grown", Block, None, True, expects_proof=False),
 )
 REFUSED_TABLES: tuple[RefusalCase, ...] = (
