@@ -165,6 +165,8 @@ class _Maker:
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
+            first_only=self.discovery.first_only,
+            absent={str(symbol): size for symbol, size in self.one.absent.items()},
         )
 
 

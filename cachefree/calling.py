@@ -94,6 +94,8 @@ class Calling:
             zeros.
         attribute: A parameter or buffer by its name, for these.
         methods: The names of the model's methods that the call stands for, other than forward.
+        first_only: Arguments that later calls leave out.
+        absent: Sizes of these, by symbol, where they are left out.
     """
 
     parameters: tuple[str, ...]
@@ -108,6 +110,8 @@ class Calling:
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
+    first_only: tuple[str, ...] = ()
+    absent: Mapping[str, int] = field(default_factory=dict)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -138,8 +142,7 @@ class Calling:
         except MismatchError as error:
             raise DomainError(_mismatch_of(error)) from None
         sizes = self._sizes(leaves, is_first)
-        if is_first:
-            self._put_neutral(leaves, sizes)
+        self._put_neutral(leaves, sizes)
         tensors = []
         for leaf, spec in zip(leaves, self.leaves, strict=True):
             if isinstance(spec, TensorSpec):
@@ -218,7 +221,9 @@ class Calling:
                     )
                 )
         return {
-            name: given[name] if name in given else self._left_out(place, name)
+            name: given[name]
+            if name in given and not (name in self.first_only and given[name] is None)
+            else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
         }
 
@@ -267,6 +272,8 @@ class Calling:
             return child.value  # a flag: the value that the graph was captured with
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
+        if name in self.first_only:
+            return child.rebuild([NEUTRAL] * child.leaf_count)
         raise DomainError(
             Refusal(
                 f"The argument {name!r} is missing.",
@@ -322,6 +329,7 @@ class Calling:
     def _sizes(self, leaves: Sequence[Any], is_first: bool) -> Sizes:
         """The size of each symbol, after checking types, sizes and the domain."""
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
+        sizes |= self._absent_sizes(leaves)
         is_checked = not is_tracing()
         pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
         for check, leaf in pairs:
@@ -339,6 +347,18 @@ class Calling:
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
+
+    def _absent_sizes(self, leaves: Sequence[Any]) -> Sizes:
+        """The sizes of inputs that a call leaves out."""
+        own = {
+            str(symbol)
+            for check in self._checks
+            if leaves[check.place] is NEUTRAL
+            for size in check.spec.shape
+            if isinstance(size, sympy.Basic)
+            for symbol in size.free_symbols
+        }
+        return {name: size for name, size in self.absent.items() if name in own}
 
     def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:

@@ -92,7 +92,12 @@ def certify(
     past = past_symbols(discovery, one)
     kinds = (
         Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
-        Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
+        Kind(
+            LATER_CALLS,
+            discovery.later,
+            inputs=one.replaced,
+            ties={**one.ties, **one.absent},
+        ),
     )
     outputs = one.outputs
     closings: list[Closing] = []

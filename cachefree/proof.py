@@ -13,10 +13,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from cachefree.calls import Call
 from cachefree.certify import Certified, certify
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
+from cachefree.first_only import absences, fixed_inputs
 from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
 from cachefree.preconditions import (
     refuse_frozen_sizes,
@@ -77,9 +79,19 @@ def proved(
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 
+    def with_all_inputs(
+        attempt: Discovery,
+    ) -> tuple[Discovery, Program, OneCall, Certified]:
+        later = _later(model, table, names, attempt, first)
+        general = _later(model, table, names, replace(attempt, later=_both(attempt)), first)
+        refuse(attempt, general)
+        asks.append(_asks_for_tokens(later))
+        begin()
+        return _of_all_inputs(model, table, names, attempt, first, later, general, check)
+
     for attempt in _attempts(discovery, asks):
         try:
-            shown = of(attempt)
+            shown = of(attempt) if attempt.both is None else with_all_inputs(attempt)
         except CacheFreeError as error:
             log.debug("no graph with %s, asked as %s: %s", attempt.later, attempt.asked, error)
             reason = reason or error
@@ -107,6 +119,40 @@ def proved(
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
     raise reason
+
+
+def _both(discovery: Discovery) -> Call:
+    assert discovery.both is not None
+    return discovery.both
+
+
+def _of_all_inputs(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    later: Program,
+    general: Program,
+    check: str,
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The path that is given the cache and the first call's own inputs: both are left out of it.
+
+    Raises:
+        UnsupportedBranchError: it is not the path that later calls take without these inputs.
+    """
+    call = _both(discovery)
+    reason: CacheFreeError | None = None
+    for absent in absences(call, discovery.first_only, discovery.hints):
+        one = OneCall(call, general.inputs, general.outputs, {}, absent=absent)
+        one, starts = started(table, discovery, first, one)
+        try:
+            found = certify(model, table, names, discovery, first, later, one, starts, check)
+        except UnsupportedBranchError as error:
+            reason = reason or error
+            continue
+        return discovery, general, one, found
+    raise reason or fixed_inputs(discovery.first_only)
 
 
 def _of_one_token(

@@ -33,6 +33,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "scans",
         "containers reading dimensions inputs laws",
         "recipes",
+        "first_only",
         "candidates trials normal example_sizes domains calling sampling",
         "search",
         "discover",

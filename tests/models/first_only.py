@@ -1,0 +1,43 @@
+"""Decoders that see or hear something before the text, on the first call alone."""
+
+from __future__ import annotations
+
+import torch
+from tests.small import Small
+from torch import nn
+
+
+class Listener(Small):
+    """Sounds of any length stand before the text: (ids, sounds, past) → (logits, past)."""
+
+    def __init__(self, vocab: int = 12, dim: int = 6) -> None:
+        super().__init__(vocab, dim)
+        self.hear = nn.Linear(3, dim)
+
+    def forward(self, ids, sounds=None, past=None):
+        x = self.emb(ids)
+        if sounds is not None:
+            x = torch.cat([self.hear(sounds).tanh(), x], dim=1)
+        start = 0 if past is None else past[0].shape[1]
+        x = x + self.pos(torch.arange(start, start + x.shape[1]))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
+        return self.out(self.attend(q, k) @ v), (k, v)
+
+
+class OtherwiseWithoutSounds(Listener):
+    """A call without sounds is no call with none: its tokens count double."""
+
+    def forward(self, ids, sounds=None, past=None):
+        logits, past = super().forward(ids, sounds, past)
+        return (2 * logits if sounds is None else logits), past
+
+
+class SummingListener(Listener):
+    """The sounds are summed up, so that their number leaves no trace in a size."""
+
+    def forward(self, ids, sounds=None, past=None):
+        if sounds is not None:
+            sounds = sounds.mean(dim=1, keepdim=True)
+        return super().forward(ids, sounds, past)
