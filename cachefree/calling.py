@@ -12,8 +12,9 @@ import torch
 
 from cachefree.calls import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
+from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
-from cachefree.sizes import compiled, preimage
+from cachefree.sizes import compiled, preimage, symbols_of
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
 
@@ -96,6 +97,7 @@ class Calling:
         methods: The names of the model's methods that the call stands for, other than forward.
         first_only: Arguments that later calls leave out.
         absent: Sizes of these, by symbol, where they are left out.
+        present: Sizes of what is computed of them, where they are given.
     """
 
     parameters: tuple[str, ...]
@@ -112,6 +114,7 @@ class Calling:
     methods: tuple[str, ...] = ()
     first_only: tuple[str, ...] = ()
     absent: Mapping[str, int] = field(default_factory=dict)
+    present: Mapping[str, Any] = field(default_factory=dict)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -329,7 +332,7 @@ class Calling:
     def _sizes(self, leaves: Sequence[Any], is_first: bool) -> Sizes:
         """The size of each symbol, after checking types, sizes and the domain."""
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
-        sizes |= self._absent_sizes(leaves)
+        sizes.update(self._absent_sizes(leaves))
         is_checked = not is_tracing()
         pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
         for check, leaf in pairs:
@@ -344,21 +347,24 @@ class Calling:
                         _wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
                     )
         self._solve(sizes, pairs)
+        for name, size in self.present.items():
+            if name not in sizes:
+                sizes[name] = self.value(size, sizes)
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
 
     def _absent_sizes(self, leaves: Sequence[Any]) -> Sizes:
-        """The sizes of inputs that a call leaves out."""
-        own = {
-            str(symbol)
+        """The sizes of what only first calls take, where a call leaves it out."""
+        absent = [
+            check.spec
             for check in self._checks
-            if leaves[check.place] is NEUTRAL
-            for size in check.spec.shape
-            if isinstance(size, sympy.Basic)
-            for symbol in size.free_symbols
-        }
-        return {name: size for name, size in self.absent.items() if name in own}
+            if leaves[check.place] is NEUTRAL and argument_of(check.spec.path) in self.first_only
+        ]
+        given = [c.spec for c in self._checks if c.spec not in absent]
+        beside = symbols_of(size for spec in given for size in spec.shape)
+        own = symbols_of(size for spec in absent for size in spec.shape) - beside
+        return {**dict.fromkeys(map(str, own), 0), **(self.absent if absent else {})}
 
     def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:

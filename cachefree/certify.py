@@ -91,11 +91,11 @@ def certify(
     """
     past = past_symbols(discovery, one)
     kinds = (
-        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
+        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}, one.present),
         Kind(
             LATER_CALLS,
             discovery.later,
-            inputs=one.replaced,
+            inputs={} if one.absent else one.replaced,
             ties={**one.ties, **one.absent},
         ),
     )

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from cachefree.calls import Call
 from cachefree.certify import Certified, certify
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError, UnsupportedBranchError
@@ -26,6 +25,7 @@ from cachefree.preconditions import (
     refuse_other_results,
     refuse_writes,
 )
+from cachefree.prefix import with_prefixes
 from cachefree.reading import Program, read
 from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
@@ -79,15 +79,22 @@ def proved(
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 
-    def with_all_inputs(
-        attempt: Discovery,
-    ) -> tuple[Discovery, Program, OneCall, Certified]:
+    def with_all_inputs(attempt: Discovery) -> tuple[Discovery, Program, OneCall, Certified]:
         later = _later(model, table, names, attempt, first)
-        general = _later(model, table, names, replace(attempt, later=_both(attempt)), first)
-        refuse(attempt, general)
         asks.append(_asks_for_tokens(later))
         begin()
-        return _of_all_inputs(model, table, names, attempt, first, later, general, check)
+        reason: CacheFreeError | None = None
+        for one, general in _all_inputs(model, table, names, attempt, first, check):
+            refuse(attempt, general)
+            one, starts = started(table, attempt, first, one)
+            try:
+                found = certify(model, table, names, attempt, first, later, one, starts, check)
+            except UnsupportedBranchError as error:
+                log.debug("no graph with the first call's own inputs: %s", error)
+                reason = reason or error
+                continue
+            return attempt, general, one, found
+        raise reason or fixed_inputs(attempt.first_only)
 
     for attempt in _attempts(discovery, asks):
         try:
@@ -121,38 +128,28 @@ def proved(
     raise reason
 
 
-def _both(discovery: Discovery) -> Call:
-    assert discovery.both is not None
-    return discovery.both
-
-
-def _of_all_inputs(
+def _all_inputs(
     model: nn.Module,
     table: Table,
     names: dict[int, str],
     discovery: Discovery,
     first: Program,
-    later: Program,
-    general: Program,
     check: str,
-) -> tuple[Discovery, Program, OneCall, Certified]:
-    """The path that is given the cache and the first call's own inputs: both are left out of it.
-
-    Raises:
-        UnsupportedBranchError: it is not the path that later calls take without these inputs.
-    """
-    call = _both(discovery)
-    reason: CacheFreeError | None = None
-    for absent in absences(call, discovery.first_only, discovery.hints):
-        one = OneCall(call, general.inputs, general.outputs, {}, absent=absent)
-        one, starts = started(table, discovery, first, one)
+) -> Iterator[tuple[OneCall, Program]]:
+    """Paths that are given the cache and the first call's own inputs, or what is made of them."""
+    call = discovery.both
+    assert call is not None
+    absent = list(absences(call, discovery.first_only, discovery.hints))
+    if absent:
         try:
-            found = certify(model, table, names, discovery, first, later, one, starts, check)
-        except UnsupportedBranchError as error:
-            reason = reason or error
-            continue
-        return discovery, general, one, found
-    raise reason or fixed_inputs(discovery.first_only)
+            general = _later(model, table, names, replace(discovery, later=call), first)
+        except CacheFreeError as error:
+            log.debug("no path with all inputs: %s", error)
+            absent = []
+    for sizes in absent:
+        yield OneCall(call, general.inputs, general.outputs, {}, absent=sizes), general
+    if check == "prove":  # a proposal, which only a proof tells from the model
+        yield from with_prefixes(model, table, names, discovery)
 
 
 def _of_one_token(

@@ -57,6 +57,7 @@ class OneCall:
         closings: What was joined.
         encoder: The encoder's part, where the model has one inside.
         absent: Sizes of inputs that later calls leave out, as these calls have them.
+        present: Those of what is computed of such inputs, as first calls have them.
     """
 
     call: Call
@@ -66,6 +67,7 @@ class OneCall:
     closings: tuple[Closing, ...] = ()
     encoder: Encoder | None = None
     absent: Mapping[sympy.Symbol, int] = field(default_factory=dict)
+    present: Mapping[sympy.Symbol, Any] = field(default_factory=dict)
 
     @property
     def replaced(self) -> dict[str, Term]:

@@ -45,7 +45,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder_call",
         "write_once",
         "starts",
-        "one_token",
+        "one_token prefix",
         "encoder_argument outlines",
         "certify onnx branches",
         "assembly certificate proof steps",

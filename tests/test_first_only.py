@@ -12,7 +12,13 @@ from torch import nn
 
 import cachefree
 
-from .models.first_only import Listener, OtherwiseWithoutSounds, SummingListener
+from .models.first_only import (
+    Listener,
+    Onlooker,
+    OtherwiseWithoutSounds,
+    SummingListener,
+    TwicePrefixed,
+)
 from .small import small
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -87,3 +93,71 @@ def test_what_has_no_rows_to_leave_out_is_refused_or_equal() -> None:
     heard = sounds(4)
     with pytest.raises(cachefree.CacheFreeError, match="sounds"):
         chunks(rewritten(model), heard)
+
+
+def picture(height: int = 4, width: int = 6) -> torch.Tensor:
+    return torch.randn(2, 1, height, width, generator=GENERATOR)
+
+
+@pytest.fixture(scope="module")
+def onlooker() -> tuple[nn.Module, Any]:
+    model = small(Onlooker)
+    given = {"ids": IDS[:, :4], "picture": picture()}
+    return model, cachefree.rewrite(model, given, progress=False)
+
+
+def after_seeing(function: Callable[..., Any], seen: torch.Tensor) -> list[torch.Tensor]:
+    """What calls on chunks of one text give, the picture before the first of them."""
+    logits, past = function(IDS[:, :3], picture=seen)
+    given = [logits]
+    for start, end in ((3, 4), (4, 8), (8, 12)):
+        logits, past = function(IDS[:, start:end], past=past)
+        given.append(logits)
+    return [*given, *past]
+
+
+def test_a_picture_is_seen_by_the_encoder_and_left_out_later(onlooker: Any) -> None:
+    model, one = onlooker
+    assert one.report.verdict is cachefree.Verdict.PROVED_EXACT
+    for size in ((4, 6), (2, 2), (8, 4)):
+        seen = picture(*size)
+        torch.testing.assert_close(
+            after_seeing(one, seen), after_seeing(model, seen), rtol=0, atol=0
+        )
+
+
+def test_the_encoder_gives_what_stands_before_the_text(onlooker: Any) -> None:
+    model, one = onlooker
+    seen = picture()
+    (states,) = one.encoder(seen)
+    assert states.shape == (2, 6, 6)
+    given = one(IDS[:, :3], picture_states=states)
+    torch.testing.assert_close(given[0], model(IDS[:, :3], seen)[0])
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_call_that_was_not_compared_is_refused(onlooker: Any, is_first: bool) -> None:
+    model, one = onlooker
+    _, past = model(IDS[:, :3], picture())
+    with pytest.raises(cachefree.DomainError, match="outside the domain"):
+        one(IDS, None) if is_first else one(IDS[:, 3:], picture(), past)
+
+
+def test_a_picture_is_left_out_on_onnx_runtime(onlooker: Any, tmp_path: Path) -> None:
+    model, one = onlooker
+    path = tmp_path / "model.onnx"
+    cachefree.to_onnx(one, path, progress=False)
+    session = cachefree.load_onnx(path, like=one)
+    seen = picture()
+    torch.testing.assert_close(after_seeing(session, seen), after_seeing(model, seen))
+
+
+def test_random_calls_see_a_picture_first(onlooker: Any) -> None:
+    model, one = onlooker
+    cachefree.verify(model, one, backends=("eager",), max_examples=10, seed=0)
+
+
+def test_what_is_seen_twice_is_refused() -> None:
+    given = {"ids": IDS[:, :4], "picture": picture()}
+    with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
+        cachefree.rewrite(small(TwicePrefixed), given, progress=False)

@@ -41,3 +41,31 @@ class SummingListener(Listener):
         if sounds is not None:
             sounds = sounds.mean(dim=1, keepdim=True)
         return super().forward(ids, sounds, past)
+
+
+class Onlooker(Small):
+    """A picture stands before the text, as one row for each patch."""
+
+    def __init__(self, vocab: int = 12, dim: int = 6) -> None:
+        super().__init__(vocab, dim)
+        self.patches, self.project = nn.Conv2d(1, dim, 2, 2), nn.Linear(dim, dim)
+
+    def forward(self, ids, picture=None, past=None):
+        x = self.emb(ids)
+        if picture is not None:
+            seen = self.patches(picture).flatten(2).transpose(1, 2)
+            x = torch.cat([self.project(seen.softmax(1)), x], dim=1)
+        start = 0 if past is None else past[0].shape[1]
+        x = x + self.pos(torch.arange(start, start + x.shape[1]))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
+        return self.out(self.attend(q, k) @ v), (k, v)
+
+
+class TwicePrefixed(Onlooker):
+    """A second value of the picture goes another way around the first."""
+
+    def forward(self, ids, picture=None, past=None):
+        logits, past = super().forward(ids, picture, past)
+        return (logits if picture is None else logits + picture.mean()), past
