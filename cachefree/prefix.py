@@ -1,4 +1,4 @@
-"""What the first call sees before its text: pictures of a fixed size, or sounds, through an encoder.
+"""What the first call sees or hears before its text, through an encoder of its own.
 
 An input of a fixed size cannot be empty on the calls that leave it out. What is computed of it can:
 the value through which it reaches the rest of the model becomes an input of the one graph, with any

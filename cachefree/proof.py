@@ -74,31 +74,16 @@ def proved(
         refuse(attempt, later)
         asks.append(_asks_for_tokens(later))
         begin()
+        if attempt.both is not None:
+            return _with_all_inputs(model, table, names, attempt, first, later, check, refuse)
         one = with_slots_joined(table, attempt, first, later)
         one, starts = started(table, attempt, first, one)
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 
-    def with_all_inputs(attempt: Discovery) -> tuple[Discovery, Program, OneCall, Certified]:
-        later = _later(model, table, names, attempt, first)
-        asks.append(_asks_for_tokens(later))
-        begin()
-        reason: CacheFreeError | None = None
-        for one, general in _all_inputs(model, table, names, attempt, first, check):
-            refuse(attempt, general)
-            one, starts = started(table, attempt, first, one)
-            try:
-                found = certify(model, table, names, attempt, first, later, one, starts, check)
-            except UnsupportedBranchError as error:
-                log.debug("no graph with the first call's own inputs: %s", error)
-                reason = reason or error
-                continue
-            return attempt, general, one, found
-        raise reason or fixed_inputs(attempt.first_only)
-
     for attempt in _attempts(discovery, asks):
         try:
-            shown = of(attempt) if attempt.both is None else with_all_inputs(attempt)
+            shown = of(attempt)
         except CacheFreeError as error:
             log.debug("no graph with %s, asked as %s: %s", attempt.later, attempt.asked, error)
             reason = reason or error
@@ -126,6 +111,35 @@ def proved(
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
     raise reason
+
+
+def _with_all_inputs(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    later: Program,
+    check: str,
+    refuse: Callable[[Discovery, Program], None],
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The path that is given all inputs, where later calls leave out some of the first one's.
+
+    Raises:
+        UnsupportedBranchError: it is not the path that these calls take.
+    """
+    reason: CacheFreeError | None = None
+    for one, general in _all_inputs(model, table, names, discovery, first, check):
+        refuse(discovery, general)
+        one, starts = started(table, discovery, first, one)
+        try:
+            found = certify(model, table, names, discovery, first, later, one, starts, check)
+        except UnsupportedBranchError as error:
+            log.debug("no graph with the first call's own inputs: %s", error)
+            reason = reason or error
+            continue
+        return discovery, general, one, found
+    raise reason or fixed_inputs(discovery.first_only)
 
 
 def _all_inputs(

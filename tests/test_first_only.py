@@ -83,16 +83,18 @@ def test_it_is_left_out_on_onnx_runtime(listener: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(chunks(session, heard), chunks(model, heard))
 
 
+@pytest.mark.slow
 def test_a_path_without_it_that_computes_otherwise_is_refused() -> None:
     with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
         rewritten(small(OtherwiseWithoutSounds))
 
 
-def test_what_has_no_rows_to_leave_out_is_refused_or_equal() -> None:
+@pytest.mark.slow
+def test_what_is_computed_of_it_has_no_rows_where_it_cannot_be_empty_itself() -> None:
     model = small(SummingListener)
+    one = rewritten(model)
     heard = sounds(4)
-    with pytest.raises(cachefree.CacheFreeError, match="sounds"):
-        chunks(rewritten(model), heard)
+    torch.testing.assert_close(chunks(one, heard), chunks(model, heard), rtol=0, atol=0)
 
 
 def picture(height: int = 4, width: int = 6) -> torch.Tensor:
@@ -152,6 +154,7 @@ def test_a_picture_is_left_out_on_onnx_runtime(onlooker: Any, tmp_path: Path) ->
     torch.testing.assert_close(after_seeing(session, seen), after_seeing(model, seen))
 
 
+@pytest.mark.slow
 def test_random_calls_see_a_picture_first(onlooker: Any) -> None:
     model, one = onlooker
     cachefree.verify(model, one, backends=("eager",), max_examples=10, seed=0)
