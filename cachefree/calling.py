@@ -223,12 +223,20 @@ class Calling:
                         remedy=f"Rewrite again with {name!r} in example_inputs.",
                     )
                 )
+        self._refuse_parts(given)
         return {
             name: given[name]
             if name in given and not (name in self.first_only and given[name] is None)
             else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
         }
+
+    def _refuse_parts(self, given: Mapping[str, Any]) -> None:
+        """Refuses a part of what only first calls take."""
+        own = [name for name in self.first_only if given.get(name) is not None]
+        if own and len(own) != len(self.first_only):
+            left = ", ".join(name for name in self.first_only if name not in own)
+            raise DomainError(_mismatch(f"{', '.join(own)} is given without {left}"))
 
     def _refuse_other_caches(self, given: Mapping[str, Any]) -> None:
         """Refuses a cache of a class that the graph does not take."""

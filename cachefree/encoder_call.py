@@ -122,6 +122,15 @@ class PrefixCall(EncoderCall):
         named = {**self.whole.signature.bind_partial(*args).arguments, **kwargs}
         flat = self.whole.flatten(args, kwargs)
         if any(named.get(name) is not None for name in self.dropped):
+            sizes = self.whole.sizes_of(flat)
+            if any(sizes[name] for name in self.whole.interface.past_symbols):
+                raise DomainError(
+                    Refusal(
+                        f"A later call is given {' and '.join(self.dropped)}.",
+                        why="The graph was compared with later calls that leave it out.",
+                        remedy="Give it on the first call alone.",
+                    )
+                )
             states: torch.Tensor = encoder(*[flat[place] for place in self.taken])[0]
         else:
             sizes = {**self.whole.sizes_of(flat), **self.whole.absent}
