@@ -18,6 +18,7 @@ from .models.first_only import (
     OtherwiseWithoutSounds,
     SummingListener,
     TwicePrefixed,
+    TwoEyes,
 )
 from .small import small
 
@@ -164,3 +165,16 @@ def test_what_is_seen_twice_is_refused() -> None:
     given = {"ids": IDS[:, :4], "picture": picture()}
     with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
         cachefree.rewrite(small(TwicePrefixed), given, progress=False)
+
+
+@pytest.mark.slow
+def test_one_of_two_pictures_is_refused() -> None:
+    given = {"ids": IDS[:, :4], "left": picture(), "right": picture()}
+    model = small(TwoEyes)
+    one = cachefree.rewrite(model, given, progress=False)
+    _, past = model(**given)
+    torch.testing.assert_close(one(**given), model(**given))
+    torch.testing.assert_close(one(IDS[:, 4:], past=past), model(IDS[:, 4:], past=past))
+    for later in ({}, {"past": past}):
+        with pytest.raises(cachefree.DomainError, match="left is given without right"):
+            one(IDS[:, 4:], left=picture(), **later)

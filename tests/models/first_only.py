@@ -69,3 +69,10 @@ class TwicePrefixed(Onlooker):
     def forward(self, ids, picture=None, past=None):
         logits, past = super().forward(ids, picture, past)
         return (logits if picture is None else logits + picture.mean()), past
+
+
+class TwoEyes(Onlooker):
+    """Two pictures that are seen as one."""
+
+    def forward(self, ids, left=None, right=None, past=None):
+        return super().forward(ids, None if left is None else left + right, past)
