@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -17,13 +17,24 @@ from cachefree.calls import TensorSpec
 from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder import Encoder
-from cachefree.encoder_call import EncoderCall
+from cachefree.encoder_call import EncoderCall, PrefixCall
+from cachefree.first_only import argument_of
 from cachefree.lifting.facade import Facade
 from cachefree.reading import Program
 from cachefree.recipes import Recipe
 from cachefree.recurrent import is_recurrent
 from cachefree.signatures import signature_of
-from cachefree.spec import CacheSlot, InputSpec, Interface, OutputSpec
+from cachefree.sizes import size_symbol, symbols_of
+from cachefree.spec import (
+    FIRST_CALL,
+    CacheSlot,
+    Condition,
+    Domain,
+    InputSpec,
+    Interface,
+    OutputSpec,
+    Region,
+)
 from cachefree.structure import flatten
 from cachefree.terms import Term, topological
 from cachefree.write_once import OneCall
@@ -81,6 +92,7 @@ class _Maker:
         leaves, _ = flatten(self.arguments, _is_marker)
         specs = [leaf.spec for leaf in leaves if isinstance(leaf.spec, TensorSpec)]
         interface = _interface(self.discovery, self.later, specs, self.certified)
+        interface = replace(interface, **self._sizes_of_first_calls(specs))
         calling = self._calling(self.arguments, self.signature, interface)
         return Assembled(interface, self._terms(specs), calling)
 
@@ -103,10 +115,14 @@ class _Maker:
         leaves, _ = flatten(arguments, _is_marker)
         specs = [leaf.spec for leaf in leaves if isinstance(leaf.spec, TensorSpec)]
         interface = _interface(self.discovery, self.later, specs, self.certified)
+        if self.one.present:
+            domain = _domain_of_states(interface, self.one.present)
+            interface = replace(interface, domain=domain)
         signature = _with_states(self.signature, dropped, path)
         calling = self._calling(arguments, signature, interface)
         places = {spec.path: place for place, spec in enumerate(whole.interface.inputs)}
-        call = EncoderCall(
+        kind = PrefixCall if self.one.absent else EncoderCall
+        call = kind(
             whole.calling,
             tuple(places[str(term.args[0])] for term in encoder.inputs),
             tuple(None if spec.path == path else places[spec.path] for spec in specs),
@@ -138,6 +154,30 @@ class _Maker:
                 named[name] = value
         return {name: named[name] for name in _in_order_of(named, markers)}
 
+    def _sizes_of_first_calls(self, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+        own = [argument_of(spec.path) in self.discovery.first_only for spec in specs]
+        within, beside = (
+            symbols_of(
+                size
+                for spec, is_own in zip(specs, own, strict=True)
+                if is_own is side
+                for size in spec.shape
+            )
+            for side in (True, False)
+        )
+        return {
+            "absent": {
+                **dict.fromkeys(map(str, within - beside), 0),
+                **{str(symbol): size for symbol, size in self.one.absent.items()},
+            },
+            "present": {str(symbol): size for symbol, size in self.one.present.items()},
+        }
+
+    def _first_only(self) -> tuple[str, ...]:
+        encoder = self.one.encoder if self.one.absent else None
+        states = () if encoder is None else (str(encoder.states.args[0]),)
+        return (*self.discovery.first_only, *states)
+
     def _calling(
         self, arguments: dict[str, Any], signature: inspect.Signature, interface: Interface
     ) -> Calling:
@@ -165,7 +205,22 @@ class _Maker:
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
+            first_only=tuple(name for name in self._first_only() if name in arguments),
+            absent={str(symbol): size for symbol, size in self.one.absent.items()},
+            present={str(symbol): size for symbol, size in self.one.present.items()},
         )
+
+
+def _domain_of_states(interface: Interface, present: Mapping[sympy.Symbol, Any]) -> Domain:
+    """The domain of a graph that is given states, whatever they were computed of."""
+    known = {size_symbol(name) for name in interface.symbols}
+    regions = []
+    for region in interface.domain.regions:
+        told = tuple(c for c in region.conditions if symbols_of([c.fact]) <= known)
+        if region.name == FIRST_CALL:
+            told += tuple(Condition(sympy.Ge(symbol, 1)) for symbol in present)
+        regions.append(Region(region.name, told))
+    return Domain(tuple(regions), interface.domain.fixed)
 
 
 def _is_all_of(value: Any, paths: set[str]) -> bool:

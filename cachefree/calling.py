@@ -12,8 +12,9 @@ import torch
 
 from cachefree.calls import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
+from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
-from cachefree.sizes import compiled, preimage
+from cachefree.sizes import compiled, preimage, symbols_of
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
 
@@ -94,6 +95,9 @@ class Calling:
             zeros.
         attribute: A parameter or buffer by its name, for these.
         methods: The names of the model's methods that the call stands for, other than forward.
+        first_only: Arguments that later calls leave out.
+        absent: Sizes of these, by symbol, where they are left out.
+        present: Sizes of what is computed of them, where they are given.
     """
 
     parameters: tuple[str, ...]
@@ -108,6 +112,9 @@ class Calling:
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
+    first_only: tuple[str, ...] = ()
+    absent: Mapping[str, int] = field(default_factory=dict)
+    present: Mapping[str, Any] = field(default_factory=dict)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -138,8 +145,7 @@ class Calling:
         except MismatchError as error:
             raise DomainError(_mismatch_of(error)) from None
         sizes = self._sizes(leaves, is_first)
-        if is_first:
-            self._put_neutral(leaves, sizes)
+        self._put_neutral(leaves, sizes)
         tensors = []
         for leaf, spec in zip(leaves, self.leaves, strict=True):
             if isinstance(spec, TensorSpec):
@@ -217,10 +223,20 @@ class Calling:
                         remedy=f"Rewrite again with {name!r} in example_inputs.",
                     )
                 )
+        self._refuse_parts(given)
         return {
-            name: given[name] if name in given else self._left_out(place, name)
+            name: given[name]
+            if name in given and not (name in self.first_only and given[name] is None)
+            else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
         }
+
+    def _refuse_parts(self, given: Mapping[str, Any]) -> None:
+        """Refuses a part of what only first calls take."""
+        own = [name for name in self.first_only if given.get(name) is not None]
+        if own and len(own) != len(self.first_only):
+            left = ", ".join(name for name in self.first_only if name not in own)
+            raise DomainError(_mismatch(f"{', '.join(own)} is given without {left}"))
 
     def _refuse_other_caches(self, given: Mapping[str, Any]) -> None:
         """Refuses a cache of a class that the graph does not take."""
@@ -267,6 +283,8 @@ class Calling:
             return child.value  # a flag: the value that the graph was captured with
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
+        if name in self.first_only:
+            return child.rebuild([NEUTRAL] * child.leaf_count)
         raise DomainError(
             Refusal(
                 f"The argument {name!r} is missing.",
@@ -322,6 +340,7 @@ class Calling:
     def _sizes(self, leaves: Sequence[Any], is_first: bool) -> Sizes:
         """The size of each symbol, after checking types, sizes and the domain."""
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
+        sizes.update(self._absent_sizes(leaves))
         is_checked = not is_tracing()
         pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
         for check, leaf in pairs:
@@ -336,9 +355,24 @@ class Calling:
                         _wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
                     )
         self._solve(sizes, pairs)
+        for name, size in self.present.items():
+            if name not in sizes:
+                sizes[name] = self.value(size, sizes)
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
+
+    def _absent_sizes(self, leaves: Sequence[Any]) -> Sizes:
+        """The sizes of what only first calls take, where a call leaves it out."""
+        absent = [
+            check.spec
+            for check in self._checks
+            if leaves[check.place] is NEUTRAL and argument_of(check.spec.path) in self.first_only
+        ]
+        given = [c.spec for c in self._checks if c.spec not in absent]
+        beside = symbols_of(size for spec in given for size in spec.shape)
+        own = symbols_of(size for spec in absent for size in spec.shape) - beside
+        return {**dict.fromkeys(map(str, own), 0), **(self.absent if absent else {})}
 
     def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:

@@ -91,8 +91,13 @@ def certify(
     """
     past = past_symbols(discovery, one)
     kinds = (
-        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}),
-        Kind(LATER_CALLS, discovery.later, inputs=one.replaced, ties=one.ties),
+        Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}, one.present),
+        Kind(
+            LATER_CALLS,
+            discovery.later,
+            inputs={} if one.absent else one.replaced,
+            ties={**one.ties, **one.absent},
+        ),
     )
     outputs = one.outputs
     closings: list[Closing] = []

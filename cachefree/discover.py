@@ -27,6 +27,7 @@ from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
+from cachefree.first_only import together, without
 from cachefree.fixed import constants_of, without_fixed
 from cachefree.inputs import FirstCall, find_first_call
 from cachefree.places import Carry, Link, select
@@ -58,6 +59,9 @@ class Discovery:
         other: The same call with another reading of the cache's sizes: a last row that is always
             there (a state of fixed size) may also be one that is not there yet (a memory of at most
             one row, empty at first).
+        both: A later call with the inputs that it may leave out, in the same order and with these
+            behind the others; None where there are none.
+        first_only: These arguments of the first call.
     """
 
     first: Call
@@ -71,6 +75,8 @@ class Discovery:
     notes: tuple[str, ...]
     absent: tuple[str, ...] = ()
     other: Discovery | None = None
+    both: Call | None = None
+    first_only: tuple[str, ...] = ()
 
 
 def discover(
@@ -163,6 +169,8 @@ def _discovery(
         asked,
         found.notes,
         _absent(search, found),
+        both=together(first, later, search.names, found.absent) if found.absent else None,
+        first_only=found.absent,
     )
 
 
@@ -304,6 +312,7 @@ def _later_call(
     total = {(place, axis): sympy.sympify(past + query) for place, axis in found.total}
     inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
     args, kwargs = first.structure.rebuild(inputs)
+    args, kwargs = without(args, kwargs, search.names, found.absent)
     lengths: dict[Any, Any] = {}
     parts = [flatten(select(result, link.selector), _is_mark) for link in found.links]
     is_counted = any(

@@ -10,10 +10,11 @@ import torch
 
 from cachefree.calling import Calling, is_tracing
 from cachefree.errors import DomainError, Refusal
+from cachefree.sizes import size_symbol, substitute
 from cachefree.spec import Domain, InputSpec, Interface, OutputSpec, Region
 from cachefree.structure import flatten
 
-__all__ = ["EncoderCall"]
+__all__ = ["EncoderCall", "PrefixCall"]
 
 Encode = Callable[..., Sequence[torch.Tensor]]
 
@@ -44,7 +45,9 @@ class EncoderCall:
     def encoder_interface(self) -> Interface:
         """Of the encoder's own graph."""
         states = self.states
-        output = OutputSpec("last_hidden_state", "last_hidden_state", states.shape, states.dtype)
+        present = {size_symbol(name): size for name, size in self.whole.present.items()}
+        shape = tuple(substitute(size, present) for size in states.shape)
+        output = OutputSpec("last_hidden_state", "last_hidden_state", shape, states.dtype)
         inputs = tuple(self.whole.interface.inputs[place] for place in self.taken)
         return Interface(inputs, (output,), (), Domain((Region("encoder"),)))
 
@@ -100,3 +103,37 @@ class EncoderCall:
         shape = [self.whole.value(size, sizes) for size in self.states.shape]
         device = flat[0].device
         return torch.zeros((), dtype=self.states.dtype, device=device).expand(shape)
+
+
+class PrefixCall(EncoderCall):
+    """How a call becomes one of the graph that takes what was computed of the first call's inputs.
+
+    A call that leaves these out has no rows of it.
+    """
+
+    def tensors(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], encoder: Encode
+    ) -> list[torch.Tensor]:
+        """A call of the whole model as the graph's flat inputs; the encoder runs where it is read.
+
+        Raises:
+            DomainError: the call is outside the domain.
+        """
+        named = {**self.whole.signature.bind_partial(*args).arguments, **kwargs}
+        flat = self.whole.flatten(args, kwargs)
+        if any(named.get(name) is not None for name in self.dropped):
+            sizes = self.whole.sizes_of(flat)
+            if any(sizes[name] for name in self.whole.interface.past_symbols):
+                raise DomainError(
+                    Refusal(
+                        f"A later call is given {' and '.join(self.dropped)}.",
+                        why="The graph was compared with later calls that leave it out.",
+                        remedy="Give it on the first call alone.",
+                    )
+                )
+            states: torch.Tensor = encoder(*[flat[place] for place in self.taken])[0]
+        else:
+            sizes = {**self.whole.sizes_of(flat), **self.whole.absent}
+            shape = [self.whole.value(size, sizes) for size in self.states.shape]
+            states = torch.zeros(shape, dtype=self.states.dtype, device=flat[0].device)
+        return [states if place is None else flat[place] for place in self.kept]

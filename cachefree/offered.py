@@ -23,6 +23,8 @@ _DECODERS_MASK = re.compile(r"^(decoder|dec|target|tgt)_\w*mask$")
 _LENGTHS = (64, 400, 4000)
 _SAMPLES = (8000, 64)  # of a sound, of which an encoder makes far fewer rows
 _MOST_LAYERS = 3
+_FEATURES = re.compile(r"mel|feature_size|feat_dim|input_dim|freq")
+_USUAL_FEATURES = (80, 128, 64, 40)
 
 Inputs = dict[str, Any]
 
@@ -93,6 +95,8 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
             if isinstance(layer, nn.Conv2d):
                 for size in _image_sizes(model):
                     yield (BATCH, layer.in_channels, *size)
+                for features in _feature_sizes(model) if layer.in_channels == 1 else ():
+                    yield (BATCH, length, features)  # a spectrogram, its channel added inside
             elif isinstance(layer, nn.Conv1d) and layer.in_channels > 1:
                 yield (BATCH, layer.in_channels, length)
                 yield (BATCH, length, layer.in_channels)
@@ -115,6 +119,20 @@ def _image_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
         parts = vars(config).values() if hasattr(config, "__dict__") else ()
         pending += [part for part in parts if hasattr(part, "model_type")]
     yield (64, 64)
+
+
+def _feature_sizes(model: nn.Module) -> Iterator[int]:
+    """How many features a sound has at a time: what a configuration says, else the usual."""
+    pending = [getattr(model, "config", None)]
+    while pending:
+        values = getattr(pending.pop(), "__dict__", {})
+        yield from (
+            value
+            for name, value in values.items()
+            if _FEATURES.search(name) and type(value) is int and value > 1
+        )
+        pending += [part for part in values.values() if hasattr(part, "model_type")]
+    yield from _USUAL_FEATURES
 
 
 def resized_as_told(inputs: Inputs, message: str) -> Iterator[Inputs]:

@@ -17,6 +17,7 @@ from cachefree.certify import Certified, certify
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
+from cachefree.first_only import absences, fixed_inputs
 from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
 from cachefree.preconditions import (
     refuse_frozen_sizes,
@@ -24,6 +25,7 @@ from cachefree.preconditions import (
     refuse_other_results,
     refuse_writes,
 )
+from cachefree.prefix import with_prefixes
 from cachefree.reading import Program, read
 from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
@@ -72,6 +74,8 @@ def proved(
         refuse(attempt, later)
         asks.append(_asks_for_tokens(later))
         begin()
+        if attempt.both is not None:
+            return _with_all_inputs(model, table, names, attempt, first, later, check, refuse)
         one = with_slots_joined(table, attempt, first, later)
         one, starts = started(table, attempt, first, one)
         found = certify(model, table, names, attempt, first, later, one, starts, check)
@@ -107,6 +111,59 @@ def proved(
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
     raise reason
+
+
+def _with_all_inputs(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    later: Program,
+    check: str,
+    refuse: Callable[[Discovery, Program], None],
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The path that is given all inputs, where later calls leave out some of the first one's.
+
+    Raises:
+        UnsupportedBranchError: it is not the path that these calls take.
+    """
+    reason: CacheFreeError | None = None
+    for one, general in _all_inputs(model, table, names, discovery, first, check):
+        refuse(discovery, general)
+        one, starts = started(table, discovery, first, one)
+        try:
+            found = certify(model, table, names, discovery, first, later, one, starts, check)
+        except UnsupportedBranchError as error:
+            log.debug("no graph with the first call's own inputs: %s", error)
+            reason = reason or error
+            continue
+        return discovery, general, one, found
+    raise reason or fixed_inputs(discovery.first_only)
+
+
+def _all_inputs(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    check: str,
+) -> Iterator[tuple[OneCall, Program]]:
+    """Paths that are given the cache and the first call's own inputs, or what is made of them."""
+    call = discovery.both
+    assert call is not None
+    absent = list(absences(call, discovery.first_only, discovery.hints))
+    if absent:
+        try:
+            general = _later(model, table, names, replace(discovery, later=call), first)
+        except CacheFreeError as error:
+            log.debug("no path with all inputs: %s", error)
+            absent = []
+    for sizes in absent:
+        yield OneCall(call, general.inputs, general.outputs, {}, absent=sizes), general
+    if check == "prove":  # a proposal, which only a proof tells from the model
+        yield from with_prefixes(model, table, names, discovery)
 
 
 def _of_one_token(

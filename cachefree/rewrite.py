@@ -210,7 +210,7 @@ def _rewritten(
         begin("graph")
         parts = assembled(subject, discovery, later, one, certified)
         interface = parts.interface
-        if one.encoder is not None and parts.encoder is not None:
+        if one.encoder is not None and parts.encoder is not None and not one.absent:
             parts.encoder.argument = states_argument(
                 subject,
                 table,

@@ -17,6 +17,7 @@ from cachefree.calls import Call, TensorSpec
 from cachefree.candidates import candidates, namesakes
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
+from cachefree.first_only import choices, is_apart
 from cachefree.inputs import CACHE_NAMES, FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of
 from cachefree.signatures import signature_of
@@ -49,6 +50,7 @@ class Found:
         grown: Places and axes of the cache's tensors, in order, that have one row after a first
             call and one more after each later one, where a call takes one token and no dimension
             of its inputs says so.
+        absent: Arguments of the first call that later calls leave out.
     """
 
     args: tuple[Any, ...]
@@ -61,6 +63,7 @@ class Found:
     tokens: int
     notes: tuple[str, ...]
     grown: frozenset[Dimension] = frozenset()
+    absent: tuple[str, ...] = ()
 
 
 class Search:
@@ -86,7 +89,7 @@ class Search:
         self.names = dict(enumerate(self.signature.parameters))
         self.wanted = (cache,) if isinstance(cache, str) else tuple(cache or ())
         self.carry = carry
-        self.trials = Trials(model, is_told=bool(self.wanted or carry))
+        self.trials = Trials(model, self.names, is_told=bool(self.wanted or carry))
 
     def run(self) -> Found:
         """The first place that a later call takes the cache at.
@@ -111,6 +114,26 @@ class Search:
             )
         if self.carry is not None:
             return self._carried(self.carry)
+        found = self._found()
+        if found is not None:
+            return found
+        failures = list(self.trials.failures)
+        for absent in self._absent_choices():
+            self.trials.absent = absent
+            found = self._found()
+            if found is not None:
+                note = f"{' and '.join(absent)} given on the first call alone"
+                return replace(found, absent=absent, notes=(*found.notes, note))
+        self.trials.absent, self.trials.failures = (), failures
+        raise self._not_found()
+
+    def _absent_choices(self) -> Iterator[tuple[str, ...]]:
+        """Arguments that later calls may leave out, where the user gave them to the first one."""
+        if self.first.is_given:
+            yield from choices(self.signature, self.first.args, self.first.kwargs)
+
+    def _found(self) -> Found | None:
+        """The first place that a later call takes the cache at."""
         for flags in self._flag_choices():
             args, kwargs = self.first.args, {**self.first.kwargs, **flags}
             call = call_of(self.model, args, kwargs, self.names)
@@ -124,7 +147,7 @@ class Search:
             found = self._with(args, kwargs, call, groups, flags)
             if found is not None:
                 return found if self.wanted else self._with_namesakes(found)
-        raise self._not_found()
+        return None
 
     def _carried(self, carry: Carry) -> Found:
         """The places that ``carry`` feeds."""
@@ -197,6 +220,8 @@ class Search:
             if accepted or (is_last and self._has_sure_name(args, kwargs)):
                 break
             for query in queries:
+                if not is_apart(call, self.trials.absent, query):
+                    continue
                 runs = self.trials.first_runs(call, query)
                 if runs is None:
                     continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
@@ -180,6 +180,8 @@ class Interface:
         domain: Where the verdict holds.
         crossing: Slots that one graph gives and another takes: an encoder's keys and values, which
             the encoder returns (``present``) and the decoder reads (``past``) and does not return.
+        absent: Sizes of inputs that later calls leave out, as these calls have them.
+        present: Sizes of what is computed of such inputs, as first calls have them.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -187,6 +189,15 @@ class Interface:
     cache: tuple[CacheSlot, ...]
     domain: Domain
     crossing: tuple[CacheSlot, ...] = ()
+    absent: Mapping[str, int] = field(default_factory=dict)
+    present: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_call(self, sizes: Mapping[str, int], *, is_first: bool) -> dict[str, int]:
+        """The sizes of a call, where later calls leave out what the first one is given."""
+        if not is_first:
+            return {**sizes, **self.absent}
+        made = {name: int(compiled(size)(sizes)) for name, size in self.present.items()}
+        return {**sizes, **made}
 
     @property
     def symbols(self) -> tuple[str, ...]:

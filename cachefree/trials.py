@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from cachefree.dimensions import Dimension, resized
 from cachefree.explaining import told
 from cachefree.faithful import CallLog
 from cachefree.fake_runs import run_on_fakes
+from cachefree.first_only import without
 from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, select
 from cachefree.structure import Structure, flatten, leaf_paths
@@ -57,20 +58,24 @@ class Trials:
 
     Args:
         model: Any module.
+        names: Position → parameter name.
         is_told: Whether the user said which arguments carry the cache.
 
     Attributes:
         known: A call and the leaves and the structure of its result, where that is known.
+        absent: Arguments of first calls that later ones leave out.
         failures: What did not run, in words.
         opaque: Names of classes in results in which no tensor was found.
         grown: Places and axes of the cache's tensors that grew by one in the last call that was
             accepted without an axis for tokens.
     """
 
-    def __init__(self, model: nn.Module, *, is_told: bool) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[int, str], *, is_told: bool) -> None:
         self.model = model
+        self.names = names
         self.is_told = is_told
         self.known: tuple[Call, tuple[list[Any], Structure]] | None = None
+        self.absent: tuple[str, ...] = ()
         self.failures: list[str] = []
         self.opaque: dict[str, None] = {}
         self.grown: frozenset[Dimension] = frozenset()
@@ -112,6 +117,8 @@ class Trials:
         None where no later call takes the cache there.
         """
         if not query:
+            if self.absent:
+                return None
             calls = CallLog()
             is_step = self._runs_later(call, links, runs.part, runs.part, calls, is_step=True)
             is_read = is_step and self._is_read(call, calls)
@@ -190,6 +197,7 @@ class Trials:
         more.
         """
         later_args, later_kwargs = _fakes(call.structure, list(call.leaves))
+        later_args, later_kwargs = without(later_args, later_kwargs, self.names, self.absent)
         try:
             for link in links:
                 later_args, later_kwargs = link.place.put(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -56,6 +56,8 @@ class OneCall:
         ties: Sizes of the one graph's inputs that are, on later calls, sizes of other inputs.
         closings: What was joined.
         encoder: The encoder's part, where the model has one inside.
+        absent: Sizes of inputs that later calls leave out, as these calls have them.
+        present: Those of what is computed of such inputs, as first calls have them.
     """
 
     call: Call
@@ -64,6 +66,8 @@ class OneCall:
     ties: Mapping[sympy.Symbol, Any]
     closings: tuple[Closing, ...] = ()
     encoder: Encoder | None = None
+    absent: Mapping[sympy.Symbol, int] = field(default_factory=dict)
+    present: Mapping[sympy.Symbol, Any] = field(default_factory=dict)
 
     @property
     def replaced(self) -> dict[str, Term]:

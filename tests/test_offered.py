@@ -193,3 +193,29 @@ def test_a_size_that_only_an_expression_tells_is_read_where_it_stands() -> None:
     graph = emit(nn.Module(), [("states", states), ("past", past)], [("ones", ones)])
     (found,) = graph(torch.zeros(2, 5, 3), torch.zeros(2, 2, 3))
     assert found.shape == (3, 3)
+
+
+class SpectrogramListener(nn.Module):
+    """Adds the channel of its spectrogram itself."""
+
+    main_input_name = "input_features"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(1, 2, 3, stride=2, padding=1)
+        self.rows = nn.Linear(2 * 20, 4)
+        self.emb = nn.Embedding(20, 4)
+
+    def forward(
+        self, input_features: Any = None, decoder_input_ids: Any = None, past: Any = None
+    ) -> Any:
+        seen = self.front(input_features.unsqueeze(1)).transpose(1, 2).flatten(2)
+        x = self.emb(decoder_input_ids) + self.rows(seen).mean(1, keepdim=True)
+        k = x if past is None else torch.cat([past, x], 1)
+        return k.cumsum(1)[:, -x.shape[1] :], k
+
+
+def test_a_spectrogram_has_as_many_features_as_the_layers_take() -> None:
+    first = find_first_call(SpectrogramListener())
+    assert tuple(first.kwargs["input_features"].shape) == (3, 64, 40)
+    assert first.kwargs["decoder_input_ids"].dtype is torch.int64

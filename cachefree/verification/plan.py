@@ -66,12 +66,17 @@ def draw_plan(
         fitting = [
             query
             for query in range(1, LONGEST_CHUNK + 1)
-            if interface.domain.holds({**sizes, "query": query}, is_first=not queries)
+            if interface.domain.holds(
+                interface.of_call({**sizes, "query": query}, is_first=not queries),
+                is_first=not queries,
+            )
         ]
         if not fitting:
             break
+        is_first = not queries
         queries.append(choose(fitting))
-        sizes = next_sizes(interface, {**sizes, "query": queries[-1]})
+        sizes = interface.of_call({**sizes, "query": queries[-1]}, is_first=is_first)
+        sizes = next_sizes(interface, sizes)
     if not queries:
         return None
     padding: Padding = choose(list(PADDINGS)) if has_masks else "none"

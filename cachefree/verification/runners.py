@@ -64,6 +64,8 @@ class OwnCall:
             for spec in self.calling.leaves
         ]
         named: dict[str, Any] = self.calling.structure.rebuild(leaves)
+        for name in self.calling.first_only if cache is not None else ():
+            del named[name]
         if cache is None:
             for place in self.calling.caches:
                 self._leave_out(named, place)

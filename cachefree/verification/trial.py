@@ -90,6 +90,7 @@ class Trial:
         start = 0
         for number, query in enumerate(queries):
             sizes = {**plan.sizes, **self._past_sizes(), "query": query}
+            sizes = self.interface.of_call(sizes, is_first=number == 0)
             tensors = values.of_call(start, sizes)
             difference = self._run_call(
                 tensors, sizes, f"call {number + 1} of {len(queries)}", chunks
@@ -199,6 +200,7 @@ class Trial:
         Asked of the others only where the original does so.
         """
         sizes = {**plan.sizes, **dict.fromkeys(self.interface.past_symbols, 0), "query": plan.total}
+        sizes = self.interface.of_call(sizes, is_first=True)
         if not self.interface.domain.holds(sizes):
             return None
         whole: dict[str, list[Outputs]] = {}

@@ -204,9 +204,10 @@ def _corners(interface: Interface) -> Iterator[Plan]:
         fixed = dict.fromkeys(names, number)
         sizes = {**fixed, **dict.fromkeys(pasts, 0)}
         for place, query in enumerate(queries):
-            if not interface.domain.holds({**sizes, "query": query}, is_first=place == 0):
+            sizes = interface.of_call({**sizes, "query": query}, is_first=place == 0)
+            if not interface.domain.holds(sizes, is_first=place == 0):
                 break
-            sizes = next_sizes(interface, {**sizes, "query": query})
+            sizes = next_sizes(interface, sizes)
         else:
             yield Plan(queries, fixed)
 
