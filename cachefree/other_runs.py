@@ -94,6 +94,7 @@ class CapturedCalls:
                 run_on_fakes(self.model, self.call, self._sizes, plain)
         except Exception as error:
             raise explained(error, "The model does not run with plain sizes.") from error
+        plain.refuse_values()
         values = {size_symbol(name): sympy.Integer(size) for name, size in self.hints.items()}
         refuse_another_path(
             repeated(self.calls, self.loops, self._sizes),

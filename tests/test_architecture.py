@@ -18,14 +18,14 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure dataflow signatures vocabulary progress fakes recurrent offered execution",
-        "checker sizes calls places fixed stand_ins token_scan",
+        "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
+        "execution checker sizes calls places fixed stand_ins token_scan",
         "token_places",
         "loop_values",
         "loops",
         "token_rows loop_questions",
         "reach remembered spelling provenance explaining memos",
-        "surroundings baked like_integers sameness other_sizes",
+        "surroundings baked held like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python size_nodes fake_runs repeated_calls",
         "other_runs",
