@@ -13,7 +13,7 @@ import operator
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ class Held:
         self._ids = set(map(id, self._constants))
         self._own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._reads: list[Callable[[], Iterable[Any]]] = []
+        self._live: list[Iterable[Any]] = []  # views and containers, which show what is in them
         self._seen: set[int] = set()
         self.has_parameters = False
         for path, module in model.named_modules():
@@ -65,14 +66,17 @@ class Held:
             now = self._now()
         except (KeyError, RuntimeError):  # gone, or changed by another thread meanwhile
             return True
-        if list(map(id, now)) != list(map(id, self._values)):
-            if len(now) != len(self._values) or not all(map(_is_equal, now, self._values)):
+        if len(now) != len(self._values):
+            return True
+        if not all(map(operator.is_, now, self._values)):
+            if not all(map(_is_equal, now, self._values)):
                 return True
             self._values = now
         return list(map(_mark, self._constants)) != self._marks
 
     def _now(self) -> list[Any]:
-        return list(itertools.chain.from_iterable(map(operator.call, self._reads)))
+        read = map(operator.call, self._reads)
+        return list(itertools.chain.from_iterable(itertools.chain(self._live, read)))
 
     def _module(self, path: str, module: nn.Module, without: Collection[str]) -> None:
         held = vars(module)
@@ -128,14 +132,17 @@ class Held:
             return
         self._seen.add(id(value))
         if isinstance(value, (*_SEQUENCES, dict)):
-            self._reads.append(functools.partial(_contents, value))
-            if len(value) <= _MOST:
-                for part in value.values() if isinstance(value, dict) else value:
-                    self._inside(part, depth - 1)
+            parts = value.values() if isinstance(value, dict) else value
+            if len(value) > _MOST:
+                self._reads.append(functools.partial(_length, value))
+                return
+            self._live += [value, parts] if isinstance(value, dict) else [parts]
+            for part in parts:
+                self._inside(part, depth - 1)
         elif type(value).__module__.partition(".")[0] not in _FOREIGN:
             held = getattr(value, "__dict__", None)
             if isinstance(held, dict) and not hasattr(value, "__next__"):
-                self._reads.append(functools.partial(_contents, held))
+                self._live.append(held.values())
                 for part in held.values():
                     self._inside(part, depth - 1)
 
@@ -157,14 +164,8 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor._version, 0 if tensor.is_meta else tensor.data_ptr()
 
 
-def _contents(value: Any) -> Iterator[Any]:
-    yield len(value)
-    if len(value) <= _MOST:
-        if isinstance(value, dict):
-            yield from value
-            yield from value.values()
-        else:
-            yield from value
+def _length(value: Any) -> tuple[int]:
+    return (len(value),)
 
 
 def _cell(cell: types.CellType) -> tuple[Any]:
