@@ -191,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="when to stop")
     parser.add_argument("--of", choices=("laws", "checker", "both"), default="both")
     given = parser.parse_args(arguments)
     import torch
@@ -208,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     counts: collections.Counter[tuple[str, bool]] = collections.Counter()
     began = time.monotonic()
     for module, source, (number, which, line, words) in drawn[: given.count]:
+        if time.monotonic() - began > 60 * given.minutes:
+            break
         room, name = module.__name__.split(".")[1:]
         if room == "laws" and name not in tests:
             tests[name] = tests_of_laws(name)
