@@ -20,7 +20,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: help setup demo test test-all lint format bench sweep docs notebooks fuzz mutants clean
+.PHONY: help setup demo test test-all lint format bench sweep docs notebooks fuzz mutants \
+	law-mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -77,6 +78,9 @@ fuzz: $(READY) ## N random decoder modules with faults: each is refused, or equa
 
 mutants: $(READY) ## N wrong siblings of the test models: each is refused, or equal to itself
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz mutants $(N) $(ARGS)
+
+law-mutants: $(READY) ## N mutants of the laws and the checker: each is noticed by a test, or printed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.source_mutants $(N) $(ARGS)
 
 clean: ## remove what was built, the environment too
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

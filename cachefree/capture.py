@@ -153,6 +153,7 @@ def _traced(
             value = model(*args, **kwargs)
         result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
         slices.returned(result["leaves"])
+        slices.refuse_values()
         result["calls"] = slices.whole
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 

@@ -21,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from cachefree.dataflow import Dataflow, Source, is_own, resolved
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.explaining import depends_on_values
 from cachefree.sizes import TORCH, is_users, user_line
+from cachefree.spelling import is_message
 
 __all__ = ["CallLog", "TorchCall", "refuse_another_path"]
 
@@ -45,6 +47,8 @@ _NOT_COMPUTED = {
     "storage_offset",
     "_set_grad_enabled",
 }
+_VALUES = {"numpy", "__array__", "__dlpack__", "tolist", "item", "storage", "untyped_storage"}
+_TEXTS = {"__repr__", "__format__", "__str__"}
 _LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
 _OVERRIDES = TORCH + "overrides.py"
 _OverRows = type(iter(()))  # what iterating over a tensor gives
@@ -83,6 +87,7 @@ class CallLog(TorchFunctionMode):
         flow: Where the tensors come from.
         result: What the model returned.
         asks_layout: Whether the user's code asked how a tensor lies in memory.
+        asks_values: Where code asked for the values of a tensor, which has none here.
     """
 
     def __init__(self) -> None:
@@ -91,6 +96,7 @@ class CallLog(TorchFunctionMode):
         self.flow = Dataflow()
         self.result: TorchCall | None = None
         self.asks_layout = False
+        self.asks_values: list[SourceLine | None] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -100,7 +106,12 @@ class CallLog(TorchFunctionMode):
         if frame.f_code.co_filename == _OVERRIDES and frame.f_back is not None:
             frame = frame.f_back  # a function of torch that is written in Python
         call = self._noted(func, args, kwargs, frame)
-        result = self.called(func, args, kwargs, frame)
+        try:
+            result = self.called(func, args, kwargs, frame)
+        except Exception as error:
+            if depends_on_values(error) or getattr(func, "__name__", "") in _VALUES:
+                self.asks_values.append(user_line(frame))
+            raise
         if isinstance(result, _OverRows):
             result = tuple(result)
             self._keep(call, func, args, kwargs, result)
@@ -129,6 +140,15 @@ class CallLog(TorchFunctionMode):
         sources = self.flow.of(tensors, len(self.calls))
         self.result = TorchCall("return", _described(tensors, sources), sources, None)
 
+    def refuse_values(self) -> None:
+        """Refuses code that asked for values, and caught the exception that said no.
+
+        Raises:
+            CaptureError: it did.
+        """
+        if self.asks_values:
+            raise CaptureError(*map(_asked_for_values, dict.fromkeys(self.asks_values)))
+
     @property
     def whole(self) -> list[TorchCall]:
         """The calls, and what the model returns."""
@@ -145,6 +165,8 @@ class CallLog(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _LAYOUT and is_users(frame.f_code.co_filename):
             self.asks_layout = True
+        if name in _TEXTS and (reader := _user_frame(frame)) and not is_message(reader):
+            self.asks_values.append(user_line(frame))
         if name in _NOT_COMPUTED or name.startswith("sym_") or not _is_model_code(frame):
             return None
         number = len(self.calls)
@@ -169,6 +191,23 @@ class CallLog(TorchFunctionMode):
         else:
             name = getattr(getattr(func, "__self__", func), "__name__", str(func))
             self.flow.derived(result, name, len(self.calls), operands)
+
+
+def _user_frame(frame: FrameType | None) -> FrameType | None:
+    """The frame that called into torch, if it is the user's."""
+    while frame is not None and frame.f_code.co_filename.startswith(TORCH):
+        frame = frame.f_back
+    return frame if frame is not None and is_users(frame.f_code.co_filename) else None
+
+
+def _asked_for_values(where: SourceLine | None) -> Refusal:
+    return Refusal(
+        "The model's Python code depends on the values of a tensor.",
+        why="It asks for them and goes on without them: an exception is caught, or they are made "
+        "text. The captured path is the one without values, and not the one that runs.",
+        remedy="Compute it with tensor operators (torch.where, masks), or pass it as an argument.",
+        where=where,
+    )
 
 
 def _is_model_code(frame: Any) -> bool:

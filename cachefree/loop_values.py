@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import os
+import pickle
 from collections.abc import Callable
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 
+from cachefree.reach import reached
 from cachefree.sizes import expression, is_users
 from cachefree.token_places import is_token
 
@@ -36,10 +39,10 @@ def values_of(
         frame = frame.f_back
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if isinstance(value, (int, float, str, bool, list, tuple, dict, set)) and (
-                not attribute.startswith("_") or attribute not in _OF_TORCH
-            ):
+            if attribute not in _OF_TORCH:
                 found[f"{name}.{attribute}".lstrip(".")] = summary(value)
+    for text, value in reached(tuple(dict.fromkeys(map(type, model.modules())))).others:
+        found[text] = summary(value)
     return found
 
 
@@ -91,7 +94,15 @@ def _within(value: Any, again: Callable[[Any], Any]) -> Any:
     attributes = {**_slots(value), **getattr(value, "__dict__", {})}
     if attributes:
         return (type(value).__name__, tuple((k, again(v)) for k, v in attributes.items()))
-    return ("object", id(value))
+    return ("object", id(value), _digest(value))
+
+
+def _digest(value: Any) -> str:
+    """What an object holds that Python does not show, such as an array: as it would be saved."""
+    try:
+        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except Exception:  # noqa: BLE001 - it cannot be saved
+        return ""
 
 
 def _cells(function: FunctionType) -> list[Any]:

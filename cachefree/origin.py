@@ -8,10 +8,12 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from cachefree.baked import Flags, asks_for_devices
+from cachefree.held import Held
 
 __all__ = ["Origin"]
 
@@ -22,14 +24,15 @@ class Origin:
     """Notices when a model is not any more what its graph was captured from.
 
     New values of parameters need no notice: they are shared. A submodule that was replaced, a hook
-    that was added, a parameter of another dtype, class or shape, a flag that the code reads,
-    a function in an attribute, or a method that was put on an object does; and another kind of
-    device, where the code may go another way on it.
+    that was added, a parameter of another dtype, class or shape, two that were one, a flag that the
+    code reads, what is in an attribute, or a method that was put on an object does; and another
+    kind of device, where the code may go another way on it.
 
     Args:
         model: The model.
         again: Rewrites it again.
         without: Names of buffers and attributes that are a cache, which any call changes.
+        constants: Tensors that the graph has read, and that are no parameters or buffers.
         has_state: Whether calls of the model change its attributes.
     """
 
@@ -38,12 +41,14 @@ class Origin:
         model: nn.Module,
         again: Callable[[], Any],
         without: frozenset[str] = frozenset(),
+        constants: Iterable[torch.Tensor] = (),
         *,
         has_state: bool = False,
     ) -> None:
         self.model = model
         self.again = again
         self._flags = Flags(model, without)
+        self._held = Held(model, without, constants)
         self._asks_for_devices = asks_for_devices(model)
         modules = dict(model.named_modules())
         own = [] if has_state else list(map(vars, modules.values()))
@@ -56,7 +61,7 @@ class Origin:
         self._own = _Lengths(own)
         self._names = [(module, set(vars(module))) for module in modules.values() if own]
         self._children = _Identities(module._modules for module in modules.values())
-        self._hooks = _Lengths(
+        self._hooks = _Identities(
             [
                 *(_global_forward_hooks, _global_forward_pre_hooks),
                 *(module._forward_hooks for module in modules.values()),
@@ -71,14 +76,15 @@ class Origin:
             if not any(f"{path}.{name}".lstrip(".") in without for name in tensors)
             and not (tensors is module._buffers and path in kept)
         ]
-        self._identities = _Identities(self._tensors)
+        self._identities = _Identities(self._tensors, is_kept=False)
+        self._twins = _twins(self._tensors)
         self._marks, self._kinds = self._marks_now(), self._kinds_now()
 
     def has_changed(self) -> bool:
         """Whether the graph has to be captured again."""
         if self._flags.have_changed() or self._children.have_changed():
             return True
-        if self._hooks.have_changed():
+        if self._hooks.have_changed() or self._held.have_changed():
             return True
         for own, name, value in self._plain:
             now = own.get(name)
@@ -92,20 +98,28 @@ class Origin:
 
     def _have_tensors_changed(self) -> bool:
         marks = self._marks_now()
-        if marks == self._marks and not self._identities.have_changed():
+        are_others = self._identities.have_changed()
+        if marks == self._marks and not are_others:
             return False
-        if self._kinds_now() != self._kinds:
+        if self._kinds_now() != self._kinds or (are_others and self._are_parted()):
             return True
-        self._identities = _Identities(self._tensors)
+        self._identities = _Identities(self._tensors, is_kept=False)
         self._marks = marks
         return False
+
+    def _are_parted(self) -> bool:
+        """Whether tensors that were one, and have one name in the graph, are one no more."""
+        if self._held.has_parameters:
+            return True
+        now = list(_values(self._tensors))
+        return any(now[place] is not now[first] for place, first in self._twins)
 
     def _marks_now(self) -> list[Any]:
         """What is cheap to compare of tensors that stay the same objects."""
         tensors = _values(self._tensors)
         if self._asks_for_devices:
-            return [None if tensor is None else (tensor.dtype, tensor.device) for tensor in tensors]
-        return [None if tensor is None else tensor.dtype for tensor in tensors]
+            return [None if t is None else (t.dtype, t.shape, t.device) for t in tensors]
+        return [None if tensor is None else (tensor.dtype, tensor.shape) for tensor in tensors]
 
     def _kinds_now(self) -> list[_Kind | None]:
         """What the capture depends on."""
@@ -122,16 +136,29 @@ class Origin:
         ]
 
 
-def _values(namespaces: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+def _values(namespaces: Iterable[Mapping[Any, Any]]) -> Iterator[Any]:
     return itertools.chain.from_iterable(map(operator.methodcaller("values"), namespaces))
 
 
-class _Identities:
-    """Notices when dicts hold other objects: read at every call, with no step in Python."""
+def _twins(namespaces: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """The places at which a tensor stands that stood at an earlier one, with that place."""
+    first: dict[int, int] = {}
+    places = [(k, first.setdefault(id(t), k)) for k, t in enumerate(_values(namespaces))]
+    return [(k, before) for k, before in places if k != before]
 
-    def __init__(self, namespaces: Iterable[Mapping[str, Any]]) -> None:
+
+class _Identities:
+    """Notices when dicts hold other objects: read at every call, with no step in Python.
+
+    Args:
+        namespaces: The dicts.
+        is_kept: Whether what they hold is kept alive, so that no other object gets its identity.
+    """
+
+    def __init__(self, namespaces: Iterable[Mapping[Any, Any]], *, is_kept: bool = True) -> None:
         self._namespaces = list(namespaces)
         self._known = list(map(id, _values(self._namespaces)))
+        self._kept = list(_values(self._namespaces)) if is_kept else []
 
     def have_changed(self) -> bool:
         """Whether any of them does."""

@@ -92,6 +92,7 @@ class CapturedCalls:
                 run_on_fakes(self.model, self.call, self._sizes, plain)
         except Exception as error:
             raise explained(error, "The model does not run with plain sizes.") from error
+        plain.refuse_values()
         values = {size_symbol(name): sympy.Integer(size) for name, size in self.hints.items()}
         refuse_another_path(
             repeated(self.calls, self.loops, self._sizes),
@@ -124,16 +125,23 @@ class CapturedCalls:
         return None
 
     def _run_with_more(self, name: str) -> tuple[dict[str, int], CallLog]:
-        """A run with more tokens: as many as the model runs with."""
-        few = self._sizes[name]
-        for number in (many_rounds(self.model), few + 2, few + 1):
+        """A run with more tokens: as many as the model has room for, up to many."""
+        most = self._sizes[name]
+        beyond = many_rounds(self.model) + 1
+        best: tuple[dict[str, int], CallLog] | None = None
+        number = beyond - 1
+        while number > most:
             point, many = {**self._sizes, name: number}, CallLog()
             try:
                 run_on_fakes(self.model, self.call, point, many)
             except Exception as error:  # noqa: BLE001 - the model may have room for fewer
                 log.debug("the model does not run at %s: %s", point, error)
-                continue
-            return point, many
+                beyond = number
+            else:
+                most, best = number, (point, many)
+            number = (most + beyond) // 2
+        if best is not None:
+            return best
         raise CaptureError(
             Refusal(
                 f"A loop over the tokens runs for {self.loops[0].rounds} of them only.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import functools
 from collections.abc import Iterator, Mapping
-from types import CodeType
+from types import CodeType, FunctionType
 
 import torch
 
@@ -22,7 +22,7 @@ __all__ = ["many_rounds", "other_sizes"]
 
 _MOST = 32
 _MANY_ROUNDS = 41
-_MOST_ROUNDS = 300
+_MOST_ROUNDS_OF_ATTRIBUTES = 300
 _LARGEST = 1024
 
 
@@ -54,14 +54,26 @@ def other_sizes(
 
 
 def many_rounds(model: torch.nn.Module) -> int:
-    """How often to run loops over tokens once more: beyond the numbers that the code names."""
+    """How often to run loops over tokens once more: beyond the numbers that the code names.
+
+    Attributes that it reads count too, but for large ones, which are widths.
+    """
     classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
     codes = [
         code
         for code in reached(classes).codes
         if not is_installed(code.co_filename) and code.co_name != "__init__"
     ]
-    numbers = [n for code in codes for n in _numbers(code) if n <= _MOST_ROUNDS]
+    held = [value for module in model.modules() for value in vars(module).values()]
+    codes += [value.__code__ for value in held if isinstance(value, FunctionType)]
+    numbers = [n for code in codes for n in _numbers(code)]
+    read = {name for code in codes for name in code.co_names}
+    for module in model.modules():
+        numbers += [
+            value
+            for name, value in vars(module).items()
+            if type(value) is int and name in read and value <= _MOST_ROUNDS_OF_ATTRIBUTES
+        ]
     return max([_MANY_ROUNDS, *(number + 3 for number in numbers)])
 
 

@@ -103,6 +103,8 @@ _TRACING = {
     "FakeTensor",
     "FakeTensorMode",
     "fake_mode",
+    "fake_device",
+    "real_tensor",
     "is_fake",
     "detect_fake_mode",
     "get_proxy_mode",

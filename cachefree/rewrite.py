@@ -301,6 +301,12 @@ def _rewritten(
             model,
             again,
             without=buffers_of_state(subject) | changed,
+            constants=[
+                tensor
+                for path in (first, later)
+                for tensor in path.captured.attributes.values()
+                if id(tensor) not in names
+            ],
             has_state=keeper is not None,
         ),
         encoder,

@@ -16,7 +16,7 @@ import torch
 
 from cachefree.sizes import SizeEnvironment, is_users
 
-__all__ = ["sizes_in_text"]
+__all__ = ["is_message", "sizes_in_text"]
 
 _MESSAGES = {"print", "warn", "debug", "info", "warning", "error", "log", "warning_once", "write"}
 _WAYS = ("__repr__", "__str__")
@@ -39,14 +39,14 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
         if (
             threading.get_ident() == thread
             and is_users(frame.f_code.co_filename)
-            and not _is_message(frame)
+            and not is_message(frame)
         ):
             return str(int(size))
         return original(size)
 
     def formatted(size: torch.SymInt, spec: str) -> str:
         frame = sys._getframe(1)
-        is_told = not is_users(frame.f_code.co_filename) or _is_message(frame)
+        is_told = not is_users(frame.f_code.co_filename) or is_message(frame)
         return original(size) if is_told else format(int(size), spec)
 
     setattr(torch.SymInt, _FORMAT, formatted)
@@ -62,7 +62,7 @@ def sizes_in_text(environment: SizeEnvironment) -> Iterator[None]:
                 setattr(torch.SymInt, way, function)
 
 
-def _is_message(frame: FrameType) -> bool:
+def is_message(frame: FrameType) -> bool:
     """Whether the statement that runs only tells something: print, log, warn, assert, raise."""
     return frame.f_lineno in _messages(frame.f_code.co_filename)
 

@@ -117,7 +117,9 @@ def same(actual: Any, expected: Any, where: str = "", path: str = "the result") 
         assert actual.shape == expected.shape, f"{place}: {actual.shape}, not {expected.shape}"
         assert actual.dtype == expected.dtype, f"{place}: {actual.dtype}, not {expected.dtype}"
         if expected.device.type != "meta":
-            torch.testing.assert_close(actual, expected, msg=lambda text: f"{place}: {text}")
+            torch.testing.assert_close(
+                actual, expected, equal_nan=True, msg=lambda text: f"{place}: {text}"
+            )
         return
     if isinstance(expected, (tuple, list)):
         assert len(actual) == len(expected), f"{place}: {len(actual)} entries, not {len(expected)}"

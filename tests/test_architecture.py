@@ -19,14 +19,13 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
-        "execution",
-        "checker sizes calls places fixed stand_ins token_scan",
-        "token_places",
+        "execution checker sizes calls places fixed stand_ins token_scan",
+        "token_places reach",
         "loop_values",
         "loops",
         "token_rows loop_questions",
-        "reach remembered spelling provenance explaining memos",
-        "surroundings baked like_integers sameness other_sizes",
+        "remembered spelling provenance explaining memos",
+        "surroundings baked held like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
         "exact_slices symbolic_python size_nodes fake_runs repeated_calls",
         "other_runs",

@@ -96,6 +96,10 @@ IDENTITY: Family = {
                 "cast", (table.make("cast", (x, torch.float16, x.device), x.shape, torch.float16,
                                     x.device), x.dtype, x.device), x.shape, x.dtype, x.device),
                 is_term=True),
+            Instance("integers through float32 to fewer bits", ("b n:int16",), lambda table, x:
+                     table.make("cast", (table.make("cast", (x, torch.float32, x.device), x.shape,
+                                                    torch.float32, x.device), torch.int8, x.device),
+                                x.shape, torch.int8, x.device), is_term=True),
             Instance("integers through float32", ("b n:int64",), lambda table, x: table.make(
                 "cast", (table.make("cast", (x, torch.float32, x.device), x.shape, torch.float32,
                                     x.device), x.dtype, x.device), x.shape, x.dtype, x.device),

@@ -86,6 +86,8 @@ LINEAR: Family = {
         (
             Instance("rows", ("b n 5",), lambda x: x.transpose(1, 2)[:, 1:4]),
             Instance("of a cycle", ("b n 5",), lambda x: x.permute(2, 0, 1)[2:4]),
+            Instance("of a dimension in front", ("5 b n",), lambda x: x.permute(1, 0, 2)[:, 1:4]
+                     .unsqueeze(0).permute(0, 2, 1, 3)[:, :2].sum()),
         ),
         (Instance("of the tensor itself", ("2 3 5",), lambda x: x[:, :, 1:4].transpose(1, 2)),),
     ),

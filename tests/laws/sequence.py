@@ -122,6 +122,8 @@ SEQUENCE: Family = {
         (
             Instance("a size", ("n",), lambda x: torch.full((2,), x.shape[0]) > 3, {"n": 1}),
             Instance("a tensor", ("b n",), lambda x: x > 0.5, {"b": 1, "n": 1}),
+            Instance("a cast of what no integer is near", ("b n",),
+                     lambda x: torch.full_like(x, float("inf")).int(), {"b": 1, "n": 1}),
         ),
     ),
 }  # fmt: skip

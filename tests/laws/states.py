@@ -10,6 +10,8 @@ from .families import Family, Tried
 
 LONG = {"n": 3}
 
+INFINITE = torch.tensor([float("inf"), 1.0, 2.0])
+
 STATES: Family = {
     "pad": Tried(
         (
@@ -89,6 +91,8 @@ STATES: Family = {
                          x > 0, torch.full_like(x, float("inf")), x)),
             Instance("one over zero", ("b n",),
                      lambda x: torch.zeros_like(x) * (x / torch.zeros_like(x))),
+            Instance("a tensor that has an infinity", ("b 3",),
+                     lambda x: torch.zeros_like(x) * INFINITE, {"b": 1}),
         ),
     ),
     "lowest": Tried(

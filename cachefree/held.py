@@ -1,0 +1,197 @@
+"""What a model's code may read besides parameters and flags, remembered by identity.
+
+An object of settings, a list of numbers, a tensor in an attribute, a function, a method of a class:
+each is a constant of the captured path. Another one in its place, or a change inside of it, makes
+the capture one of another model.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cachefree.reach import CONTAINERS, PLAIN, Reached, get, is_installed, reached
+
+__all__ = ["Held"]
+
+_DEPTH = 5
+_MOST = 256
+"""Entries of a container beyond which only their number is looked at: a vocabulary."""
+_OF_TORCH = frozenset(vars(nn.Module()))
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_STOPS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_FOREIGN = frozenset(("torch", "threading", "_thread", "logging", "weakref", "functools"))
+
+
+class Held:
+    """What the modules of a model hold, and what their code reaches outside of it.
+
+    Args:
+        model: The model.
+        without: Paths of attributes that calls change: what is at them is not watched.
+        constants: Tensors that a captured path has read, and that are no parameters or buffers.
+
+    Attributes:
+        has_parameters: Whether a parameter or buffer is also held in another way.
+    """
+
+    def __init__(
+        self, model: nn.Module, without: Collection[str], constants: Iterable[torch.Tensor]
+    ) -> None:
+        self._constants = [tensor for tensor in constants if _is_watched_tensor(tensor)]
+        self._ids = set(map(id, self._constants))
+        self._own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._reads: list[Callable[[], Iterable[Any]]] = []
+        self._live: list[Iterable[Any]] = []  # views and containers, which show what is in them
+        self._seen: set[int] = set()
+        self.has_parameters = False
+        for path, module in model.named_modules():
+            self._module(path, module, without)
+        self._code(reached(tuple(dict.fromkeys(type(module) for module in model.modules()))))
+        self._values = self._now()
+        self._marks = list(map(_mark, self._constants))
+
+    def have_changed(self) -> bool:
+        """Whether any of it is another one now."""
+        try:
+            now = self._now()
+        except (KeyError, RuntimeError):  # gone, or changed by another thread meanwhile
+            return True
+        if len(now) != len(self._values):
+            return True
+        if not all(map(operator.is_, now, self._values)):
+            if not all(map(_is_equal, now, self._values)):
+                return True
+            self._values = now
+        return list(map(_mark, self._constants)) != self._marks
+
+    def _now(self) -> list[Any]:
+        read = map(operator.call, self._reads)
+        return list(itertools.chain.from_iterable(itertools.chain(self._live, read)))
+
+    def _module(self, path: str, module: nn.Module, without: Collection[str]) -> None:
+        held = vars(module)
+        names = [
+            name
+            for name, value in held.items()
+            if name not in _OF_TORCH
+            and type(value) not in PLAIN
+            and not _is_in(f"{path}.{name}".lstrip("."), without)
+            and (not isinstance(value, torch.Tensor) or self._is_known(value))
+        ]
+        self._names(held, names, _DEPTH)
+
+    def _code(self, code: Reached) -> None:
+        """Methods of classes, and containers and objects that code reaches by their names."""
+        for cls in code.classes:
+            methods = vars(cls)
+            is_ours = not is_installed(_file_of(cls))
+            kinds = (types.FunctionType, property, staticmethod, classmethod)
+            names = [
+                name
+                for name, value in methods.items()
+                if isinstance(value, kinds) and (is_ours or name == "forward")
+            ]
+            self._read(methods, names)
+        for place in code.places:
+            value = get(place)
+            if type(value) in CONTAINERS and not code.is_only_written(place) and _is_plain(value):
+                namespace, name, _ = place
+                if isinstance(namespace, types.CellType):
+                    self._reads.append(functools.partial(_cell, namespace))
+                else:
+                    held = namespace if isinstance(namespace, Mapping) else vars(namespace)
+                    self._read(held, [name])
+                self._inside(value, _DEPTH)
+
+    def _names(self, held: Mapping[str, Any], names: list[str], depth: int) -> None:
+        self._read(held, names)
+        for name in names:
+            self._inside(held[name], depth)
+
+    def _read(self, held: Mapping[str, Any], names: list[str]) -> None:
+        if names:  # one name alone would be read as itself, not as a tuple of one
+            read = operator.itemgetter(*names, names[0])
+            self._reads.append(functools.partial(read, held))
+
+    def _inside(self, value: Any, depth: int) -> None:
+        """What a value holds."""
+        if isinstance(value, torch.Tensor):
+            self._is_known(value)
+            return
+        if not depth or id(value) in self._seen or isinstance(value, (*PLAIN, *_STOPS, nn.Module)):
+            return
+        self._seen.add(id(value))
+        if isinstance(value, (*_SEQUENCES, dict)):
+            parts = value.values() if isinstance(value, dict) else value
+            if len(value) > _MOST:
+                self._reads.append(functools.partial(_length, value))
+                return
+            self._live += [value, parts] if isinstance(value, dict) else [parts]
+            for part in parts:
+                self._inside(part, depth - 1)
+        elif type(value).__module__.partition(".")[0] not in _FOREIGN:
+            held = getattr(value, "__dict__", None)
+            if isinstance(held, dict) and not hasattr(value, "__next__"):
+                self._live.append(held.values())
+                for part in held.values():
+                    self._inside(part, depth - 1)
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was read; and notes where one of the model's own is held twice."""
+        self.has_parameters |= id(tensor) in self._own
+        return id(tensor) in self._ids or id(tensor) in self._own
+
+
+def _is_watched_tensor(tensor: torch.Tensor) -> bool:
+    try:
+        _mark(tensor)
+    except RuntimeError:  # made in inference mode, or without values
+        return False
+    return True
+
+
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor._version, 0 if tensor.is_meta else tensor.data_ptr()
+
+
+def _length(value: Any) -> tuple[int]:
+    return (len(value),)
+
+
+def _cell(cell: types.CellType) -> tuple[Any]:
+    return (cell.cell_contents,)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    plain = (*PLAIN, torch.dtype, torch.device, types.MethodType)
+    return type(one) is type(other) and type(one) in plain and bool(one == other)
+
+
+def _is_plain(value: Any, depth: int = 3) -> bool:
+    """Whether a container holds settings: numbers, texts and tensors, and not many."""
+    if isinstance(value, (*PLAIN, torch.Tensor, torch.dtype)):
+        return True
+    if not depth or not isinstance(value, (*_SEQUENCES, dict)) or len(value) > _MOST:
+        return False
+    parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+    return all(_is_plain(part, depth - 1) for part in parts)
+
+
+def _is_in(path: str, without: Collection[str]) -> bool:
+    return any(other == path or other.startswith((f"{path}.", f"{path}[")) for other in without)
+
+
+def _file_of(cls: type) -> str:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""

@@ -1,0 +1,146 @@
+"""What may change on a model after it was rewritten: each is noticed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import cachefree
+from cachefree.origin import Origin
+
+from .assertions import same
+
+SETTINGS = {"by": 1.0}
+
+
+class Held(nn.Module):
+    """Reads what is held in many ways besides parameters."""
+
+    numbers = {"by": 1.0}  # noqa: RUF012 - what instances share is one of these ways
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.rows = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+        self.scale = nn.Parameter(torch.ones(4))
+        self.options = types.SimpleNamespace(by=1.0, inner=types.SimpleNamespace(by=1.0), many=[1])
+        self.lists, self.dicts, self.sets = [1.0, [1.0]], {"by": 1.0}, {1}
+        self.plain, self.tensors = torch.ones(4), [torch.ones(4)]
+        self.function = torch.tanh
+        self.idle: Any = torch.zeros(1)
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(
+        self, ids: torch.Tensor, past: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.rows(self.table(ids))
+        if past is not None:
+            rows = torch.cat([past, rows], dim=1)
+        y = rows.cumsum(1)[:, -ids.shape[1] :] * self.options.by * self.options.inner.by
+        y = self.normed(self.function(y)) * self.plain * self.tensors[0] * self.scale.shape[0]
+        y = (
+            y
+            * self.lists[0]
+            * self.dicts["by"]
+            * SETTINGS["by"]
+            * self.numbers["by"]
+            * len(self.sets)
+        )
+        return self.head(y), rows
+
+
+Change = Callable[[Held, pytest.MonkeyPatch], Any]
+NOTICED: dict[str, Change] = {
+    "two tensors that were one": lambda m, p: setattr(m.head, "weight", _weight()),
+    "the same, from its other side": lambda m, p: setattr(m.table, "weight", _weight()),
+    "another tensor in an attribute": lambda m, p: setattr(m, "plain", torch.zeros(4)),
+    "a tensor that is written to": lambda m, p: m.plain.mul_(2),
+    "a tensor whose memory is replaced": lambda m, p: setattr(m.plain, "data", torch.zeros(4)),
+    "a tensor in a list": lambda m, p: m.tensors.__setitem__(0, torch.zeros(4)),
+    "a parameter of another shape": lambda m, p: setattr(m.scale, "data", torch.ones(1)),
+    "a number in a list": lambda m, p: m.lists.__setitem__(0, 2.0),
+    "a number in a list in a list": lambda m, p: m.lists[1].__setitem__(0, 2.0),
+    "a longer list": lambda m, p: m.lists.append(2.0),
+    "another list": lambda m, p: setattr(m, "lists", [2.0]),
+    "a number in a dict": lambda m, p: m.dicts.update(by=2.0),
+    "a set": lambda m, p: m.sets.add(2),
+    "an object of settings": lambda m, p: setattr(m, "options", types.SimpleNamespace(by=2.0)),
+    "a number of such an object": lambda m, p: setattr(m.options, "by", 2.0),
+    "one more entry of it": lambda m, p: setattr(m.options, "more", 2.0),
+    "an object inside of it": lambda m, p: setattr(m.options.inner, "by", 2.0),
+    "a list inside of it": lambda m, p: m.options.many.append(2),
+    "a function": lambda m, p: setattr(m, "function", torch.sigmoid),
+    "a global dict": lambda m, p: p.setitem(SETTINGS, "by", 2.0),
+    "a dict of a class": lambda m, p: p.setitem(m.numbers, "by", 2.0),
+    "a method of a class": lambda m, p: p.setattr(Held, "normed", lambda _, x: x * 2),
+    "another hook": lambda m, p: m.rows._forward_hooks.__setitem__(_only(m), _twice),
+}
+NOT_NOTICED: dict[str, Change] = {
+    "new values of a parameter": lambda m, p: m.scale.data.mul_(2),
+    "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
+    "an attribute that no path reads": lambda m, p: setattr(m, "idle", torch.ones(1)),
+    "an equal number": lambda m, p: m.lists.__setitem__(0, float("1.0")),
+    "a flag of autograd": lambda m, p: m.requires_grad_(False),
+}
+
+
+def _weight() -> nn.Parameter:
+    return nn.Parameter(torch.ones(7, 4))
+
+
+def _only(model: Held) -> int:
+    return next(iter(model.rows._forward_hooks))
+
+
+def _twice(*args: Any) -> Any:
+    return args[-1] * 2
+
+
+def _origin(model: Held) -> Origin:
+    model.rows.register_forward_hook(lambda *args: args[-1])
+    return Origin(model, lambda: None, constants=[model.plain, model.tensors[0]])
+
+
+@pytest.mark.parametrize("change", NOTICED)
+def test_a_change_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Held().eval()
+    origin = _origin(model)
+    assert not origin.has_changed()
+    NOTICED[change](model, monkeypatch)
+    assert origin.has_changed()
+
+
+@pytest.mark.parametrize("change", NOT_NOTICED)
+def test_what_a_graph_shares_or_never_reads_is_no_change(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Held().eval()
+    origin = _origin(model)
+    NOT_NOTICED[change](model, monkeypatch)
+    assert not origin.has_changed()
+    assert not origin.has_changed()
+
+
+def test_a_changed_model_is_rewritten_again() -> None:
+    torch.manual_seed(0)
+    model = Held().eval()
+    rewritten = cachefree.rewrite(model, (torch.zeros(2, 3, dtype=torch.long),), progress=False)
+    ids = torch.tensor([[1, 2, 3]])
+    for change in (
+        "two tensors that were one",
+        "a tensor that is written to",
+        "a number in a dict",
+    ):
+        NOTICED[change](model, pytest.MonkeyPatch())
+        first = model(ids)
+        same(rewritten(ids), first)
+        same(rewritten(ids, first[1]), model(ids, first[1]))
