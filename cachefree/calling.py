@@ -94,6 +94,7 @@ class Calling:
             zeros.
         attribute: A parameter or buffer by its name, for these.
         methods: The names of the model's methods that the call stands for, other than forward.
+        counts: The arguments that are the number of past tokens.
     """
 
     parameters: tuple[str, ...]
@@ -108,6 +109,7 @@ class Calling:
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
+    counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -119,6 +121,9 @@ class Calling:
             for place, spec in enumerate(self.leaves)
             if isinstance(spec, TensorSpec)
         ]
+        self.counts = frozenset(spec.path for spec in self.leaves if isinstance(spec, SizeSpec)) - {
+            cache.parameter for cache in self.caches
+        }
         self._past, self._all = self.interface.past_symbols, self.interface.symbols
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,6 +151,8 @@ class Calling:
                 tensors.append(leaf)
             elif leaf is not NEUTRAL and not is_tracing() and leaf != self.value(spec.expr, sizes):
                 due = self.value(spec.expr, sizes)
+                if spec.path in self.counts:
+                    raise DomainError(_wrong_count(spec.path, leaf, due))
                 raise DomainError(
                     _mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
                 )
@@ -217,6 +224,7 @@ class Calling:
                         remedy=f"Rewrite again with {name!r} in example_inputs.",
                     )
                 )
+        given |= {name: NEUTRAL for name in self.counts if name in given and given[name] is None}
         return {
             name: given[name] if name in given else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
@@ -265,6 +273,9 @@ class Calling:
         child = self.structure.children[place]
         if child.leaf_count == 0 and child.kind == "constant":
             return child.value  # a flag: the value that the graph was captured with
+        if name in self.counts:
+            default = self.signature.parameters[name].default
+            return NEUTRAL if default is inspect.Parameter.empty else default
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
         raise DomainError(
@@ -430,6 +441,14 @@ def _wrong_size(spec: TensorSpec, axis: int, size: int, expected: str) -> Refusa
     return _mismatch(
         f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is "
         f"({shape})"
+    )
+
+
+def _wrong_count(name: str, given: Any, due: int) -> Refusal:
+    return Refusal(
+        f"{name} is {given!r} where the cache holds {due!r}.",
+        why="The model was rewritten as one whose calls follow one another.",
+        remedy=f"Pass {name}={due!r}; for a new sequence, leave the cache out.",
     )
 
 

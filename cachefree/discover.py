@@ -241,6 +241,7 @@ def _with_past(hints: dict[str, int], more: dict[str, Any]) -> dict[str, int]:
 def _absent(search: Search, found: Found) -> tuple[str, ...]:
     given = {search.names.get(place) for place in range(len(found.args))} | set(found.kwargs)
     given |= {link.place.parameter for link in found.links}
+    given |= {count.name for count in found.counts}
     return tuple(
         name
         for name, parameter in search.signature.parameters.items()
@@ -328,6 +329,9 @@ def _later_call(
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
+    length = lengths.get(query, lengths.get(sympy.Integer(PAST)))
+    for count in found.counts if length is not None else ():
+        args, kwargs = count.place.put(args, kwargs, _Mark(SizeSpec(count.name, length)))
     later_marks, structure = flatten((args, kwargs), _is_mark)
     call = Call(structure, tuple(mark.spec for mark in later_marks), first.fixed)
     tensor_marks = [mark for mark in later_marks if isinstance(mark.spec, TensorSpec)]

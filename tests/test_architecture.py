@@ -18,7 +18,8 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure dataflow signatures vocabulary progress fakes recurrent offered execution",
+        "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
+        "execution",
         "checker sizes calls places fixed stand_ins token_scan",
         "token_places",
         "loop_values",
@@ -27,7 +28,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "reach remembered spelling provenance explaining memos",
         "surroundings baked like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
-        "exact_slices symbolic_python size_nodes fake_runs repeated_calls",
+        "exact_slices symbolic_python size_nodes fake_runs repeated_calls counted",
         "other_runs",
         "graph report facts capture one_round",
         "scans",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     audio,
     containers,
+    counted,
     dtypes,
     first_values,
     flags,
@@ -55,6 +56,7 @@ CASES: tuple[ModelCase, ...] = (
     *first_values.CASES,
     *from_inputs.CASES,
     *own_ways.CASES,
+    *counted.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,
