@@ -216,14 +216,9 @@ def _interface(
             if len(growing) == 1
             else f"zero length on axes {growing}"
         )
-        slots.append(
-            CacheSlot(
-                inputs[place],
-                outputs[output],
-                growing,
-                words if growing else certified.neutral_words(inputs[place].path),
-            )
-        )
+        if not growing or inputs[place].path in certified.neutrals:
+            words = certified.neutral_words(inputs[place].path)
+        slots.append(CacheSlot(inputs[place], outputs[output], growing, words))
     return Interface(inputs, tuple(outputs), tuple(slots), certified.domain)
 
 

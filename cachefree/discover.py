@@ -400,6 +400,9 @@ def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
         return size
     if size in lengths:
         return lengths[size]
+    rows = size - query
+    if rows.is_Integer and rows > 0:  # rows that are there before the first token
+        return _past_size(query, lengths) + rows
     if size == query:
         name = "past"
     elif size.has(batch):

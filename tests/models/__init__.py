@@ -17,6 +17,7 @@ from . import (
     neox,
     own_ways,
     positions,
+    prefixes,
     recurrent,
     refused_branches,
     refused_inputs,
@@ -57,6 +58,7 @@ CASES: tuple[ModelCase, ...] = (
     *from_inputs.CASES,
     *own_ways.CASES,
     *counted.CASES,
+    *prefixes.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,
