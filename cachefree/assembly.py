@@ -52,10 +52,24 @@ class Assembled:
 
 
 def assembled(
-    model: nn.Module, discovery: Discovery, later: Program, one: OneCall, certified: Certified
+    model: nn.Module,
+    discovery: Discovery,
+    later: Program,
+    one: OneCall,
+    certified: Certified,
+    spare: tuple[str, ...] = (),
 ) -> Assembled:
-    """The interface of the one graph, and how the model's own call goes through it."""
-    make = _Maker(model, discovery, later, one, certified)
+    """The interface of the one graph, and how the model's own call goes through it.
+
+    Args:
+        model: Any module.
+        discovery: How it is called.
+        later: The later path.
+        one: What the one graph is made from.
+        certified: What was shown of it.
+        spare: Arguments that later calls may leave out.
+    """
+    make = _Maker(model, discovery, later, one, certified, spare)
     return make.plain() if one.encoder is None else make.decoder(one.encoder)
 
 
@@ -67,8 +81,10 @@ class _Maker:
         later: Program,
         one: OneCall,
         certified: Certified,
+        spare: tuple[str, ...],
     ) -> None:
         self.model = model
+        self.spare = spare
         self.discovery = discovery
         self.later = later
         self.one = one
@@ -165,6 +181,7 @@ class _Maker:
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
+            spare=tuple(name for name in self.spare if name in arguments),
         )
 
 

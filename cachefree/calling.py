@@ -21,6 +21,7 @@ __all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
 
 Sizes = dict[str, int]
 NEUTRAL: Any = object()  # stands for a leaf of the neutral cache until the sizes are known
+SPARE: Any = object()  # stands for a leaf that is left out and not read
 
 
 def is_tracing() -> bool:
@@ -94,6 +95,7 @@ class Calling:
             zeros.
         attribute: A parameter or buffer by its name, for these.
         methods: The names of the model's methods that the call stands for, other than forward.
+        spare: The arguments that later calls may leave out, since they do not read them.
         counts: The arguments that are the number of past tokens.
     """
 
@@ -109,6 +111,7 @@ class Calling:
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
@@ -138,6 +141,7 @@ class Calling:
         """
         named = self._named(args, kwargs)
         is_first = self._put_markers(named)
+        self._put_spare(named, is_first)
         try:
             leaves = self.structure.take(named, "")
         except MismatchError as error:
@@ -145,6 +149,7 @@ class Calling:
         sizes = self._sizes(leaves, is_first)
         if is_first:
             self._put_neutral(leaves, sizes)
+        self._put_zeros(leaves, sizes)
         tensors = []
         for leaf, spec in zip(leaves, self.leaves, strict=True):
             if isinstance(spec, TensorSpec):
@@ -278,14 +283,42 @@ class Calling:
             return NEUTRAL if default is inspect.Parameter.empty else default
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
-        raise DomainError(
-            Refusal(
-                f"The argument {name!r} is missing.",
-                why="The graph was captured with it: whether it is given chooses a path of the "
-                "model's code.",
-                remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
-            )
-        )
+        if name in self.spare:
+            return SPARE
+        raise DomainError(_missing(name))
+
+    def _put_spare(self, named: dict[str, Any], is_first: bool) -> None:
+        """Puts markers for what a later call leaves out and does not read."""
+        for name in self.spare:
+            if named[name] is None or named[name] is SPARE:
+                if is_first:
+                    raise DomainError(_missing(name))
+                child = self.structure.children[self.parameters.index(name)]
+                named[name] = child.rebuild([SPARE] * child.leaf_count)
+
+    def _put_zeros(self, leaves: list[Any], sizes: Sizes) -> None:
+        """Zeros for what is not read, of sizes at which the call is inside the domain."""
+        device = next((x.device for x in leaves if isinstance(x, torch.Tensor)), None)
+        for check in self._checks:
+            if leaves[check.place] is SPARE:
+                shape = [self.value(size, sizes) for size in check.spec.shape]
+                leaves[check.place] = torch.zeros(shape, dtype=check.spec.dtype, device=device)
+
+    def _put_sizes(self, sizes: Sizes) -> None:
+        """Sizes that nothing that is given tells: as the domain ties them to others."""
+        facts = [c.fact for region in self.interface.domain.regions for c in region.conditions]
+        ties = [fact for fact in facts if isinstance(fact, sympy.Eq)]
+        for name in self._all:
+            symbol = sympy.Symbol(name, integer=True, nonnegative=True)
+            for tie in ties if name not in sizes else ():
+                for one, other in ((tie.lhs, tie.rhs), (tie.rhs, tie.lhs)):
+                    if {str(s) for s in one.free_symbols} <= sizes.keys() and symbol in (
+                        other.free_symbols
+                    ):
+                        found = _solved(other, symbol, sizes, self.value(one, sizes))
+                        if found is not None and one.free_symbols:
+                            sizes[name] = found
+            sizes.setdefault(name, 1)
 
     def _put_markers(self, named: dict[str, Any]) -> bool:
         """Puts markers for the neutral cache where none is given; whether that is everywhere."""
@@ -334,7 +367,12 @@ class Calling:
         """The size of each symbol, after checking types, sizes and the domain."""
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
         is_checked = not is_tracing()
-        pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
+        absent = (NEUTRAL, SPARE)
+        pairs = [
+            (c, leaves[c.place])
+            for c in self._checks
+            if all(leaves[c.place] is not marker for marker in absent)
+        ]
         for check, leaf in pairs:
             _check_type(leaf, check.spec)
             shape = leaf.shape
@@ -347,6 +385,8 @@ class Calling:
                         _wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
                     )
         self._solve(sizes, pairs)
+        if any(leaf is SPARE for leaf in leaves):
+            self._put_sizes(sizes)
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
@@ -441,6 +481,15 @@ def _wrong_size(spec: TensorSpec, axis: int, size: int, expected: str) -> Refusa
     return _mismatch(
         f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is "
         f"({shape})"
+    )
+
+
+def _missing(name: str) -> Refusal:
+    return Refusal(
+        f"The argument {name!r} is missing.",
+        why="The graph was captured with it: whether it is given chooses a path of the "
+        "model's code.",
+        remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
     )
 
 

@@ -74,6 +74,9 @@ def proved(
         begin()
         one = with_slots_joined(table, attempt, first, later)
         one, starts = started(table, attempt, first, one)
+        if one.encoder is not None and not one.encoder.only_it_reads(one.outputs):
+            one = with_slots_joined(table, attempt, first, later, is_parted=False)
+            one, starts = started(table, attempt, first, one)
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 

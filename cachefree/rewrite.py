@@ -21,6 +21,7 @@ from cachefree.graph import emit
 from cachefree.hoisting import hoisted
 from cachefree.inputs import plainer_call
 from cachefree.isolation import one_at_a_time
+from cachefree.left_out import arguments_left_out
 from cachefree.lifting.subject import (
     assumed_of,
     buffers_of_state,
@@ -171,7 +172,10 @@ def _rewritten(
             subject, table, names, discovery, first, check, lambda: begin("proof"), refuse
         )
         begin("graph")
-        parts = assembled(subject, discovery, later, one, certified)
+        spare = arguments_left_out(
+            subject, table, names, discovery, later, len(certified.shown[-1][1])
+        )
+        parts = assembled(subject, discovery, later, one, certified, spare)
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None:
             parts.encoder.argument = states_argument(

@@ -46,7 +46,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once",
         "starts",
         "one_token",
-        "encoder_argument outlines",
+        "encoder_argument left_out outlines",
         "certify onnx branches",
         "assembly certificate proof steps",
         "hoisting",

@@ -7,6 +7,7 @@ from . import (
     containers,
     counted,
     dtypes,
+    first_only,
     first_values,
     flags,
     from_inputs,
@@ -58,6 +59,7 @@ CASES: tuple[ModelCase, ...] = (
     *from_inputs.CASES,
     *own_ways.CASES,
     *counted.CASES,
+    *first_only.CASES,
     *prefixes.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
