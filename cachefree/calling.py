@@ -124,9 +124,9 @@ class Calling:
             for place, spec in enumerate(self.leaves)
             if isinstance(spec, TensorSpec)
         ]
-        self.counts = frozenset(spec.path for spec in self.leaves if isinstance(spec, SizeSpec)) - {
-            cache.parameter for cache in self.caches
-        }
+        numbers = {spec.path for spec in self.leaves if isinstance(spec, SizeSpec)}
+        caches = {cache.parameter for cache in self.caches}
+        self.counts = frozenset(numbers.intersection(self.parameters) - caches)
         self._past, self._all = self.interface.past_symbols, self.interface.symbols
 
     def __getstate__(self) -> dict[str, Any]:

@@ -311,6 +311,8 @@ def _later_call(
         isinstance(mark.spec, SizeSpec) and mark.spec.expr == query
         for leaves, _ in parts
         for mark in leaves
+    ) or bool(
+        found.counts and all(_is_told_by(mark.spec) for leaves, _ in parts for mark in leaves)
     )
     if is_counted:
         lengths[query] = past
@@ -391,6 +393,14 @@ def _as_past(
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, past_size(spec.expr))
     return TensorSpec(path, tuple(map(past_size, spec.shape)), spec.dtype, spec.device)
+
+
+def _is_told_by(spec: TensorSpec | SizeSpec) -> bool:
+    """Whether each size that the tokens have a part in tells how many they are: 3n, n + 4."""
+    query = size_symbol("query")
+    sizes = spec.shape if isinstance(spec, TensorSpec) else (spec.expr,)
+    own = [size for size in sizes if query in symbols_of([size])]
+    return all(sympy.diff(size, query).is_Integer for size in own)
 
 
 def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:

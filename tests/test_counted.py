@@ -8,7 +8,7 @@ import torch
 import cachefree
 
 from .models.case import seeded
-from .models.counted import VOCAB, PastLength, Shifted, StartPosition
+from .models.counted import VOCAB, PastLength, Shifted, StartPosition, ThreeRows
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,15 @@ def test_exporters_do_not_keep_the_number(start_position) -> None:
     cache = model(IDS[:, :7], 0)[1]
     logits, _ = program.module()(IDS[:, 7:], None, cache)
     torch.testing.assert_close(logits, model(IDS[:, 7:], 7, cache)[0])
+
+
+def test_several_rows_for_a_token() -> None:
+    model = seeded(ThreeRows)()
+    rewritten = cachefree.rewrite(model, (torch.zeros(2, 4, 3),))
+    x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(2))
+    cache = rewritten(x[:, :4])[1]
+    due, _ = model(x[:, 4:], model(x[:, :4])[1], 4)
+    torch.testing.assert_close(rewritten(x[:, 4:], cache, 4)[0], due)
+    cut = [tuple(rows[:, :, 1:] for rows in pair) for pair in cache]
+    with pytest.raises(cachefree.DomainError, match="has size 11 on axis 2"):
+        rewritten(x[:, 4:], cut, 3)

@@ -77,6 +77,22 @@ class Shifted(Base):
         return self.run(x, past, torch.full((n, held + n), float("-inf")).triu(held + 1))
 
 
+class ThreeRows(Base):
+    """Each step is three tokens: a return, a state and an action, all of one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Linear(1, WIDTH) for _ in range(3)])
+
+    def forward(self, steps, past=None, start=0):
+        b, n = steps.shape[:2]
+        time = self.pos(torch.arange(start, start + n))
+        rows = [part(steps[..., i : i + 1]) + time for i, part in enumerate(self.parts)]
+        held = 0 if past is None else past[0][0].shape[2]
+        mask = torch.full((3 * n, held + 3 * n), float("-inf")).triu(held + 1)
+        return self.run(torch.stack(rows, 2).view(b, 3 * n, WIDTH), past, mask)
+
+
 def _told(name):
     return lambda batch, past, query, generator: {name: past}
 
