@@ -387,6 +387,9 @@ class Calling:
         self._solve(sizes, pairs)
         if any(leaf is SPARE for leaf in leaves):
             self._put_sizes(sizes)
+            if any(sizes[name] == 0 for name in self._past):  # an empty cache: a first call
+                place = next(place for place, leaf in enumerate(leaves) if leaf is SPARE)
+                raise DomainError(_missing(self.leaves[place].path))
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes

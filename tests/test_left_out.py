@@ -8,7 +8,7 @@ import torch
 import cachefree
 
 from .models.case import seeded
-from .models.first_only import IDS, AsksAgain, Translator, source_ids
+from .models.first_only import FEATURES, IDS, AsksAgain, Captioner, Translator, source_ids
 
 EXAMPLE = (IDS, torch.zeros(2, 5, dtype=torch.long))
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -37,7 +37,13 @@ def test_a_later_call_without_it(model, rewritten, later) -> None:
 
 
 def test_a_first_call_has_to_give_it(rewritten) -> None:
-    for call in (lambda: rewritten(TOKENS), lambda: rewritten(TOKENS, None)):
+    empty = rewritten.empty_cache(batch_size=2)
+    calls = (
+        lambda: rewritten(TOKENS),
+        lambda: rewritten(TOKENS, None),
+        lambda: rewritten(TOKENS, None, empty),
+    )
+    for call in calls:
         with pytest.raises(cachefree.DomainError, match="The argument 'source' is missing"):
             call()
 
@@ -52,3 +58,9 @@ def test_what_chooses_a_later_path_is_not_left_out() -> None:
     own = model(TOKENS[:, :3], source)[1]
     due = model(TOKENS[:, 3:], source, own)[0]
     torch.testing.assert_close(rewritten(TOKENS[:, 3:], source, cache)[0], due)
+
+
+def test_an_empty_state_is_no_reason_to_leave_it_out() -> None:
+    rewritten = cachefree.rewrite(seeded(Captioner)(), (IDS, torch.zeros(2, 5, FEATURES)))
+    with pytest.raises(cachefree.DomainError, match="The argument 'features' is missing"):
+        rewritten(TOKENS, None, rewritten.empty_cache(batch_size=2))
