@@ -197,10 +197,21 @@ class _Walk:
                 continue
             seen.add(pair)
             below = [p for p in _operand_pairs(*pair) or () if not self.equal(*p)]
-            if below and not self._is_insertion(*pair):
+            if below and not self._is_insertion(*pair) and not self._are_parts(*pair):
                 stack.extend(below)
             else:
                 self.divergences.append(Divergence(*pair))
+
+    def _are_parts(self, one: Term, other: Term) -> bool:
+        """Whether both sides are the same part of what is not alike as a whole.
+
+        The part of an input is then what differs, and tells what the input is there.
+        """
+        return (
+            one.op == "slice"
+            and one.args[0].op == "input"
+            and not _same_type(one.args[0], other.args[0], self.facts)
+        )
 
     def _is_insertion(self, one: Term, other: Term) -> bool:
         """Whether one side is an operator more on what the other is.

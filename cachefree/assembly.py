@@ -63,10 +63,24 @@ class Assembled:
 
 
 def assembled(
-    model: nn.Module, discovery: Discovery, later: Program, one: OneCall, certified: Certified
+    model: nn.Module,
+    discovery: Discovery,
+    later: Program,
+    one: OneCall,
+    certified: Certified,
+    spare: tuple[str, ...] = (),
 ) -> Assembled:
-    """The interface of the one graph, and how the model's own call goes through it."""
-    make = _Maker(model, discovery, later, one, certified)
+    """The interface of the one graph, and how the model's own call goes through it.
+
+    Args:
+        model: Any module.
+        discovery: How it is called.
+        later: The later path.
+        one: What the one graph is made from.
+        certified: What was shown of it.
+        spare: Arguments that later calls may leave out.
+    """
+    make = _Maker(model, discovery, later, one, certified, spare)
     return make.plain() if one.encoder is None else make.decoder(one.encoder)
 
 
@@ -78,8 +92,10 @@ class _Maker:
         later: Program,
         one: OneCall,
         certified: Certified,
+        spare: tuple[str, ...],
     ) -> None:
         self.model = model
+        self.spare = spare
         self.discovery = discovery
         self.later = later
         self.one = one
@@ -182,6 +198,7 @@ class _Maker:
         self, arguments: dict[str, Any], signature: inspect.Signature, interface: Interface
     ) -> Calling:
         leaves, structure = flatten(arguments, _is_marker)
+        first_only = tuple(name for name in self._first_only() if name in arguments)
         caches = []
         for link in self.discovery.links:
             place = link.place
@@ -205,9 +222,12 @@ class _Maker:
             mode_matters=_mode_matters(self.model, self.certified.outputs),
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
-            first_only=tuple(name for name in self._first_only() if name in arguments),
+            first_only=first_only,
             absent={str(symbol): size for symbol, size in self.one.absent.items()},
             present={str(symbol): size for symbol, size in self.one.present.items()},
+            spare=tuple(
+                name for name in self.spare if name in arguments and name not in first_only
+            ),
         )
 
 
@@ -271,14 +291,9 @@ def _interface(
             if len(growing) == 1
             else f"zero length on axes {growing}"
         )
-        slots.append(
-            CacheSlot(
-                inputs[place],
-                outputs[output],
-                growing,
-                words if growing else certified.neutral_words(inputs[place].path),
-            )
-        )
+        if not growing or inputs[place].path in certified.neutrals:
+            words = certified.neutral_words(inputs[place].path)
+        slots.append(CacheSlot(inputs[place], outputs[output], growing, words))
     return Interface(inputs, tuple(outputs), tuple(slots), certified.domain)
 
 

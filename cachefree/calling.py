@@ -22,6 +22,7 @@ __all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
 
 Sizes = dict[str, int]
 NEUTRAL: Any = object()  # stands for a leaf of the neutral cache until the sizes are known
+SPARE: Any = object()  # stands for a leaf that is left out and not read
 
 
 def is_tracing() -> bool:
@@ -98,6 +99,8 @@ class Calling:
         first_only: Arguments that later calls leave out.
         absent: Sizes of these, by symbol, where they are left out.
         present: Sizes of what is computed of them, where they are given.
+        spare: The arguments that later calls may leave out, since they do not read them.
+        counts: The arguments that are the number of past tokens.
     """
 
     parameters: tuple[str, ...]
@@ -115,6 +118,8 @@ class Calling:
     first_only: tuple[str, ...] = ()
     absent: Mapping[str, int] = field(default_factory=dict)
     present: Mapping[str, Any] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()
+    counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[_Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
@@ -126,6 +131,9 @@ class Calling:
             for place, spec in enumerate(self.leaves)
             if isinstance(spec, TensorSpec)
         ]
+        numbers = {spec.path for spec in self.leaves if isinstance(spec, SizeSpec)}
+        caches = {cache.parameter for cache in self.caches}
+        self.counts = frozenset(numbers.intersection(self.parameters) - caches)
         self._past, self._all = self.interface.past_symbols, self.interface.symbols
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,18 +148,22 @@ class Calling:
         """
         named = self._named(args, kwargs)
         is_first = self._put_markers(named)
+        self._put_spare(named, is_first)
         try:
             leaves = self.structure.take(named, "")
         except MismatchError as error:
             raise DomainError(_mismatch_of(error)) from None
         sizes = self._sizes(leaves, is_first)
         self._put_neutral(leaves, sizes)
+        self._put_zeros(leaves, sizes)
         tensors = []
         for leaf, spec in zip(leaves, self.leaves, strict=True):
             if isinstance(spec, TensorSpec):
                 tensors.append(leaf)
             elif leaf is not NEUTRAL and not is_tracing() and leaf != self.value(spec.expr, sizes):
                 due = self.value(spec.expr, sizes)
+                if spec.path in self.counts:
+                    raise DomainError(_wrong_count(spec.path, leaf, due))
                 raise DomainError(
                     _mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
                 )
@@ -224,6 +236,7 @@ class Calling:
                     )
                 )
         self._refuse_parts(given)
+        given |= {name: NEUTRAL for name in self.counts if name in given and given[name] is None}
         return {
             name: given[name]
             if name in given and not (name in self.first_only and given[name] is None)
@@ -281,18 +294,49 @@ class Calling:
         child = self.structure.children[place]
         if child.leaf_count == 0 and child.kind == "constant":
             return child.value  # a flag: the value that the graph was captured with
+        if name in self.counts:
+            default = self.signature.parameters[name].default
+            return NEUTRAL if default is inspect.Parameter.empty else default
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
         if name in self.first_only:
             return child.rebuild([NEUTRAL] * child.leaf_count)
-        raise DomainError(
-            Refusal(
-                f"The argument {name!r} is missing.",
-                why="The graph was captured with it: whether it is given chooses a path of the "
-                "model's code.",
-                remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
-            )
-        )
+        if name in self.spare:
+            return SPARE
+        raise DomainError(_missing(name))
+
+    def _put_spare(self, named: dict[str, Any], is_first: bool) -> None:
+        """Puts markers for what a later call leaves out and does not read."""
+        for name in self.spare:
+            if named[name] is None or named[name] is SPARE:
+                if is_first:
+                    raise DomainError(_missing(name))
+                child = self.structure.children[self.parameters.index(name)]
+                named[name] = child.rebuild([SPARE] * child.leaf_count)
+
+    def _put_zeros(self, leaves: list[Any], sizes: Sizes) -> None:
+        """Zeros for what is not read, of sizes at which the call is inside the domain."""
+        device = next((x.device for x in leaves if isinstance(x, torch.Tensor)), None)
+        for check in self._checks:
+            if leaves[check.place] is SPARE:
+                shape = [self.value(size, sizes) for size in check.spec.shape]
+                leaves[check.place] = torch.zeros(shape, dtype=check.spec.dtype, device=device)
+
+    def _put_sizes(self, sizes: Sizes) -> None:
+        """Sizes that nothing that is given tells: as the domain ties them to others."""
+        facts = [c.fact for region in self.interface.domain.regions for c in region.conditions]
+        ties = [fact for fact in facts if isinstance(fact, sympy.Eq)]
+        for name in self._all:
+            symbol = sympy.Symbol(name, integer=True, nonnegative=True)
+            for tie in ties if name not in sizes else ():
+                for one, other in ((tie.lhs, tie.rhs), (tie.rhs, tie.lhs)):
+                    if {str(s) for s in one.free_symbols} <= sizes.keys() and symbol in (
+                        other.free_symbols
+                    ):
+                        found = _solved(other, symbol, sizes, self.value(one, sizes))
+                        if found is not None and one.free_symbols:
+                            sizes[name] = found
+            sizes.setdefault(name, 1)
 
     def _put_markers(self, named: dict[str, Any]) -> bool:
         """Puts markers for the neutral cache where none is given; whether that is everywhere."""
@@ -342,7 +386,12 @@ class Calling:
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
         sizes.update(self._absent_sizes(leaves))
         is_checked = not is_tracing()
-        pairs = [(c, leaves[c.place]) for c in self._checks if leaves[c.place] is not NEUTRAL]
+        absent = (NEUTRAL, SPARE)
+        pairs = [
+            (c, leaves[c.place])
+            for c in self._checks
+            if all(leaves[c.place] is not marker for marker in absent)
+        ]
         for check, leaf in pairs:
             _check_type(leaf, check.spec)
             shape = leaf.shape
@@ -358,6 +407,11 @@ class Calling:
         for name, size in self.present.items():
             if name not in sizes:
                 sizes[name] = self.value(size, sizes)
+        if any(leaf is SPARE for leaf in leaves):
+            self._put_sizes(sizes)
+            if any(sizes[name] == 0 for name in self._past):  # an empty cache: a first call
+                place = next(place for place, leaf in enumerate(leaves) if leaf is SPARE)
+                raise DomainError(_missing(self.leaves[place].path))
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
@@ -464,6 +518,23 @@ def _wrong_size(spec: TensorSpec, axis: int, size: int, expected: str) -> Refusa
     return _mismatch(
         f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is "
         f"({shape})"
+    )
+
+
+def _missing(name: str) -> Refusal:
+    return Refusal(
+        f"The argument {name!r} is missing.",
+        why="The graph was captured with it: whether it is given chooses a path of the "
+        "model's code.",
+        remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
+    )
+
+
+def _wrong_count(name: str, given: Any, due: int) -> Refusal:
+    return Refusal(
+        f"{name} is {given!r} where the cache holds {due!r}.",
+        why="The model was rewritten as one whose calls follow one another.",
+        remedy=f"Pass {name}={due!r}; for a new sequence, leave the cache out.",
     )
 
 

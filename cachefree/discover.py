@@ -249,6 +249,7 @@ def _with_past(hints: dict[str, int], more: dict[str, Any]) -> dict[str, int]:
 def _absent(search: Search, found: Found) -> tuple[str, ...]:
     given = {search.names.get(place) for place in range(len(found.args))} | set(found.kwargs)
     given |= {link.place.parameter for link in found.links}
+    given |= {count.name for count in found.counts}
     return tuple(
         name
         for name, parameter in search.signature.parameters.items()
@@ -319,6 +320,8 @@ def _later_call(
         isinstance(mark.spec, SizeSpec) and mark.spec.expr == query
         for leaves, _ in parts
         for mark in leaves
+    ) or bool(
+        found.counts and all(_is_told_by(mark.spec) for leaves, _ in parts for mark in leaves)
     )
     if is_counted:
         lengths[query] = past
@@ -337,6 +340,9 @@ def _later_call(
             for mark, path_ in zip(leaves, paths, strict=True)
         ]
         args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
+    length = lengths.get(query, lengths.get(sympy.Integer(PAST)))
+    for count in found.counts if length is not None else ():
+        args, kwargs = count.place.put(args, kwargs, _Mark(SizeSpec(count.name, length)))
     later_marks, structure = flatten((args, kwargs), _is_mark)
     call = Call(structure, tuple(mark.spec for mark in later_marks), first.fixed)
     tensor_marks = [mark for mark in later_marks if isinstance(mark.spec, TensorSpec)]
@@ -398,6 +404,14 @@ def _as_past(
     return TensorSpec(path, tuple(map(past_size, spec.shape)), spec.dtype, spec.device)
 
 
+def _is_told_by(spec: TensorSpec | SizeSpec) -> bool:
+    """Whether each size that the tokens have a part in tells how many they are: 3n, n + 4."""
+    query = size_symbol("query")
+    sizes = spec.shape if isinstance(spec, TensorSpec) else (spec.expr,)
+    own = [size for size in sizes if query in symbols_of([size])]
+    return all(sympy.diff(size, query).is_Integer for size in own)
+
+
 def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
     """The length of what is past, for a size that a first call makes of its tokens."""
     query, batch = size_symbol("query"), size_symbol("batch")
@@ -405,6 +419,9 @@ def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
         return size
     if size in lengths:
         return lengths[size]
+    rows = size - query
+    if rows.is_Integer and rows > 0:  # rows that are there before the first token
+        return _past_size(query, lengths) + rows
     if size == query:
         name = "past"
     elif size.has(batch):

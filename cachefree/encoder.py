@@ -62,6 +62,10 @@ class Encoder:
     only: tuple[Term, ...]
     is_needed_whole: bool
 
+    def only_it_reads(self, outputs: Sequence[Term]) -> bool:
+        """Whether the one graph still reads nothing that the encoder alone is to read."""
+        return not set(self.only) & set(topological(outputs))
+
 
 def bottleneck(values: Sequence[Term], decoders: Iterable[Term]) -> Term | None:
     """The last value that every way from inputs to ``values`` goes through, if it is an encoder's.

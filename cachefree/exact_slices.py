@@ -10,6 +10,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.functions import FloorDiv
 
 from cachefree.faithful import CallLog
 from cachefree.recurrent import captured_as
@@ -236,6 +237,14 @@ def _exact_slice(part: slice, size: Any) -> slice:
     return slice(_exact_bound(part.start, size), _exact_bound(part.stop, size), part.step)
 
 
+def _is_whole_blocks(bound: Any, size: Any) -> bool:
+    """Whether a bound is ``size // block * block``, and so within the size."""
+    factor, blocks = bound.as_coeff_Mul()
+    if not isinstance(blocks, FloorDiv) or not factor.is_Integer or blocks.args[1] != factor:
+        return False
+    return factor > 0 and bool((size - blocks.args[0]).is_nonnegative)
+
+
 def _exact_bound(bound: Any, size: Any) -> Any:
     """``bound`` clamped to ``[0, size]`` as slicing does; None where slicing leaves it out."""
     if bound is None or (isinstance(bound, int) and (bound == 0 or bound == sys.maxsize)):
@@ -249,7 +258,8 @@ def _exact_bound(bound: Any, size: Any) -> Any:
         return torch.sym_max(size + bound, 0)
     if value.is_nonnegative:
         total = expression(size)
-        return bound if (total - value).is_nonnegative else torch.sym_min(bound, size)
+        is_inside = (total - value).is_nonnegative or _is_whole_blocks(value, total)
+        return bound if is_inside else torch.sym_min(bound, size)
     if value.is_nonpositive:
         # -n: is the whole for n = 0, as in Python
         return bound

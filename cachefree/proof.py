@@ -18,6 +18,7 @@ from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
 from cachefree.first_only import absences, fixed_inputs
+from cachefree.neutral import FirstValues
 from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
 from cachefree.preconditions import (
     refuse_frozen_sizes,
@@ -76,8 +77,7 @@ def proved(
         begin()
         if attempt.both is not None:
             return _with_all_inputs(model, table, names, attempt, first, later, check, refuse)
-        one = with_slots_joined(table, attempt, first, later)
-        one, starts = started(table, attempt, first, one)
+        one, starts = _joined(table, attempt, first, later)
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 
@@ -111,6 +111,19 @@ def proved(
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
     raise reason
+
+
+def _joined(
+    table: Table, discovery: Discovery, first: Program, later: Program
+) -> tuple[OneCall, FirstValues]:
+    """The one call, and the first values of its cache that are computed from the inputs."""
+    one, starts = started(
+        table, discovery, first, with_slots_joined(table, discovery, first, later)
+    )
+    if one.encoder is None or one.encoder.only_it_reads(one.outputs):
+        return one, starts
+    whole = with_slots_joined(table, discovery, first, later, is_parted=False)
+    return started(table, discovery, first, whole)
 
 
 def _with_all_inputs(

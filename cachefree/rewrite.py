@@ -24,6 +24,7 @@ from cachefree.hoisting import hoisted
 from cachefree.inputs import plainer_call
 from cachefree.isolation import StateChange, one_at_a_time
 from cachefree.kept import StateMattersError, confirm_remembered, names_of
+from cachefree.left_out import arguments_left_out
 from cachefree.lifting.subject import (
     assumed_of,
     buffers_of_state,
@@ -208,7 +209,10 @@ def _rewritten(
             except StateMattersError as error:
                 raise _MatteredError from error
         begin("graph")
-        parts = assembled(subject, discovery, later, one, certified)
+        spare = arguments_left_out(
+            subject, table, names, discovery, later, len(certified.shown[-1][1])
+        )
+        parts = assembled(subject, discovery, later, one, certified, spare)
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None and not one.absent:
             parts.encoder.argument = states_argument(

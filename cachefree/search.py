@@ -15,6 +15,7 @@ from torch import nn
 
 from cachefree.calls import Call, TensorSpec
 from cachefree.candidates import candidates, namesakes
+from cachefree.counted import Count, counts_of
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.first_only import choices, is_apart
@@ -51,6 +52,7 @@ class Found:
             call and one more after each later one, where a call takes one token and no dimension
             of its inputs says so.
         absent: Arguments of the first call that later calls leave out.
+        counts: Arguments that are the number of past tokens on later calls.
     """
 
     args: tuple[Any, ...]
@@ -64,6 +66,7 @@ class Found:
     notes: tuple[str, ...]
     grown: frozenset[Dimension] = frozenset()
     absent: tuple[str, ...] = ()
+    counts: tuple[Count, ...] = ()
 
 
 class Search:
@@ -144,9 +147,12 @@ class Search:
             except Exception as error:  # noqa: BLE001 - the model may raise anything
                 log.debug("the model does not run with %s: %s", flags, error)
                 continue
-            found = self._with(args, kwargs, call, groups, flags)
-            if found is not None:
-                return found if self.wanted else self._with_namesakes(found)
+            counts = counts_of(self.signature, args, kwargs)
+            for self.trials.counts in (counts, ()) if counts else ((),):
+                found = self._with(args, kwargs, call, groups, flags)
+                if found is not None:
+                    found = self._counted(found)
+                    return found if self.wanted else self._with_namesakes(found)
         return None
 
     def _carried(self, carry: Carry) -> Found:
@@ -251,6 +257,17 @@ class Search:
                 if accepted:
                     break
         return _likeliest(accepted) if accepted else None
+
+    def _counted(self, found: Found) -> Found:
+        """With the arguments that count what is past."""
+        if not self.trials.counts:
+            return found
+        accepted = found.total, found.tokens
+        counts = self.trials.counting(
+            found.call, found.query, found.links, accepted, self.trials.counts
+        )
+        told = tuple(f"{count.name} is the number of tokens that are past" for count in counts)
+        return replace(found, counts=counts, notes=(*found.notes, *told))
 
     def _with_namesakes(self, found: Found) -> Found:
         """With every other argument that comes back in the result under its own name, or as found.

@@ -45,12 +45,12 @@ class SizeNodes:
             if unknown and size not in self._nodes:
                 # rows of a convolution with a stride tell their own number, and not that of theirs
                 self._nodes[size] = self.graph.call_method("size", (node, dim))
-            if len(unknown) == 1 and _is_affine(size, unknown[0]):
+            factor = _factor(size, unknown[0]) if len(unknown) == 1 else None
+            if factor is not None:
                 whole = sympy.Dummy("whole", integer=True)
-                solved = sympy.solve(sympy.Eq(whole, size), unknown[0])
-                if len(solved) == 1:
-                    self._nodes[whole] = self.graph.call_method("size", (node, dim))
-                    self._nodes[unknown[0]] = self.node(solved[0])
+                rest = sympy.expand(whole - size + factor * unknown[0])
+                self._nodes[whole] = self.graph.call_method("size", (node, dim))
+                self._nodes[unknown[0]] = self.node(FloorDiv(rest, factor))
 
     def _define(self, symbol: sympy.Symbol, node: fx.Node, dim: int) -> None:
         if symbol not in self._nodes:
@@ -107,8 +107,12 @@ class SizeNodes:
         )
 
 
-def _is_affine(size: Any, symbol: sympy.Symbol) -> bool:
-    return bool(sympy.diff(size, symbol) == 1) if not size.has(Max, Min, FloorDiv, Mod) else False
+def _factor(size: Any, symbol: sympy.Symbol) -> Any:
+    """The k of ``k * symbol + rest``; None where the size is another function of the symbol."""
+    if size.has(Max, Min, FloorDiv, Mod):
+        return None
+    factor = sympy.diff(size, symbol)
+    return factor if factor.is_Integer and factor > 0 else None
 
 
 _SIZE_FUNCTIONS: tuple[tuple[type, Any], ...] = (

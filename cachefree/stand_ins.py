@@ -72,6 +72,16 @@ def _counts(values: torch.Tensor, bins: int = 100, **interval: Any) -> torch.Ten
     return counts
 
 
+def _one_hot(classes: torch.Tensor, num_classes: Any = -1) -> torch.Tensor | None:
+    """A row of zeros with a one for each class. torch takes no symbolic number of them."""
+    if not isinstance(num_classes, torch.SymInt):
+        return None
+    count: Any = num_classes
+    each = torch.arange(count, device=classes.device)
+    rows: torch.Tensor = (classes.unsqueeze(-1) == each).to(torch.int64)
+    return rows
+
+
 def _is_given(value: Any) -> bool:
     return value is not None
 
@@ -79,4 +89,5 @@ def _is_given(value: Any) -> bool:
 _STAND_INS: dict[str, Callable[..., torch.Tensor | None]] = {
     "_grouped_mm": _grouped_product,
     "histc": _counts,
+    "one_hot": _one_hot,
 }

@@ -28,7 +28,7 @@ from cachefree.neutral import FirstValues, find_neutrals
 from cachefree.reading import Program
 from cachefree.regimes import Kind
 from cachefree.rules import Closing, replaced
-from cachefree.sizes import symbols_of
+from cachefree.sizes import substitute, symbols_of
 from cachefree.spec import FIRST_CALL
 from cachefree.terms import Table, Term, topological
 from cachefree.write_once import OneCall, Slot, length_symbol, past_input
@@ -84,10 +84,13 @@ def past_symbols(discovery: Discovery, one: OneCall) -> tuple[sympy.Symbol, ...]
 
 def _first_values(table: Table, discovery: Discovery, first: Program, one: OneCall) -> FirstValues:
     past = past_symbols(discovery, one)
+    nothing = dict.fromkeys(past, 0)
     unknown = [
         term
         for term in (one.inputs[place] for place in discovery.cache_leaves)
-        if not symbols_of(term.sizes) & set(past)
+        if all(
+            substitute(size, nothing) != 0 for size in term.sizes if symbols_of([size]) & set(past)
+        )
     ]
     facts = Facts(
         (
@@ -101,7 +104,7 @@ def _first_values(table: Table, discovery: Discovery, first: Program, one: OneCa
         first.outputs,
         unknown,
         facts,
-        dict.fromkeys(past, 0),
+        nothing,
         one.replaced,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from cachefree.calls import Call, TensorSpec
+from cachefree.counted import Count, is_a_count, numbers_in
 from cachefree.dimensions import Dimension, resized
 from cachefree.explaining import told
 from cachefree.faithful import CallLog
@@ -68,6 +70,7 @@ class Trials:
         opaque: Names of classes in results in which no tensor was found.
         grown: Places and axes of the cache's tensors that grew by one in the last call that was
             accepted without an axis for tokens.
+        counts: Arguments that later calls are given the number of past tokens at.
     """
 
     def __init__(self, model: nn.Module, names: Mapping[int, str], *, is_told: bool) -> None:
@@ -79,6 +82,7 @@ class Trials:
         self.failures: list[str] = []
         self.opaque: dict[str, None] = {}
         self.grown: frozenset[Dimension] = frozenset()
+        self.counts: tuple[Count, ...] = ()
         self._first_runs: dict[Any, FirstRuns] = {}
 
     def first_runs(self, call: Call, query: Sequence[Dimension]) -> FirstRuns | None:
@@ -137,6 +141,42 @@ class Trials:
                         return frozenset(query), tokens
                     return total, tokens
         return None
+
+    def counting(
+        self,
+        call: Call,
+        query: list[Dimension],
+        links: tuple[Link, ...],
+        accepted: tuple[frozenset[Dimension], int],
+        places: tuple[Count, ...],
+    ) -> tuple[Count, ...]:
+        """Which arguments of an accepted call count the past's tokens."""
+        total, tokens = accepted
+        past = _LENGTHS["past"] if query else 1
+        runs = self.first_runs(call, query)
+        assert runs is not None
+        whole = runs.over(past + tokens) if query else runs.part
+        new = {dim: tokens + (past if dim in total else 0) for dim in query}
+
+        def numbers(counts: tuple[Count, ...]) -> Counter[int] | None:
+            self.counts, calls = counts, CallLog()
+            does_run = self._runs_later(
+                resized(call, new), links, runs.part, whole, calls, is_step=not query
+            )
+            return numbers_in(calls.calls) if does_run else None
+
+        kept = tuple(
+            count
+            for count in places
+            if is_a_count(
+                numbers(places),
+                numbers(tuple(other for other in places if other != count)),
+                (past, tokens),
+                is_required=count.is_required,
+            )
+        )
+        self.counts = kept
+        return kept
 
     def _note(self, links: tuple[Link, ...], is_named: bool, what: str) -> None:
         if is_named or self.is_told:
@@ -203,6 +243,9 @@ class Trials:
                 later_args, later_kwargs = link.place.put(
                     later_args, later_kwargs, select(part, link.selector)
                 )
+            for count in self.counts:
+                past = 1 if is_step else _LENGTHS["past"]
+                later_args, later_kwargs = count.place.put(later_args, later_kwargs, past)
             later_leaves, later_structure = _run_values(
                 self.model, later_args, later_kwargs, log_calls
             )

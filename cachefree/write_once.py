@@ -107,15 +107,28 @@ class Slot:
 
 
 def with_slots_joined(
-    table: Table, discovery: Discovery, first: Program, later: Program
+    table: Table,
+    discovery: Discovery,
+    first: Program,
+    later: Program,
+    *,
+    is_parted: bool = True,
 ) -> OneCall:
-    """The later path with every slot joined that the first call fills for good."""
+    """The later path with every slot joined that the first call fills for good.
+
+    Args:
+        table: Of all terms.
+        discovery: How the model is called.
+        first: The first path.
+        later: The later path.
+        is_parted: Whether an encoder inside becomes a graph of its own.
+    """
     slots = list(_slots(discovery, first, later))
     if not slots:
         return OneCall(discovery.later, later.inputs, later.outputs, {})
     ties = {slot.length: slot.rows for slot in slots}
     past = {slot.past: past_input(table, slot) for slot in slots}
-    start = _encoders_end(table, discovery, later, slots)
+    start = _encoders_end(table, discovery, later, slots) if is_parted else {}
     joined = {
         slot.past: _joined(table, slot, past[slot.past], _of_rows_left(table, slot, start))
         for slot in slots

@@ -89,7 +89,7 @@ CLASSES: dict[str, tuple[str, str]] = {
         "first_frames_mirrored two_first_values_of_one_state first_chunk_scaled",
     ),
     "P22 attended first value": (
-        "memories_of_zeros memories_that_are_learned",
+        "memories_of_zeros memories_that_are_learned rows_of_zeros_before_the_tokens",
         "attended_zero_row",
     ),
 }

@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cachefree
 from cachefree.stand_ins import StandIns
+
+from .models.case import seeded
+from .models.own_ways import Pointers
 
 
 @settings(deadline=None, max_examples=40)
@@ -41,3 +45,20 @@ def test_what_it_does_not_know_is_left_alone() -> None:
     values = torch.tensor([0.5, 1.5, 4.0])
     with StandIns():
         assert torch.equal(torch.histc(values, bins=4), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+
+
+def test_one_hot_of_as_many_classes_as_an_input_has_rows() -> None:
+    model = seeded(Pointers)()
+    rewritten = cachefree.rewrite(model, (torch.zeros(2, 16), torch.zeros(2, 5, 16)))
+    assert any("one_hot" in note for note in rewritten.report.notes)
+    generator = torch.Generator().manual_seed(4)
+    for batch, count in ((1, 4), (3, 9)):
+        items = torch.randn(batch, count, 16, generator=generator)
+        state = own = None
+        for _ in range(3):
+            x = torch.randn(batch, 16, generator=generator)
+            weights, state = rewritten(x, items, state)
+            due, own = model(x, items, own)
+            torch.testing.assert_close(weights, due)
+            assert torch.equal(state[2], own[2])
+        assert own[2].sum() == 3 * batch

@@ -10,6 +10,8 @@ import sympy
 import torch
 from torch.export import Dim
 
+from cachefree.calling import Calling
+from cachefree.calls import TensorSpec
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.names import Style, axis_name, name_interface
@@ -129,7 +131,15 @@ class _Example:
         """Positional and keyword arguments, with ``leaves`` in the places of the tensors."""
         if self.structure is None:
             return tuple(leaves), {}
-        return positional(self.rewritten.calling.signature, self.structure.rebuild(list(leaves)))
+        calling: Calling = self.rewritten.calling
+        tensors, sizes = iter(leaves), next(example_sizes(self.interface))
+        filled = [
+            next(tensors) if isinstance(spec, TensorSpec) else calling.value(spec.expr, sizes)
+            for spec in calling.leaves
+        ]
+        named = self.structure.rebuild(filled)
+        # an exporter would keep the number of the example: what is None follows from the sizes
+        return positional(calling.signature, {**named, **dict.fromkeys(calling.counts)})
 
     def names(self, style: Style) -> tuple[list[str], list[str]]:
         """The input names in the order of the call, and the output names."""

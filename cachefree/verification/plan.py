@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import sympy
+
 from cachefree.onnx.domain import concrete
 from cachefree.spec import Interface
 
-__all__ = ["PADDINGS", "Plan", "draw_plan", "next_sizes"]
+__all__ = ["PADDINGS", "Plan", "draw_plan", "length_of", "next_sizes"]
 
 Padding = Literal["none", "holes", "left"]
 PADDINGS: tuple[Padding, ...] = ("none", "holes", "left")
@@ -83,12 +85,19 @@ def draw_plan(
     return Plan(tuple(queries), fixed, padding, seed)
 
 
+def length_of(size: Any) -> tuple[str, int]:
+    """The symbol of a growing size, and how many rows there are where it is 0."""
+    symbols = sorted(sympy.sympify(size).free_symbols, key=str)
+    rows = sympy.expand(size - symbols[0]) if len(symbols) == 1 else None
+    return (str(symbols[0]), int(rows)) if rows is not None and rows.is_Integer else (str(size), 0)
+
+
 def next_sizes(interface: Interface, sizes: Mapping[str, int]) -> dict[str, int]:
     """The sizes after a call: each past is as long as what came out."""
     later = dict(sizes)
     for slot in interface.cache:
         for axis in slot.growing_axes:
-            symbol = str(slot.past.shape[axis])
+            symbol, rows = length_of(slot.past.shape[axis])
             if symbol in later:
-                later[symbol] = concrete(slot.present.shape, sizes)[axis]
+                later[symbol] = concrete(slot.present.shape, sizes)[axis] - rows
     return later

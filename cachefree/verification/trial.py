@@ -12,7 +12,7 @@ from cachefree.onnx.domain import concrete
 from cachefree.sizes import size_symbol
 from cachefree.spec import Interface, OutputSpec
 from cachefree.verification.padding import without_dropped
-from cachefree.verification.plan import Plan
+from cachefree.verification.plan import Plan, length_of
 from cachefree.verification.runners import Runner
 from cachefree.verification.tally import Difference, Tally
 from cachefree.verification.tolerance import Comparison, compare
@@ -184,8 +184,9 @@ class Trial:
         sizes = dict.fromkeys(self.interface.past_symbols, 0)
         for slot, tensor in zip(self.interface.cache, self.original.cache or (), strict=False):
             for axis in slot.growing_axes:
-                if str(slot.past.shape[axis]) in sizes:
-                    sizes[str(slot.past.shape[axis])] = tensor.shape[axis]
+                symbol, rows = length_of(slot.past.shape[axis])
+                if symbol in sizes:
+                    sizes[symbol] = tensor.shape[axis] - rows
         return sizes
 
     def _cache_shapes(self, sizes: dict[str, int]) -> list[tuple[str, torch.Tensor]]:

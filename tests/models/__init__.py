@@ -5,7 +5,9 @@ from __future__ import annotations
 from . import (
     audio,
     containers,
+    counted,
     dtypes,
+    first_call,
     first_values,
     flags,
     from_inputs,
@@ -16,6 +18,7 @@ from . import (
     neox,
     own_ways,
     positions,
+    prefixes,
     recurrent,
     refused_branches,
     refused_inputs,
@@ -55,6 +58,9 @@ CASES: tuple[ModelCase, ...] = (
     *first_values.CASES,
     *from_inputs.CASES,
     *own_ways.CASES,
+    *counted.CASES,
+    *first_call.CASES,
+    *prefixes.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,

@@ -400,16 +400,15 @@ class SomeNones(Base):
 
 
 class AttendedZeroRow(Base):
-    """A row of zeros is there before the first token, and attention sees it."""
+    """Attention sees a row of zeros before the first token, on the first call alone."""
 
     def forward(self, x, states=None):
-        if states is None:
-            states = torch.zeros_like(x[:, :1])
-        rows = torch.cat([states, x], 1)
+        first = torch.zeros_like(x[:, :1]) if states is None else states
+        rows = torch.cat([first, x], 1)
         n, m = x.shape[1], rows.shape[1]
         visible = torch.ones(n, m, dtype=torch.bool).tril(m - n)
         scores = (x @ rows.mT).masked_fill(~visible, -torch.inf)
-        return scores.softmax(-1) @ rows, rows
+        return scores.softmax(-1) @ rows, rows[:, 1:] if states is None else rows
 
 
 SEEN: dict[Any, Any] = {}

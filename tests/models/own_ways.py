@@ -57,6 +57,46 @@ class SinksAndWindow(Base):
         return self.head(x), (self.evict(k), self.evict(v))
 
 
+class CompressedBlocks(Base):
+    """Beside the rows themselves, attention sees the mean of each block of them that is full."""
+
+    block = 4
+
+    def means(self, rows):
+        count = rows.shape[2] // self.block
+        return rows[:, :, : count * self.block].unflatten(2, (count, self.block)).mean(3)
+
+    def forward(self, ids, cache=None):
+        x = self.emb(ids)
+        x, k, v = self.attended(x, cache)
+        q, n = self.attention.heads(x)[0], ids.shape[1]
+        keys, values = self.means(k), self.means(v)
+        ends = (torch.arange(keys.shape[2]) + 1) * self.block
+        seen = ends <= torch.arange(k.shape[2] - n, k.shape[2])[:, None] + 1
+        weights = (q @ keys.mT).masked_fill(~seen, -1e9).softmax(-1) * seen
+        return self.head(x + (weights @ values).transpose(1, 2).flatten(2)), (k, v)
+
+
+class Pointers(nn.Module):
+    """A pointer network: what was pointed at is left out from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(WIDTH, WIDTH)
+        self.keys, self.query, self.score = (nn.Linear(WIDTH, n) for n in (WIDTH, WIDTH, 1))
+
+    def forward(self, x, items, state=None):
+        if state is None:
+            zeros = x.new_zeros(x.shape[0], WIDTH)
+            state = zeros, zeros, x.new_zeros(x.shape[0], items.shape[1])
+        h, c, visited = state
+        h, c = self.cell(x, (h, c))
+        scores = self.score(torch.tanh(self.keys(items) + self.query(h)[:, None])).squeeze(-1)
+        weights = (scores - 1e4 * visited).softmax(-1)
+        chosen = nn.functional.one_hot(weights.argmax(-1), items.shape[1])
+        return weights, (h, c, torch.clamp(visited + chosen, max=1))
+
+
 class WideWindow(Base):
     """Rows are cut when there are more than any example is likely to have."""
 
@@ -227,6 +267,10 @@ CASES = (
     ModelCase(
         "window_beyond_the_examples", seeded(WideWindow), **calls(tokens(VOCAB)),
         patterns=("P1", "P5"), chunk_invariant=False,
+    ),
+    ModelCase(
+        "means_of_full_blocks", seeded(CompressedBlocks), **calls(tokens(VOCAB), cache="cache"),
+        patterns=("P1", "P2"),
     ),
     ModelCase(
         "false_for_none", seeded(FalseForNone), **calls(tokens(VOCAB), cache="cache"),

@@ -1,0 +1,100 @@
+"""Arguments that the first call alone reads, so that later calls may leave them out.
+
+Before: ``if state is None: memory = encode(source)``, ``else: memory = state[0]``: later calls are
+``model(token, state=state)``, or ``model(token, None, state)``.
+
+After: the graph has the input ``source`` all the same; a later call that leaves it out gets zeros.
+
+Why equal: the model's later path does not depend on the argument, and the path that the model takes
+where it is None is the same path, value for value, with no other question about sizes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+from torch import nn
+
+from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.capture import capture
+from cachefree.discover import Discovery
+from cachefree.errors import CacheFreeError
+from cachefree.reading import Program, read
+from cachefree.signatures import signature_of
+from cachefree.structure import flatten
+from cachefree.terms import Table, topological
+
+__all__ = ["arguments_left_out"]
+
+log = logging.getLogger(__name__)
+
+
+def arguments_left_out(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    later: Program,
+    regimes: int,
+) -> tuple[str, ...]:
+    """The arguments that later calls may leave out, all of them at once.
+
+    Args:
+        model: Any module.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        discovery: How the model is called.
+        later: The later path.
+        regimes: How many paths later calls take, by their sizes.
+    """
+    unread = _unread(model, discovery, later)
+    if not unread or regimes != 1:
+        return ()
+    try:
+        call = _without(model, discovery.later, unread)
+        program = read(capture(model, call, discovery.hints, discovery.asked), table, names)
+    except CacheFreeError as error:
+        log.debug("a later call without %s: %s", unread, error)
+        return ()
+    known = {question.fact for question in later.captured.questions}
+    asks = any(question.fact not in known for question in program.captured.questions)
+    return () if asks or program.outputs != later.outputs else unread
+
+
+def _unread(model: nn.Module, discovery: Discovery, later: Program) -> tuple[str, ...]:
+    """Arguments of nothing but tensors that the later path does not read, and that may be None."""
+    read_ = {str(term.args[0]) for term in topological(later.outputs) if term.op == "input"}
+    caches = {link.place.parameter for link in discovery.links}
+    parameters = signature_of(model).parameters
+    return tuple(
+        name
+        for name, value in _named(model, discovery.later).items()
+        if name not in caches
+        and parameters[name].kind is parameters[name].POSITIONAL_OR_KEYWORD
+        and parameters[name].default in (None, inspect.Parameter.empty)
+        and (leaves := flatten(value, _is_spec)[0])
+        and all(isinstance(leaf, TensorSpec) and leaf.path not in read_ for leaf in leaves)
+    )
+
+
+def _named(model: nn.Module, call: Call) -> dict[str, Any]:
+    """The arguments of a call by name; none where some have none."""
+    args, kwargs = call.structure.rebuild(list(call.leaves))
+    signature = signature_of(model)
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    kinds = {signature.parameters[name].kind for name in bound}
+    has_all = not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return dict(bound) if has_all else {}
+
+
+def _without(model: nn.Module, call: Call, names: tuple[str, ...]) -> Call:
+    """The call with None in the place of some arguments."""
+    named = {**_named(model, call), **dict.fromkeys(names)}
+    leaves, structure = flatten(((), named), _is_spec)
+    return Call(structure, tuple(leaves), call.fixed)
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, (TensorSpec, SizeSpec))

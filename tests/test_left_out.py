@@ -1,0 +1,66 @@
+"""Arguments that the first call alone reads: later calls may leave them out, or pass None."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cachefree
+
+from .models.case import seeded
+from .models.first_call import FEATURES, IDS, AsksAgain, Captioner, Translator, source_ids
+
+EXAMPLE = (IDS, torch.zeros(2, 5, dtype=torch.long))
+TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return seeded(Translator)()
+
+
+@pytest.fixture(scope="module")
+def rewritten(model):
+    return cachefree.rewrite(model, EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    "later", [(), (None,), (source_ids(2),)], ids=["left out", "None", "given"]
+)
+def test_a_later_call_without_it(model, rewritten, later) -> None:
+    source = source_ids(2)
+    own = model(TOKENS[:, :3], source)[1]
+    cache = rewritten(TOKENS[:, :3], source)[1]
+    due, _ = model(TOKENS[:, 3:], past=own)
+    logits, _ = rewritten(TOKENS[:, 3:], *later, past=cache)
+    torch.testing.assert_close(logits, due)
+
+
+def test_a_first_call_has_to_give_it(rewritten) -> None:
+    empty = rewritten.empty_cache(batch_size=2)
+    calls = (
+        lambda: rewritten(TOKENS),
+        lambda: rewritten(TOKENS, None),
+        lambda: rewritten(TOKENS, None, empty),
+    )
+    for call in calls:
+        with pytest.raises(cachefree.DomainError, match="The argument 'source' is missing"):
+            call()
+
+
+def test_what_chooses_a_later_path_is_not_left_out() -> None:
+    model = seeded(AsksAgain)()
+    rewritten = cachefree.rewrite(model, EXAMPLE)
+    source = source_ids(2)
+    cache = rewritten(TOKENS[:, :3], source)[1]
+    with pytest.raises(cachefree.DomainError, match="The argument 'source' is missing"):
+        rewritten(TOKENS[:, 3:], past=cache)
+    own = model(TOKENS[:, :3], source)[1]
+    due = model(TOKENS[:, 3:], source, own)[0]
+    torch.testing.assert_close(rewritten(TOKENS[:, 3:], source, cache)[0], due)
+
+
+def test_an_empty_state_is_no_reason_to_leave_it_out() -> None:
+    rewritten = cachefree.rewrite(seeded(Captioner)(), (IDS, torch.zeros(2, 5, FEATURES)))
+    with pytest.raises(cachefree.DomainError, match="The argument 'features' is missing"):
+        rewritten(TOKENS, None, rewritten.empty_cache(batch_size=2))
