@@ -35,6 +35,7 @@ __all__ = ["Exclusion", "Regime", "Survey", "conditions_of", "survey"]
 
 log = logging.getLogger(__name__)
 _MOST_CAPTURES = 12
+_MOST_COMBINED = 5
 
 
 @dataclass
@@ -150,7 +151,10 @@ def _points(
     hints: Mapping[str, int],
     conditions: Sequence[Condition],
 ) -> list[dict[str, int]]:
-    """Sizes to try: small ones in every combination, and those near numbers in questions."""
+    """Sizes to try: small ones in every combination, and those near numbers in questions.
+
+    Of many symbols, those of any few that follow one another are combined.
+    """
     names = [str(symbol) for symbol in kind.symbols]
     base = {name: hints.get(name, 5) for name in names}
     base |= {
@@ -160,11 +164,12 @@ def _points(
         and condition.fact.lhs.is_Symbol
         and condition.fact.rhs.is_Integer
     }
+    few = [names[at : at + _MOST_COMBINED] for at in range(max(1, len(names) - _MOST_COMBINED + 1))]
     points = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product((1, 2, 3), repeat=min(len(names), 5))
+        {**base, **dict(zip(some, values, strict=True))}
+        for some in few
+        for values in itertools.product((1, 2, 3), repeat=len(some))
     ]
-    points = [{**base, **point} for point in points]
     numbers = {
         int(n)
         for question in questions

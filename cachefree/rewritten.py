@@ -339,6 +339,14 @@ class Rewritten(nn.Module):
                     remedy="Call it as it was captured, or rewrite again in this mode.",
                 )
             )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Rewrites the model again where it was changed since, as calls and exports do first.
+
+        Raises:
+            CacheFreeError: it cannot be rewritten as it is now.
+        """
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             fresh = origin.again()

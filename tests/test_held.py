@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +145,17 @@ def test_a_changed_model_is_rewritten_again() -> None:
         first = model(ids)
         same(rewritten(ids), first)
         same(rewritten(ids, first[1]), model(ids, first[1]))
+
+
+def test_exports_are_of_the_model_as_it_is_now(tmp_path: Path) -> None:
+    model = Held().eval()
+    ids = torch.arange(6).view(2, 3)
+    rewritten = cachefree.rewrite(model, (ids,))
+    model.dicts["by"] = 2.0
+    cachefree.to_onnx(rewritten, tmp_path / "held.onnx")
+    decoder = cachefree.load_onnx(tmp_path / "held.onnx", like=rewritten)
+    with torch.no_grad():
+        same(decoder(ids), model(ids))
+    model.dicts["by"] = 3.0
+    exported = torch.export.export(rewritten, **rewritten.export_args("torch"))
+    same(exported.module()(ids, rewritten.empty_cache(2)), model(ids))

@@ -54,6 +54,7 @@ def export_arguments(
         "trace": _for_trace,
         "openvino": _for_openvino,
     }
+    rewritten.refresh()
     if exporter not in makers:
         raise CacheFreeError(
             Refusal(

@@ -127,6 +127,7 @@ def to_onnx(
             written.
     """
     refuse_not_rewritten(rewritten, "to_onnx")
+    rewritten.refresh()
     say = progress or (lambda step: None)
     matched = None if weights is None else matched_weights(weights, rewritten)
     beside_it: Interface | None = rewritten.encoder_interface
