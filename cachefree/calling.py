@@ -10,11 +10,23 @@ from typing import Any
 import sympy
 import torch
 
+from cachefree.call_checks import (
+    Check,
+    check_numbers,
+    check_type,
+    is_told_twice,
+    mismatch,
+    mismatch_of,
+    missing,
+    solved,
+    wrong_count,
+    wrong_size,
+)
 from cachefree.calls import SizeSpec, TensorSpec
 from cachefree.errors import DomainError, Refusal
 from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
-from cachefree.sizes import compiled, preimage, symbols_of
+from cachefree.sizes import compiled, symbols_of
 from cachefree.spec import Interface
 from cachefree.structure import MismatchError, Structure
 
@@ -54,28 +66,6 @@ class CachePlace:
     def path(self) -> str:
         """As Python writes it."""
         return self.parameter.lstrip("*") + "".join(f"[{step!r}]" for step in self.steps)
-
-
-@dataclass
-class _Check:
-    """What one tensor of a call has to be."""
-
-    place: int
-    spec: TensorSpec
-    numbers: list[tuple[int, int]]
-    symbols: list[tuple[int, str]]
-    expressions: list[tuple[int, Any]]
-
-    @classmethod
-    def of(cls, place: int, spec: TensorSpec) -> _Check:
-        sizes = list(enumerate(spec.shape))
-        return cls(
-            place,
-            spec,
-            [(axis, size) for axis, size in sizes if isinstance(size, int)],
-            [(axis, size.name) for axis, size in sizes if isinstance(size, sympy.Symbol)],
-            [(axis, s) for axis, s in sizes if not isinstance(s, (int, sympy.Symbol))],
-        )
 
 
 @dataclass
@@ -121,13 +111,13 @@ class Calling:
     spare: tuple[str, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
-    _checks: list[_Check] = field(default_factory=list)
+    _checks: list[Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
     _all: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._checks = [
-            _Check.of(place, spec)
+            Check.of(place, spec)
             for place, spec in enumerate(self.leaves)
             if isinstance(spec, TensorSpec)
         ]
@@ -152,7 +142,7 @@ class Calling:
         try:
             leaves = self.structure.take(named, "")
         except MismatchError as error:
-            raise DomainError(_mismatch_of(error)) from None
+            raise DomainError(mismatch_of(error)) from None
         sizes = self._sizes(leaves, is_first)
         self._put_neutral(leaves, sizes)
         self._put_zeros(leaves, sizes)
@@ -163,9 +153,9 @@ class Calling:
             elif leaf is not NEUTRAL and not is_tracing() and leaf != self.value(spec.expr, sizes):
                 due = self.value(spec.expr, sizes)
                 if spec.path in self.counts:
-                    raise DomainError(_wrong_count(spec.path, leaf, due))
+                    raise DomainError(wrong_count(spec.path, leaf, due))
                 raise DomainError(
-                    _mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
+                    mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
                 )
         return tensors
 
@@ -249,7 +239,7 @@ class Calling:
         own = [name for name in self.first_only if given.get(name) is not None]
         if own and len(own) != len(self.first_only):
             left = ", ".join(name for name in self.first_only if name not in own)
-            raise DomainError(_mismatch(f"{', '.join(own)} is given without {left}"))
+            raise DomainError(mismatch(f"{', '.join(own)} is given without {left}"))
 
     def _refuse_other_caches(self, given: Mapping[str, Any]) -> None:
         """Refuses a cache of a class that the graph does not take."""
@@ -261,13 +251,13 @@ class Calling:
                 cache.structure.take(value, cache.path)
             except MismatchError as error:
                 if error.classes is not None:
-                    raise DomainError(_mismatch_of(error)) from None
+                    raise DomainError(mismatch_of(error)) from None
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         try:
             bound = self.signature.bind_partial(*args, **kwargs)
         except TypeError as error:
-            raise DomainError(_mismatch(str(error))) from None
+            raise DomainError(mismatch(str(error))) from None
         for name, value in bound.arguments.items():
             kind = self.signature.parameters[name].kind
             if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -303,14 +293,14 @@ class Calling:
             return child.rebuild([NEUTRAL] * child.leaf_count)
         if name in self.spare:
             return SPARE
-        raise DomainError(_missing(name))
+        raise DomainError(missing(name))
 
     def _put_spare(self, named: dict[str, Any], is_first: bool) -> None:
         """Puts markers for what a later call leaves out and does not read."""
         for name in self.spare:
             if named[name] is None or named[name] is SPARE:
                 if is_first:
-                    raise DomainError(_missing(name))
+                    raise DomainError(missing(name))
                 child = self.structure.children[self.parameters.index(name)]
                 named[name] = child.rebuild([SPARE] * child.leaf_count)
 
@@ -333,7 +323,7 @@ class Calling:
                     if {str(s) for s in one.free_symbols} <= sizes.keys() and symbol in (
                         other.free_symbols
                     ):
-                        found = _solved(other, symbol, sizes, self.value(one, sizes))
+                        found = solved(other, symbol, sizes, self.value(one, sizes))
                         if found is not None and one.free_symbols:
                             sizes[name] = found
             sizes.setdefault(name, 1)
@@ -347,7 +337,7 @@ class Calling:
         ]
         if given and len(given) != len(self.caches):
             names = ", ".join(cache.path for cache in given)
-            raise DomainError(_mismatch(f"Only a part of the cache is given: {names}"))
+            raise DomainError(mismatch(f"Only a part of the cache is given: {names}"))
         if given:
             return False
         for cache in self.caches:
@@ -393,15 +383,15 @@ class Calling:
             if all(leaves[c.place] is not marker for marker in absent)
         ]
         for check, leaf in pairs:
-            _check_type(leaf, check.spec)
+            check_type(leaf, check.spec)
             shape = leaf.shape
             if is_checked:
-                _check_numbers(check, shape)
+                check_numbers(check, shape)
             for axis, name in check.symbols:
                 known = sizes.setdefault(name, shape[axis])
                 if is_checked and known != shape[axis]:
                     raise DomainError(
-                        _wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
+                        wrong_size(check.spec, axis, shape[axis], f"{name} = {known}")
                     )
         self._solve(sizes, pairs)
         for name, size in self.present.items():
@@ -411,7 +401,7 @@ class Calling:
             self._put_sizes(sizes)
             if any(sizes[name] == 0 for name in self._past):  # an empty cache: a first call
                 place = next(place for place, leaf in enumerate(leaves) if leaf is SPARE)
-                raise DomainError(_missing(self.leaves[place].path))
+                raise DomainError(missing(self.leaves[place].path))
         if is_checked:
             self._check_sizes(pairs, sizes, is_first)
         return sizes
@@ -428,12 +418,12 @@ class Calling:
         own = symbols_of(size for spec in absent for size in spec.shape) - beside
         return {**dict.fromkeys(map(str, own), 0), **(self.absent if absent else {})}
 
-    def _check_sizes(self, pairs: list[tuple[_Check, Any]], sizes: Sizes, is_first: bool) -> None:
+    def _check_sizes(self, pairs: list[tuple[Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:
             if leaf.device != pairs[0][1].device:
                 first = pairs[0][0].spec.path
                 raise DomainError(
-                    _mismatch(
+                    mismatch(
                         f"{check.spec.path} is on {leaf.device} where {first} is on "
                         f"{pairs[0][1].device}"
                     )
@@ -442,7 +432,7 @@ class Calling:
                 due = self.value(expr, sizes)
                 if leaf.shape[axis] != due:
                     raise DomainError(
-                        _wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
+                        wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
                     )
         domain = self.interface.domain
         regions = domain.regions_of(is_first)
@@ -461,7 +451,7 @@ class Calling:
             )
         )
 
-    def _solve(self, sizes: Sizes, pairs: Sequence[tuple[_Check, Any]]) -> None:
+    def _solve(self, sizes: Sizes, pairs: Sequence[tuple[Check, Any]]) -> None:
         """Symbols that occur inside expressions only, from one size each."""
         for name in self._all:
             if name in sizes:
@@ -471,99 +461,11 @@ class Calling:
                 for axis, expr in check.expressions:
                     others = {str(s) for s in expr.free_symbols} - {name}
                     if symbol in expr.free_symbols and others <= sizes.keys():
-                        if not sympy.diff(expr, symbol).is_Integer and _is_told_twice(
-                            pairs, symbol
-                        ):
+                        if not sympy.diff(expr, symbol).is_Integer and is_told_twice(pairs, symbol):
                             continue
-                        found = _solved(expr, symbol, sizes, leaf.shape[axis])
+                        found = solved(expr, symbol, sizes, leaf.shape[axis])
                         if found is not None:
                             sizes.setdefault(name, found)
-
-
-def _is_told_twice(pairs: Sequence[tuple[_Check, Any]], symbol: sympy.Symbol) -> bool:
-    """Whether several expressions hold a symbol, so that one alone does not settle it."""
-    held = {expr for check, _ in pairs for _, expr in check.expressions}
-    return sum(symbol in expr.free_symbols for expr in held) > 1
-
-
-def _solved(expr: Any, symbol: sympy.Symbol, sizes: Sizes, size: int) -> int | None:
-    if not sympy.diff(expr, symbol).is_Integer:
-        return preimage(expr, symbol, sizes, size)
-    known = {s: sizes[str(s)] for s in expr.free_symbols - {symbol}}
-    found = sympy.solve(sympy.Eq(expr.subs(known), size), symbol)
-    return int(found[0]) if found else 0
-
-
-def _check_type(leaf: Any, spec: TensorSpec) -> None:
-    if not isinstance(leaf, torch.Tensor):
-        kind = f"{type(leaf).__name__} {leaf!r}"
-        raise DomainError(_mismatch(f"{spec.path} is {kind} where a tensor is expected"))
-    if leaf.dim() != len(spec.shape):
-        shape = ", ".join(map(str, spec.shape))
-        raise DomainError(
-            _mismatch(f"{spec.path} has rank {leaf.dim()} where ({shape}) is expected")
-        )
-    if leaf.dtype != spec.dtype:
-        raise DomainError(_mismatch(f"{spec.path} is {leaf.dtype} where {spec.dtype} is expected"))
-
-
-def _check_numbers(check: _Check, shape: torch.Size) -> None:
-    for axis, size in check.numbers:
-        if shape[axis] != size:
-            raise DomainError(_wrong_size(check.spec, axis, shape[axis], str(size)))
-
-
-def _wrong_size(spec: TensorSpec, axis: int, size: int, expected: str) -> Refusal:
-    shape = ", ".join(map(str, spec.shape))
-    return _mismatch(
-        f"{spec.path} has size {size} on axis {axis} where {expected} is expected; its shape is "
-        f"({shape})"
-    )
-
-
-def _missing(name: str) -> Refusal:
-    return Refusal(
-        f"The argument {name!r} is missing.",
-        why="The graph was captured with it: whether it is given chooses a path of the "
-        "model's code.",
-        remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
-    )
-
-
-def _wrong_count(name: str, given: Any, due: int) -> Refusal:
-    return Refusal(
-        f"{name} is {given!r} where the cache holds {due!r}.",
-        why="The model was rewritten as one whose calls follow one another.",
-        remedy=f"Pass {name}={due!r}; for a new sequence, leave the cache out.",
-    )
-
-
-def _mismatch(what: str) -> Refusal:
-    text = what.replace("['", "", 1).replace("']", "", 1) if what.startswith("['") else what
-    return Refusal(
-        f"{text}.",
-        why="The graph was captured for arguments of one structure, and was shown to equal the "
-        "model for these.",
-        remedy="Call it as the model was called in example_inputs, or rewrite again with such "
-        "inputs.",
-    )
-
-
-def _mismatch_of(error: MismatchError) -> Refusal:
-    """Of an object of another class, such as a cache that holds its tensors in another way."""
-    if error.classes is None:
-        return _mismatch(str(error))
-    given, expected = (cls.__name__ for cls in error.classes)
-    where = str(error).split(" is ", 1)[0].replace("['", "", 1).replace("']", "", 1)
-    return Refusal(
-        f"{where} is a {given} where a {expected} is expected.",
-        why=f"The graph takes what the model gave when it was captured. A {given} may hold its "
-        "tensors, or count them, in another way: a preallocated one does not tell by its size how "
-        "much of it is filled.",
-        remedy="Leave the cache out of the first call, or start from rewritten.empty_cache(); or "
-        f"rewrite with example_inputs of a later call that hold a {given}, if the model returns "
-        "one.",
-    )
 
 
 def _inside(value: Any, steps: tuple[Any, ...]) -> Any:

@@ -14,33 +14,42 @@ sizes leaves: so, by induction, the same holds after any number of calls.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
 from torch import nn
 
 from cachefree.align import Comparison, compare
-from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.calls import Call, TensorSpec
 from cachefree.capture import capture
 from cachefree.discover import Discovery
 from cachefree.errors import CaptureError, Refusal
 from cachefree.facts import Facts
-from cachefree.isolation import StateChange, is_plain_object
+from cachefree.in_a_row import (
+    ABSENT,
+    EARLIER,
+    InARow,
+    earlier_symbols,
+    in_a_row,
+    names_of,
+    places_of,
+    renamed,
+    symbols_of_call,
+)
+from cachefree.isolation import StateChange
 from cachefree.laws import TABLE_LAWS
 from cachefree.reading import Program, read
 from cachefree.regimes import Kind, Regime, Survey, survey
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Domain
-from cachefree.structure import MismatchError, Structure, flatten, leaf_paths
+from cachefree.structure import MismatchError, Structure, leaf_paths
 from cachefree.terms import Table, Term, topological
 
-__all__ = ["StateMattersError", "confirm_remembered", "names_of"]
+__all__ = ["StateMattersError", "confirm_remembered"]
 
 log = logging.getLogger(__name__)
-_EARLIER = "earlier_"
-_ABSENT = "nothing"
 
 
 def confirm_remembered(
@@ -70,11 +79,11 @@ def confirm_remembered(
         StateMattersError: some result depends on what an earlier call was given.
         CaptureError: it could not be shown.
     """
-    places = _places(changes)
+    places = places_of(changes)
     if places is None or discovery.asked:
         raise StateMattersError(*_kept(changes).refusals)
     calls = (discovery.first, discovery.later)
-    both = _InARow(model, places)
+    both = InARow(model, places)
     shown = _Shown(both, table, names, discovery.hints, domain)
     first, later = paths
     found = [
@@ -123,89 +132,6 @@ def _kept(changes: Sequence[StateChange]) -> CaptureError:
     )
 
 
-_Place = tuple[str, str, Any]
-
-
-def names_of(changes: Sequence[StateChange]) -> tuple[str, ...]:
-    """What calls leave on a model, each by its name: ``layers.0.mask``."""
-    places = _places(changes) or ()
-    found = [
-        f"{module}.{attribute if key is None else key}".lstrip(".")
-        for module, attribute, key in places
-    ]
-    return tuple(dict.fromkeys(found))
-
-
-def _places(changes: Iterable[StateChange]) -> tuple[_Place, ...] | None:
-    """Module, attribute and key (None for the whole) of what changes; None where it has no name."""
-    found: dict[_Place, None] = {}
-    for change in changes:
-        before, after = _entries(change.before), _entries(change.after)
-        if before is None or after is None:
-            found[change.module, change.attribute, None] = None
-            continue
-        for key in {**before, **after}:
-            if not isinstance(key, str):
-                return None
-            if before.get(key, _ABSENT) is not after.get(key, _ABSENT):
-                found[change.module, change.attribute, key] = None
-    return tuple(found)
-
-
-def _entries(value: Any) -> dict[Any, Any] | None:
-    if type(value) is dict:
-        return value
-    return vars(value) if is_plain_object(value) else None
-
-
-class _InARow(nn.Module):
-    """A model that is called several times in a row, with what it holds before and after the last.
-
-    Args:
-        model: The model.
-        places: What of it calls change.
-    """
-
-    def __init__(self, model: nn.Module, places: tuple[_Place, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.places = places
-        self.training = model.training
-
-    def forward(self, calls: tuple[tuple[Any, Any], ...]) -> Any:
-        """The last call's result, and what is held before and after it."""
-        for args, kwargs in calls[:-1]:
-            self.model(*args, **kwargs)
-        before = self._held()
-        args, kwargs = calls[-1]
-        result = self.model(*args, **kwargs)
-        return result, before, self._held()
-
-    def _held(self) -> tuple[Any, ...]:
-        return tuple([self._at(*place) for place in self.places])
-
-    def _at(self, module: str, attribute: str, key: Any) -> Any:
-        value = vars(self.model.get_submodule(module)).get(attribute, _ABSENT)
-        if key is not None:
-            value = (_entries(value) or {}).get(key, _ABSENT)
-        return _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, (set, frozenset)):
-        return frozenset(value)
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return tuple([_copied(part) for part in value])
-    return {key: _copied(part) for key, part in value.items()} if type(value) is dict else value
-
-
-@dataclass(frozen=True)
-class _Marker:
-    """Where a leaf of a call stands."""
-
-    spec: TensorSpec | SizeSpec
-
-
 @dataclass(frozen=True)
 class _Held:
     """What a model holds: its parts, the tensors among them as terms, the numbers as expressions.
@@ -237,7 +163,7 @@ class _Held:
             return False
         try:
             for one, two in ((self, other), (other, self)):
-                one.structure.take(two.structure.rebuild([_ABSENT + "?"] * len(two.leaves)))
+                one.structure.take(two.structure.rebuild([ABSENT + "?"] * len(two.leaves)))
         except MismatchError:
             return False
         return leaf_paths(self.structure) == leaf_paths(other.structure)
@@ -278,7 +204,7 @@ class _Shown:
 
     def __init__(
         self,
-        both: _InARow,
+        both: InARow,
         table: Table,
         names: dict[int, str],
         hints: Mapping[str, int],
@@ -303,8 +229,8 @@ class _Shown:
             alone: The path that it takes alone.
             name: Which call it is.
         """
-        calls = [call] if earlier is None else [_renamed(earlier), call]
-        kind = Kind(name, _in_a_row(calls))
+        calls = [call] if earlier is None else [renamed(earlier), call]
+        kind = Kind(name, in_a_row(calls))
         hints = {str(symbol): self._hint(symbol) for symbol in kind.symbols}
         program = read(capture(self.both, kind.call, hints), self.table, self.names)
         count = len(alone.outputs)
@@ -319,6 +245,9 @@ class _Shown:
             results=lambda path: path.outputs[:count],
             more=TABLE_LAWS,
         )
+        left = [change for path in found.served for change in path.program.captured.changes]
+        if self.both.has_left_more(left):
+            return None
         served = sympy.Or(*[_holding(regime) for regime in found.served])
         for of_earlier in self._regions(FIRST_CALL, kind, is_earlier=True):
             for of_call in self._regions(name, kind, is_earlier=False):
@@ -332,15 +261,15 @@ class _Shown:
         for regime in found.unequal:
             log.debug("%s: %s", regime.region, regime.comparison.divergences)
             for term in topological(regime.program.outputs[:count]):
-                is_input = term.op == "input" and str(term.args[0]).startswith(_EARLIER)
+                is_input = term.op == "input" and str(term.args[0]).startswith(EARLIER)
                 self.is_of_inputs = self.is_of_inputs or is_input
         for exclusion in found.excluded:
             log.debug("%s: %s", exclusion.conditions, exclusion.refusal)
 
     def _hint(self, symbol: sympy.Symbol) -> int:
         name = str(symbol)
-        if name.startswith(_EARLIER):
-            return self.hints.get(name.removeprefix(_EARLIER), 5) + 4
+        if name.startswith(EARLIER):
+            return self.hints.get(name.removeprefix(EARLIER), 5) + 4
         return self.hints.get(name, 5)
 
     def _regions(self, name: str, kind: Kind, *, is_earlier: bool) -> list[list[Any]]:
@@ -352,7 +281,7 @@ class _Shown:
                 continue
             facts = [condition.fact for condition in region.conditions]
             if is_earlier:
-                facts = [substitute(fact, _earlier(symbols_of([fact]))) for fact in facts]
+                facts = [substitute(fact, earlier_symbols(symbols_of([fact]))) for fact in facts]
             found.append([fact for fact in facts if symbols_of([fact]) <= own])
         return found or [[]]
 
@@ -370,14 +299,14 @@ class _Shown:
         before, after = _held(regime.program)
         if after.is_like(before) and self._are_equal(after, before, facts, {}):
             return True
-        own = set(_symbols_of_call(call))
+        own = set(symbols_of_call(call))
         if not after.is_of(own):
             return False
         for other in left:
             found, _ = _held(other.program)
             if not found.is_like(after):
                 continue
-            earlier = {size_symbol(f"{_EARLIER}{symbol}"): symbol for symbol in own}
+            earlier = {size_symbol(f"{EARLIER}{symbol}"): symbol for symbol in own}
             for sizes in _readings(earlier, own):
                 due = [
                     substitute(condition.fact, sizes)
@@ -406,16 +335,12 @@ def _readings(
     """What an earlier first call's sizes may be, to leave the same: its own, or all tokens."""
     query, past = size_symbol("query"), size_symbol("past")
     plain: dict[sympy.Symbol, Any] = dict(earlier)
-    total = {**plain, size_symbol(f"{_EARLIER}query"): past + query}
+    total = {**plain, size_symbol(f"{EARLIER}query"): past + query}
     return [total, plain] if {query, past} <= own else [plain]
 
 
 def _basics(program: Program) -> tuple[Any, ...]:
-    return tuple(sympy.Ge(symbol, 1) for symbol in _symbols_of_call(program.captured.call))
-
-
-def _symbols_of_call(call: Call) -> tuple[sympy.Symbol, ...]:
-    return Kind("", call).symbols
+    return tuple(sympy.Ge(symbol, 1) for symbol in symbols_of_call(program.captured.call))
 
 
 def _holding(regime: Regime) -> Any:
@@ -437,32 +362,3 @@ def _held(program: Program) -> tuple[_Held, _Held]:
         place += structure.leaf_count
     before, after = found
     return before, after
-
-
-def _earlier(symbols: Iterable[sympy.Symbol]) -> dict[sympy.Symbol, sympy.Symbol]:
-    return {symbol: size_symbol(f"{_EARLIER}{symbol}") for symbol in symbols}
-
-
-def _renamed(call: Call) -> Call:
-    """A call with other sizes and other inputs."""
-    renaming = _earlier(_symbols_of_call(call))
-    leaves = tuple(
-        replace(
-            leaf,
-            path=f"{_EARLIER}{leaf.path}",
-            shape=tuple([substitute(size, renaming) for size in leaf.shape]),
-        )
-        if isinstance(leaf, TensorSpec)
-        else SizeSpec(f"{_EARLIER}{leaf.path}", substitute(leaf.expr, renaming))
-        for leaf in call.leaves
-    )
-    return replace(call, leaves=leaves)
-
-
-def _in_a_row(calls: Sequence[Call]) -> Call:
-    """One call that makes several."""
-    values = tuple(
-        call.structure.rebuild([_Marker(leaf) for leaf in call.leaves]) for call in calls
-    )
-    markers, structure = flatten(((values,), {}), lambda value: isinstance(value, _Marker))
-    return Call(structure, tuple(marker.spec for marker in markers))

@@ -21,9 +21,10 @@ from cachefree.errors import CacheFreeError, CaptureError, Refusal, UnsupportedB
 from cachefree.explaining import unforeseen
 from cachefree.graph import emit
 from cachefree.hoisting import hoisted
+from cachefree.in_a_row import names_of
 from cachefree.inputs import plainer_call
 from cachefree.isolation import StateChange, one_at_a_time
-from cachefree.kept import StateMattersError, confirm_remembered, names_of
+from cachefree.kept import StateMattersError, confirm_remembered
 from cachefree.left_out import arguments_left_out
 from cachefree.lifting.subject import (
     assumed_of,

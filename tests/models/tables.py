@@ -130,6 +130,17 @@ class BlockThatWarmsUp(Block):
         return super().forward(x, past)
 
 
+class BlockThatWarmsUpLater(Block):
+    """Counts only where there is a mask already, and changes after a few such calls."""
+
+    uses = 0
+
+    def forward(self, x, past=None):
+        if self.mask is not None:
+            self.uses = min(self.uses + 1, 3)
+        return super().forward(2 * x if self.uses == 3 else x, past)
+
+
 class BlockOfTheFirstLength(Block):
     """The first call's length scales all that come after it."""
 
@@ -198,5 +209,6 @@ REFUSED_TABLES: tuple[RefusalCase, ...] = (
     _refused("rotary_stretched", Block, RotaryStretched),
     _refused("mask_for_good", BlockWithAMaskForGood),
     _refused("warms_up", BlockThatWarmsUp),
+    _refused("warms_up_later", BlockThatWarmsUpLater),
     _refused("of_the_first_length", BlockOfTheFirstLength),
 )
