@@ -131,7 +131,7 @@ def test_a_failure_after_any_stage_leaves_nothing_behind(
     unchanged.check()
 
 
-WRITING = ("_export", "_save")
+WRITING = ("export", "save")
 
 
 def test_a_failure_while_a_file_is_written_leaves_the_files_as_they_were(

@@ -15,9 +15,9 @@ from torch import nn
 import cachefree
 from cachefree.errors import CacheFreeError, DomainError
 from cachefree.onnx import OnnxDecoder, load_onnx, to_onnx
+from cachefree.onnx.exporting import export, refuse_control_flow
 from cachefree.onnx.generation import choose_tokens
 from cachefree.onnx.program import exported_program
-from cachefree.onnx.writing import _check_no_control_flow, _export
 from cachefree.rewrite import rewrite
 from cachefree.verification.tolerance import compare
 
@@ -506,4 +506,4 @@ def test_control_flow_of_the_exporter_is_avoided(tmp_path: Path) -> None:
 def test_control_flow_is_refused_by_operator_and_line() -> None:
     program = torch.export.export(Stacked(), (torch.zeros(2, 3, 2, dtype=torch.int64),))
     with pytest.raises(CacheFreeError, match=r"writes aten.embedding_bag\S+ \(.*\) with (If|Loop)"):
-        _check_no_control_flow(_export(program, 23), has_scans=False)
+        refuse_control_flow(export(program, 23), has_scans=False)

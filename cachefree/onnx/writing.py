@@ -6,27 +6,33 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cachefree.errors import CacheFreeError, Refusal, raise_all
+from cachefree.errors import CacheFreeError, Refusal
 from cachefree.graph import bodies
 from cachefree.onnx.attention.kinds import KV, KvGraph
 from cachefree.onnx.attention.separate import with_attention
 from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.exporting import (
+    default_opset,
+    export,
+    give_length,
+    name_values,
+    refuse_control_flow,
+    save,
+    save_graph,
+)
 from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
-from cachefree.onnx.names import Names, Style, axis_name, name_interface
-from cachefree.onnx.networks import network_translations
-from cachefree.onnx.placing import outside_optimizer, place
+from cachefree.onnx.names import Style, name_interface
+from cachefree.onnx.placing import place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.stages import split, stage_targets
@@ -38,19 +44,12 @@ from cachefree.vocabulary import vocabulary_sizes
 if TYPE_CHECKING:
     from cachefree.spec import Interface
 
-__all__ = ["DECODER_FILE", "ENCODER_FILE", "MODEL_FILE", "default_opset", "to_onnx"]
+__all__ = ["DECODER_FILE", "ENCODER_FILE", "MODEL_FILE", "to_onnx"]
 
 log = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 DECODER_FILE = "decoder_model_merged.onnx"
 ENCODER_FILE = "encoder_model.onnx"
-_CONTROL_FLOW = ("If", "Loop", "Scan")
-_CHATTY = (
-    "torch.onnx._internal.exporter._registration",
-    "onnxscript.optimizer",
-    "onnx_ir.passes.common.initializer_deduplication",
-)
-_PREFERRED_OPSET = 23  # the first with Attention
 _SCATTER_OPSET = 24  # the first with TensorScatter
 
 
@@ -269,146 +268,31 @@ def _write(
         inputs = (*inputs, LENGTH)
     program = exported_program(module, interface, has_values=source is None)
     say("exporting to ONNX")
-    model = _export(program, opset, None if source is None else source.matched)
+    model = export(program, opset, None if source is None else source.matched)
     repeat_angles(model)
-    _name(model, interface, dataclasses.replace(chosen, inputs=inputs))
+    name_values(model, interface, dataclasses.replace(chosen, inputs=inputs))
     if len(inputs) > len(chosen.inputs):
-        _give_length(model)
+        give_length(model)
     model.metadata_props.update(
         describe(graph.interface, chosen, graph.neutral, verdict, graph.vocabulary)
     )
     if graph.kv is not None:
         model.metadata_props.update(describe_cache(graph.kv))
-    _check_no_control_flow(model, has_scans=bool(bodies(module)))
+    refuse_control_flow(model, has_scans=bool(bodies(module)))
     if graph.loop is not None:
         beams = graph.loop.num_beams if isinstance(graph.loop, Beam) else 1
         plan = plan_of(graph.interface, chosen, graph.neutral, beams)
         say("writing the loop")
         model.metadata_props.update(describe_loop(beams))
-        model = compose(model, plan, chosen, graph.loop, lambda part: _export(part, opset, None))
+        model = compose(model, plan, chosen, graph.loop, lambda part: export(part, opset, None))
     say("saving the weights")
     for part, path in zip(split(model, len(paths)), paths, strict=True):
         name = stored or data_file(path).name
         if source is None:
-            _save(part, path, name)
+            save(part, path, name)
         else:
             place(part, source.matched, path, source.home, name, is_resumed=source.is_resumed)
-            _save_graph(part, path)
-
-
-def default_opset() -> int:
-    """23 where this torch writes it, else the newest that it does."""
-    newest = int(getattr(torch.onnx._constants, "ONNX_MAX_OPSET", 18))
-    return min(_PREFERRED_OPSET, newest)
-
-
-def _export(
-    program: torch.export.ExportedProgram, opset: int, matched: Matched | None = None
-) -> Any:
-    """The ``onnx_ir.Model`` of a program."""
-    try:
-        with _quiet_exporter(), torch.no_grad():
-            onnx_program = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset,
-                verbose=False,
-                custom_translation_table=network_translations(),
-                optimize=matched is None,
-            )
-            assert onnx_program is not None
-            if matched is not None:
-                with outside_optimizer(onnx_program.model, matched):
-                    onnx_program.optimize()
-    except ImportError as error:
-        raise CacheFreeError(
-            Refusal(f"{error.name} is not installed.", remedy="pip install onnx onnxscript")
-        ) from error
-    except Exception as error:
-        raise CacheFreeError(
-            Refusal(
-                "torch.onnx could not write the graph.",
-                why=_cause(error),
-                remedy=(
-                    "Try another opset=, or register a translation of the operator with torch.onnx."
-                ),
-            )
-        ) from error
-    if onnx_program.model.opset_imports.get("") != opset:
-        raise CacheFreeError(
-            Refusal(
-                f"The graph cannot be written in opset {opset}.",
-                why=f"torch.onnx wrote it in opset {onnx_program.model.opset_imports.get('')}.",
-                remedy=f"Leave opset= out for {default_opset()}.",
-            )
-        )
-    return onnx_program.model
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".split("\n")[0]
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter's advice is for its own users, and torchvision is none of our business."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _name(model: Any, interface: Interface, names: Names) -> None:
-    """Names inputs, outputs and every axis of them."""
-    import onnx_ir
-
-    values: list[tuple[Any, Any, str]] = [
-        *zip(model.graph.inputs, interface.inputs, names.inputs, strict=True)
-    ]
-    values += zip(model.graph.outputs, interface.outputs, names.outputs, strict=True)
-    ours = {id(value) for value, _, _ in values}
-    taken = {name for _, _, name in values}
-    for value in _values(model.graph):
-        if id(value) not in ours and value.name in taken:
-            value.name = f"{value.name}_value"
-    for number, (value, _, _) in enumerate(values):
-        value.name = f"cachefree_{number}"  # no two values have one name while they are renamed
-    for value, spec, name in values:
-        value.name = name
-        value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
-
-
-def _give_length(model: Any) -> None:
-    """Makes a number of the input whose length is that of the past."""
-    import onnx_ir
-
-    marker = next(value for value in model.graph.inputs if value.name == LENGTH)
-    for node in [use.node for use in marker.uses()]:
-        assert node.op_type == "Shape", "the marker's length alone is read"
-        node.replace_input_with(0, marker)
-        identity = onnx_ir.node("Identity", [marker])
-        model.graph.insert_before(node, identity)
-        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], identity.outputs[0])
-        identity.outputs[0].name = node.outputs[0].name
-        model.graph.remove(node, safe=True)
-    marker.dtype = onnx_ir.DataType.INT64
-    marker.shape = onnx_ir.Shape([1])
-
-
-def _values(graph: Any) -> Iterator[Any]:
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
+            save_graph(part, path)
 
 
 def _neutral(rewritten: Any, matched: Matched | None) -> list[Any]:
@@ -431,46 +315,3 @@ def _neutral(rewritten: Any, matched: Matched | None) -> list[Any]:
 def _verdict(rewritten: Any) -> str:
     verdict = rewritten.report.verdict
     return str(getattr(verdict, "name", verdict))
-
-
-def _check_no_control_flow(model: Any, *, has_scans: bool) -> None:
-    """Refuses control flow, but for the loops over tokens that are the model's own."""
-    graphs = (model.graph, *model.functions.values())
-    nodes = [node for graph in graphs for node in graph.all_nodes()]
-    found = [
-        node
-        for node in nodes
-        if node.op_type in _CONTROL_FLOW
-        and not (has_scans and node.op_type == "Scan" and "higher_order.scan" in _origin(node))
-    ]
-    refusals = [
-        Refusal(
-            f"torch.onnx writes {_origin(node)} with {node.op_type}.",
-            why="One graph without control flow is promised.",
-            remedy="Write it in the model with other operators, or try another opset=.",
-        )
-        for node in found
-    ]
-    raise_all(CacheFreeError, list(dict.fromkeys(refusals)))
-
-
-def _origin(node: Any) -> str:
-    """The operator that a node was written for, and the user's line."""
-    written = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
-    target = re.search(r"target=(?:torch\.ops\.)?([\w.]+)", written)
-    line = node.metadata_props.get("pkg.torch.onnx.stack_trace", "").strip().split("\n")[-1]
-    return (target[1] if target else "an operator") + (f" ({line})" if line else "")
-
-
-def _save(model: Any, path: Path, weights: str | None = None) -> None:
-    import onnx_ir
-
-    onnx_ir.save(
-        model, path, external_data=weights or data_file(path).name, size_threshold_bytes=256
-    )
-
-
-def _save_graph(model: Any, path: Path) -> None:
-    import onnx_ir
-
-    onnx_ir.save(model, path)

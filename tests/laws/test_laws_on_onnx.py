@@ -14,8 +14,8 @@ from torch import nn
 
 from cachefree.graph import emit
 from cachefree.normal import Step
+from cachefree.onnx.exporting import default_opset, export, save
 from cachefree.onnx.program import exported_program
-from cachefree.onnx.writing import _export, _save, default_opset
 from cachefree.spec import Domain, InputSpec, Interface, OutputSpec, Region
 from cachefree.terms import Term, topological
 
@@ -84,12 +84,12 @@ def session_of(chosen: Sequence[Pair], path: Path) -> onnxruntime.InferenceSessi
         (),
         Domain((Region("first call"),)),
     )
-    model = _export(exported_program(module, interface), default_opset())
+    model = export(exported_program(module, interface), default_opset())
     for value, spec in zip(model.graph.inputs, interface.inputs, strict=True):
         value.name = spec.name
     for value, spec in zip(model.graph.outputs, interface.outputs, strict=True):
         value.name = spec.name
-    _save(model, path)
+    save(model, path)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
