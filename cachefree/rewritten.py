@@ -145,6 +145,16 @@ class Rewritten(nn.Module):
                     remedy="Take its certificate, or save it: certificate.save(path).",
                 )
             )
+        if evidence.domain != self.interface.domain:
+            raise CacheFreeError(
+                Refusal(
+                    "A graph that takes what was computed of a first call's input has no "
+                    "certificate.",
+                    why="What was proved is the graph with that input, whose sizes the decoder "
+                    "alone does not see.",
+                    remedy="Compare the two with cachefree.verify(model, rewritten).",
+                )
+            )
         return evidence.written(self.report)
 
     def _child(self, name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 
 import cachefree
 
+from .assertions import says_what_to_do
 from .models.first_only import (
     Listener,
     Onlooker,
@@ -178,3 +179,12 @@ def test_one_of_two_pictures_is_refused() -> None:
     for later in ({}, {"past": past}):
         with pytest.raises(cachefree.DomainError, match="left is given without right"):
             one(IDS[:, 4:], left=picture(), **later)
+
+
+def test_there_is_no_certificate_without_the_pictures_sizes(
+    onlooker: tuple[nn.Module, cachefree.Rewritten],
+) -> None:
+    _, rewritten = onlooker
+    with pytest.raises(cachefree.CacheFreeError, match="has no certificate") as refused:
+        _ = rewritten.certificate
+    says_what_to_do(refused.value)

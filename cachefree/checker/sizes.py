@@ -20,7 +20,30 @@ __all__ = ["Sizes", "parsed"]
 
 _MOST_ROWS = 600
 Row = tuple[frozenset[tuple[Any, int]], int]  # Σ coefficient · variable + number ≥ 0
-FloorDiv, Mod = sympy.Function("FloorDiv"), sympy.Function("Mod")
+
+
+class FloorDiv(sympy.Function):  # type: ignore[misc]
+    """``x // y``, rounded down."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, number: Any, by: Any) -> Any:
+        """The number, where both are known."""
+        return number // by if number.is_Integer and by.is_Integer and by > 0 else None
+
+
+class Mod(sympy.Function):  # type: ignore[misc]
+    """``x % y``."""
+
+    is_integer = True
+
+    @classmethod
+    def eval(cls, number: Any, by: Any) -> Any:
+        """The number, where both are known."""
+        return number % by if number.is_Integer and by.is_Integer and by > 0 else None
+
+
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "+": sympy.Add,
     "*": sympy.Mul,
