@@ -104,13 +104,13 @@ def confirm_remembered(
 
 
 def _unshown(changes: Sequence[StateChange]) -> CaptureError:
-    names = names_of(changes)
+    names = [repr(name) for name in names_of(changes)]
     told = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     return CaptureError(
         Refusal(
-            f"The model keeps {told} from call to call.",
-            why="It could not be shown that no result depends on which sizes came before.",
-            remedy="Compute it in every call; or once, in __init__, as a buffer.",
+            f"The model keeps state on itself: forward sets {told}.",
+            why="What a call leaves there changes the next call, or could not be shown not to.",
+            remedy="Pass it in and return it; or compute it in every call, or once in __init__.",
         )
     )
 

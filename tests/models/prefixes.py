@@ -41,7 +41,7 @@ class PromptEncoder(Prefixed):
         )
 
     def prompt(self, batch):
-        rows = self.project(torch.tanh(self.hidden(self.virtual(torch.arange(ROWS)))))
+        rows = self.project(self.virtual(torch.arange(ROWS)))
         rows = rows.view(1, ROWS, 4, HEADS, -1).expand(batch, -1, -1, -1, -1)
         return rows.permute(2, 0, 3, 1, 4).split(2)
 

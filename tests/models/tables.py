@@ -188,7 +188,7 @@ def _refused(name, *args):
         name,
         seeded(lambda: Decoder(*args)),
         "CaptureError",
-        ("from call to call", "which sizes came before", "Compute it in every call"),
+        ("keeps state on itself", "could not be shown not to", "compute it in every call"),
         **calls(tokens(VOCAB)),
     )
 
