@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
+import torch
 from torch import nn
 
 from cachefree.calls import Call, SizeSpec, TensorSpec
@@ -108,12 +110,30 @@ class InARow(nn.Module):
         return _copied(value)
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, (set, frozenset)):
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, nn.Module, nn.Parameter)
+_DEPTH = 6
+
+
+def _copied(value: Any, depth: int = _DEPTH) -> Any:
+    """A value as it is now, whatever is written to it later; what is unknown equals nothing."""
+    if isinstance(value, (*_PLAIN, torch.dtype, torch.device, torch.SymInt, torch.SymFloat)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, (set, frozenset)) and all(isinstance(part, _PLAIN) for part in value):
         return frozenset(value)
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return tuple([_copied(part) for part in value])
-    return {key: _copied(part) for key, part in value.items()} if type(value) is dict else value
+    if depth and isinstance(value, (list, tuple, deque)):
+        return (type(value), *[_copied(part, depth - 1) for part in value])
+    if depth and (isinstance(value, dict) or is_plain_object(value)):
+        parts = value if isinstance(value, dict) else vars(value)
+        return (type(value), *[(key, _copied(part, depth - 1)) for key, part in parts.items()])
+    return value if callable(value) and not hasattr(value, "__next__") else _Unknown()
+
+
+class _Unknown:
+    """Something that equals nothing else."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,34 @@ class BlockThatWarmsUpLater(Block):
         return super().forward(2 * x if self.uses == 3 else x, past)
 
 
+class BlockThatCountsInATensor(BlockWithAMaskEachTime):
+    """The count is written in place, and matters from the fourth call on only."""
+
+    count = None
+
+    def forward(self, x, past=None):
+        if self.count is None:
+            self.count = torch.zeros(())
+        self.count.add_(1)
+        return super().forward(torch.where(self.count > 3, 2 * x, x), past)
+
+
+class Uses:
+    def __init__(self):
+        self.count = 0
+
+
+class BlockThatCountsInAnObject(BlockWithAMaskEachTime):
+    """The object is made by the first call; its count matters from the fourth call on only."""
+
+    uses = None
+
+    def forward(self, x, past=None):
+        self.uses = Uses() if self.uses is None else self.uses
+        self.uses.count = min(self.uses.count + 1, 4)
+        return super().forward(2 * x if self.uses.count > 3 else x, past)
+
+
 class BlockOfTheFirstLength(Block):
     """The first call's length scales all that come after it."""
 
@@ -210,5 +238,7 @@ REFUSED_TABLES: tuple[RefusalCase, ...] = (
     _refused("mask_for_good", BlockWithAMaskForGood),
     _refused("warms_up", BlockThatWarmsUp),
     _refused("warms_up_later", BlockThatWarmsUpLater),
+    _refused("counts_in_a_tensor", BlockThatCountsInATensor),
+    _refused("counts_in_an_object", BlockThatCountsInAnObject),
     _refused("of_the_first_length", BlockOfTheFirstLength),
 )
