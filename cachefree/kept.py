@@ -233,6 +233,11 @@ class _Shown:
         kind = Kind(name, in_a_row(calls))
         hints = {str(symbol): self._hint(symbol) for symbol in kind.symbols}
         program = read(capture(self.both, kind.call, hints), self.table, self.names)
+        kept, _ = _held(program)
+        if earlier is not None and not kept.is_of(set(kind.symbols)):
+            raise StateMattersError(
+                Refusal("The model keeps what it computes of its inputs from call to call.")
+            )
         count = len(alone.outputs)
         found = survey(
             self.both,
