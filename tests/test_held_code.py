@@ -215,7 +215,7 @@ class MadeByTheFirstCall(Counts):
     ],
 )
 def test_a_count_is_seen_wherever_it_stands(build: type) -> None:
-    with pytest.raises(cachefree.CaptureError, match="keeps state (on|outside of) itself"):
+    with pytest.raises(cachefree.CaptureError, match=r"keeps state (on|outside of) itself"):
         rewritten_small(small(build))
 
 
