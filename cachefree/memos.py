@@ -140,6 +140,13 @@ class Memos:
         """Whether a place is taken for one that no call reads."""
         return (id(container), key) in self._idle
 
+    def idle_in(self, model: torch.nn.Module) -> Iterator[str]:
+        """The names of a model's places that no call reads."""
+        for path, module in model.named_modules():
+            for name in vars(module):
+                if self.is_idle(module, name):
+                    yield f"{path}.{name}".lstrip(".")
+
     def _confirm(self) -> None:
         if len(self._keys) > 1:  # a call may then find some of them there and others not
             raise outside_state(self.names)

@@ -39,6 +39,7 @@ __all__ = ["proved"]
 
 log = logging.getLogger(__name__)
 _QUERY = "query"
+_Refuse = Callable[[Discovery, Program], None]
 _MOST_OTHERS = 2
 
 
@@ -50,7 +51,7 @@ def proved(
     first: Program,
     check: str,
     begin: Callable[[], None],
-    refuse: Callable[[Discovery, Program], None],
+    refuse: _Refuse,
 ) -> tuple[Discovery, Program, OneCall, Certified]:
     """The later path with the proof that one graph is it and the first path.
 
@@ -71,8 +72,7 @@ def proved(
     asks: list[bool] = []
 
     def of(attempt: Discovery) -> tuple[Discovery, Program, OneCall, Certified]:
-        later = _later(model, table, names, attempt, first)
-        refuse(attempt, later)
+        later = _later(model, table, names, attempt, first, refuse)
         asks.append(_asks_for_tokens(later))
         begin()
         if attempt.both is not None:
@@ -134,7 +134,7 @@ def _with_all_inputs(
     first: Program,
     later: Program,
     check: str,
-    refuse: Callable[[Discovery, Program], None],
+    refuse: _Refuse,
 ) -> tuple[Discovery, Program, OneCall, Certified]:
     """The path that is given all inputs, where later calls leave out some of the first one's.
 
@@ -142,7 +142,7 @@ def _with_all_inputs(
         UnsupportedBranchError: it is not the path that these calls take.
     """
     reason: CacheFreeError | None = None
-    for one, general in _all_inputs(model, table, names, discovery, first, check):
+    for one, general in _all_inputs(model, table, names, discovery, first, check, refuse):
         refuse(discovery, general)
         one, starts = started(table, discovery, first, one)
         try:
@@ -162,6 +162,7 @@ def _all_inputs(
     discovery: Discovery,
     first: Program,
     check: str,
+    refuse: _Refuse,
 ) -> Iterator[tuple[OneCall, Program]]:
     """Paths that are given the cache and the first call's own inputs, or what is made of them."""
     call = discovery.both
@@ -169,7 +170,7 @@ def _all_inputs(
     absent = list(absences(call, discovery.first_only, discovery.hints))
     if absent:
         try:
-            general = _later(model, table, names, replace(discovery, later=call), first)
+            general = _later(model, table, names, replace(discovery, later=call), first, refuse)
         except CacheFreeError as error:
             log.debug("no path with all inputs: %s", error)
             absent = []
@@ -186,12 +187,11 @@ def _of_one_token(
     discovery: Discovery,
     first: Program,
     check: str,
-    refuse: Callable[[Discovery, Program], None],
+    refuse: _Refuse,
 ) -> tuple[Discovery, Program, OneCall, Certified]:
     """The first path's loop over the tokens, where the later path is a step of it."""
     later = of_one_token(model, table, names, discovery)
-    _refuse_unfit(discovery, first, later)
-    refuse(discovery, later)
+    _refuse_unfit(discovery, first, later, refuse)
     one = with_cache_carried(table, discovery, first)
     one, starts = started(table, discovery, first, one)
     certified = certify(
@@ -224,6 +224,7 @@ def _later(
     names: dict[int, str],
     discovery: Discovery,
     first: Program,
+    refuse: _Refuse,
 ) -> Program:
     """The captured later path, after what no graph can be was refused."""
     path, discovery.hints = capture_where_it_runs(
@@ -234,12 +235,13 @@ def _later(
         settled=discovery.first_path.sizes,
     )
     later = read(path, table, names)
-    _refuse_unfit(discovery, first, later)
+    _refuse_unfit(discovery, first, later, refuse)
     return later
 
 
-def _refuse_unfit(discovery: Discovery, first: Program, later: Program) -> None:
+def _refuse_unfit(discovery: Discovery, first: Program, later: Program, refuse: _Refuse) -> None:
     """Refuses what no graph can be."""
+    refuse(discovery, later)
     refuse_writes(discovery, first, later)
     refuse_frozen_sizes(first, later)
     refuse_other_results(first, later)

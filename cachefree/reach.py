@@ -67,11 +67,22 @@ class Reached:
 
 def _only_appends(code: types.CodeType, name: str) -> bool:
     steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
+    if any(isinstance(step.argval, tuple) and name in step.argval for step in steps):
+        return False  # one instruction may load two names
     return all(
-        after.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) and after.argval in _APPENDS
-        for step, after in zip(steps, [*steps[1:], steps[-1]], strict=True)
-        if step.argval == name and step.opname.startswith("LOAD_")
+        _is_written(steps[place + 1 : place + 3])
+        for place, step in enumerate(steps)
+        if step.argval == name and step.opname.startswith("LOAD_") and step.opname != "LOAD_CLOSURE"
     )
+
+
+def _is_written(after: list[dis.Instruction]) -> bool:
+    """Whether ``x.append`` or ``x[key] =`` goes on so after its ``x``."""
+    names = [step.opname for step in after]
+    if names[:1] and names[0].startswith(("LOAD_ATTR", "LOAD_METHOD")):
+        return after[0].argval in _APPENDS
+    is_key = bool(names) and names[0] in ("LOAD_FAST", "LOAD_DEREF", "LOAD_CONST", "LOAD_GLOBAL")
+    return is_key and names[1:] == ["STORE_SUBSCR"]
 
 
 _NO_STEPS = ("PRECALL", "CACHE", "PUSH_NULL", "RESUME", "NOP", "EXTENDED_ARG")

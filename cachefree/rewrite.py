@@ -200,6 +200,7 @@ def _rewritten(
                 raise _MatteredError from error
             raise
         remembered = tuple(MEMOS.kept)
+        changed = frozenset((*names_of(remembered), *MEMOS.idle_in(model)))
         shown: tuple[Comparison, ...] = ()
         MEMOS.may_keep = False
         if remembered:
@@ -280,9 +281,7 @@ def _rewritten(
         law_kinds={law.name: law.kind for law in certified.laws},
     )
 
-    changed = frozenset(
-        change.path for change in (*first.captured.changes, *later.captured.changes)
-    ).union(names_of(remembered))
+    changed |= {change.path for change in (*first.captured.changes, *later.captured.changes)}
     keeper = keeper_of(subject, later.captured)
 
     def again() -> Rewritten:

@@ -55,15 +55,20 @@ def _symbolic(name: str, symbolic: Any) -> Any:
     return extremum
 
 
+_BUILT_IN = (tuple, list, dict, str, set)
+
+
 def _symbolic_len() -> Any:
     original = builtins.len
 
     @functools.wraps(original)
     def length(value: Any, /) -> Any:
         if getattr(_capturing, "active", False):
+            loops = heard_loops()
+            if loops is None and type(value) in _BUILT_IN:
+                return original(value)
             if isinstance(value, torch.Tensor) and value.dim():
                 return value.shape[0]
-            loops = heard_loops()
             if loops is not None:
                 loops.heard_length(value)
             if is_plain_object(value) and hasattr(type(value), "__len__"):

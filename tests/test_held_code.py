@@ -15,7 +15,7 @@ from torch import nn
 
 import cachefree
 
-from .small import Small, rewritten_small, small
+from .small import IDS, Small, rewritten_small, small
 
 
 class Counts(Small):
@@ -239,3 +239,59 @@ def test_a_hook_that_only_records_is_no_state() -> None:
     model.register_forward_hook(lambda _, __, result: seen.append(result[0]))
     assert rewritten_small(model).report.verdict.is_proof
     assert seen == []
+
+
+def test_hooks_that_keep_the_last_activation_are_no_state() -> None:
+    model = small(Small)
+    activations: dict[str, torch.Tensor] = {}
+
+    def recording(name):
+        def hook(_, __, output):
+            activations[name] = output.detach()
+
+        return hook
+
+    for name in ("emb", "out"):
+        model.get_submodule(name).register_forward_hook(recording(name))
+    assert rewritten_small(model).report.verdict.is_proof
+    assert activations == {}
+
+
+class SetsBeforeItReads(Small):
+    """A number that each call sets anew for its own methods."""
+
+    rows, scale = 0, None
+
+    def forward(self, ids, past=None):
+        self.rows = 0 if past is None else past[0].shape[1]
+        self.scale = 2.0 if past is None else 2
+        return super().forward(ids, past)
+
+    def attend(self, q, k):
+        n = q.shape[1]
+        place = torch.arange(self.rows, self.rows + n)[:, None]
+        hidden = torch.arange(k.shape[1]) > place
+        return (q @ k.mT / self.scale).masked_fill(hidden, -torch.inf).softmax(-1)
+
+
+def test_what_each_call_sets_before_it_reads_it_is_no_state() -> None:
+    model = small(SetsBeforeItReads)
+    rewritten = rewritten_small(model)
+    assert rewritten.report.verdict.is_proof
+    past = seen = None
+    for ids in (IDS[:, :1], IDS[:, 1:4], IDS[:, 4:]):
+        (expected, past), (logits, seen) = model(ids, past), rewritten(ids, seen)
+        torch.testing.assert_close(logits, expected)
+    assert not rewritten._origin.has_changed()
+
+
+class ReadsItFirst(SetsBeforeItReads):
+    def forward(self, ids, past=None):
+        self.first = self.rows if past is None else 0
+        logits, present = super().forward(ids, past)
+        return logits + self.first, present
+
+
+def test_what_a_call_reads_before_it_sets_it_is_state() -> None:
+    with pytest.raises(cachefree.CaptureError, match="keeps state on itself"):
+        rewritten_small(small(ReadsItFirst))

@@ -171,12 +171,10 @@ def _lifted(
         return None
     plan = _with(plan, probe.found)
     values = Lifted.after(Lifted(model, methods, plan), named, None)
+    plan = without_idle(model, methods, replace(plan, arguments=_filled(plan)), named, values)
+    values = {slot.label: values[slot.label] for slot in plan.slots}
     if not flatten(values)[0]:
         return None
-    plan = without_idle(model, methods, replace(plan, arguments=_filled(plan)), named, values)
-    if not plan.slots:
-        return None
-    values = {slot.label: values[slot.label] for slot in plan.slots}
     plan = replace(plan, positions=_positions(model, methods, plan, named))
     for _ in range(_MOST_ROUNDS):
         probe = Probe(model, methods, plan)

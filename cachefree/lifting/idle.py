@@ -21,6 +21,7 @@ from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot
 from cachefree.lifting.roots import roots_of
 from cachefree.memos import MEMOS
+from cachefree.reach import PLAIN
 from cachefree.structure import flatten, leaf_paths
 
 __all__ = ["without_idle"]
@@ -53,9 +54,8 @@ def without_idle(
     """
     kinds: dict[Any, list[Slot]] = {}
     for slot in plan.slots:
-        is_plain = slot.kind == "entry" and slot.initial in (None, ABSENT)
         is_attribute = len(slot.place.steps) == 1 and _is_module(model, slot)
-        if is_plain and is_attribute and _holds_tensors_only(values[slot.label]):
+        if slot.kind == "entry" and is_attribute and _may_be_idle(slot, values[slot.label]):
             kinds.setdefault(slot.place.steps[-1], []).append(slot)
     for slots in kinds.values():
         fewer = replace(
@@ -70,6 +70,13 @@ def without_idle(
     return plan
 
 
+def _may_be_idle(slot: Slot, value: Any) -> bool:
+    is_empty = slot.initial is None or slot.initial is ABSENT
+    if type(value) in PLAIN:
+        return is_empty or type(slot.initial) in PLAIN
+    return is_empty and _holds_tensors_only(value)
+
+
 def _holds_tensors_only(value: Any) -> bool:
     leaves, structure = flatten(value)
     is_nested = isinstance(value, (torch.Tensor, tuple, list, dict))
@@ -81,8 +88,12 @@ def _parts(value: Any) -> int:
     return 1 if held is None else sum(map(_parts, held.values()))
 
 
-def _settings(model: nn.Module, slots: Sequence[Slot]) -> list[tuple[Any, Any, Any]]:
-    """Container, key and something that cannot be read, for each place."""
+_Setting = tuple[Any, Any, Any]
+"""A container, a key and what is to be there."""
+
+
+def _settings(model: nn.Module, slots: Sequence[Slot]) -> list[_Setting]:
+    """Something that cannot be read, at each place."""
     roots = roots_of(model)
     unread = torch.Tensor._make_subclass(Unread, torch.empty(0))
     return [
@@ -103,20 +114,34 @@ def _is_unread(
     lifted = Lifted(model, methods, plan)
     rest = {slot.label: values[slot.label] for slot in plan.slots}
     settings = _settings(model, slots)
+    left = [
+        (container, key, values[slot.label])
+        for slot, (container, key, _) in zip(slots, settings, strict=True)
+        if type(values[slot.label]) in PLAIN
+    ]
     for state in (None, rest):
         before = _calls(lifted, named, state)
-        held = [(container, key, (entries(container) or {}).get(key, ABSENT))
-                for container, key, _ in settings]  # fmt: skip
-        try:
-            for setting in settings:
-                put(*setting)
-            after = _calls(lifted, named, state)
-        finally:
-            for setting in held:
-                put(*setting)
-        if before is None or before != after:
+        if before is None:
             return False
+        for others in (settings, left):
+            if _calls_with(others, lifted, named, state) != before:
+                return False
     return True
+
+
+def _calls_with(
+    settings: Sequence[_Setting], lifted: Lifted, named: Mapping[str, Any], state: Any
+) -> list[Any] | None:
+    """The torch functions that a call calls with something else in some places."""
+    held = [(container, key, (entries(container) or {}).get(key, ABSENT))
+            for container, key, _ in settings]  # fmt: skip
+    try:
+        for setting in settings:
+            put(*setting)
+        return _calls(lifted, named, state)
+    finally:
+        for setting in held:
+            put(*setting)
 
 
 def _calls(lifted: Lifted, named: Mapping[str, Any], state: Any) -> list[Any] | None:
