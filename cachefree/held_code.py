@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["HeldCode", "has_slots", "held_code"]
+__all__ = ["HeldCode", "forget_held_code", "has_slots", "held_code"]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 _UNCHANGING = (*_ATOMS, torch.Tensor, torch.dtype, torch.device, weakref.ref)
@@ -40,7 +40,24 @@ class HeldCode:
 
 
 def held_code(model: torch.nn.Module) -> HeldCode:
-    """What the modules of a model hold in their attributes, hooks among them."""
+    """What the modules of a model hold in their attributes, hooks among them.
+
+    Remembered until `forget_held_code`: what a rewrite's calls change is put back.
+    """
+    if model not in _found:
+        _found[model] = _held_code(model)
+    return _found[model]
+
+
+def forget_held_code() -> None:
+    """Looks again at what models hold."""
+    _found.clear()
+
+
+_found: weakref.WeakKeyDictionary[torch.nn.Module, HeldCode] = weakref.WeakKeyDictionary()
+
+
+def _held_code(model: torch.nn.Module) -> HeldCode:
     walk = _Walk({id(module) for module in model.modules()})
     for module in model.modules():
         for name, value in vars(module).items():

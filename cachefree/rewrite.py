@@ -136,6 +136,8 @@ def rewrite(
         raise
     except Exception as error:  # whatever is raised below, a user is told in which line of theirs
         raise unforeseen(error) from error
+    finally:
+        forget()
 
 
 class _MatteredError(Exception):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cachefree.held_code import HeldCode, held_code
+from cachefree.held_code import HeldCode, forget_held_code, held_code
 from cachefree.memos import Additions, added, outside_state
 from cachefree.reach import (
     ABSENT,
@@ -157,6 +157,7 @@ def _put_iterators_back(iterators: list[tuple[Place, Any, Any]]) -> Iterator[str
 def forget() -> None:
     """Looks again at what code reaches: globals may hold other objects by now."""
     reached.cache_clear()
+    forget_held_code()
 
 
 def _put_back(place: Place, value: Any, contents: Any) -> bool:
