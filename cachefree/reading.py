@@ -7,9 +7,8 @@ when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import fx
@@ -17,10 +16,14 @@ from torch import fx
 from cachefree.calls import TensorSpec
 from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.in_place import value_written, without_the_write
+from cachefree.inverse_views import put_back
 from cachefree.provenance import LINE
-from cachefree.recurrent import is_recurrent, original
+from cachefree.randomness import is_random
+from cachefree.recurrent import original
 from cachefree.scans import Rounds
 from cachefree.sizes import expression
+from cachefree.storages import Base, Value, Views, are_apart, spoil, storage_of
 from cachefree.terms import Table, Term, operands
 
 __all__ = ["Program", "read"]
@@ -45,39 +48,7 @@ class Program:
     written: dict[Term, Term]
 
 
-_WITHOUT_THE_WRITE = {
-    "__iand__": "bitwise_and",
-    "__ior__": "bitwise_or",
-    "__ixor__": "bitwise_xor",
-}
 _AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
-_Views = tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...]
-
-
-@dataclass
-class _Base:
-    """Storage: the value that it holds now, and how often it was written.
-
-    A copy such as ``contiguous`` gives its operand itself where sizes of 1 leave nothing to move.
-    `perhaps` are parts of this storage that are parts of others at such sizes, `spoiled` are parts
-    with the write to what they are then.
-    """
-
-    term: Term
-    version: int = 0
-    perhaps: list[tuple[_Views, _Base, _Views]] = field(default_factory=list)
-    spoiled: list[tuple[_Views, fx.Node]] = field(default_factory=list)
-
-
-@dataclass
-class _Value:
-    """A tensor: a base, the views from it, and the term as last read."""
-
-    base: _Base
-    views: _Views = ()
-    term: Term | None = None
-    version: int = 0
-    storage: Any = field(default=None)
 
 
 def read(captured: Captured, table: Table, names: dict[int, str]) -> Program:
@@ -100,7 +71,7 @@ class _Reader:
         self.table = table
         self.names = names
         self.values: dict[fx.Node, Any] = {}
-        self.leaves: dict[Term, _Base] = {}
+        self.leaves: dict[Term, Base] = {}
         self.rounds = Rounds(table, captured.loops)
         self.is_grad_enabled = True
         self.tracked: set[Term] = set()  # terms that gradients flow through
@@ -140,17 +111,17 @@ class _Reader:
         value = self.values.get(node)
         if isinstance(value, tuple):
             return (value[0],)
-        if not isinstance(value, _Value):
+        if not isinstance(value, Value):
             return ()
         own = self._read(value, is_viewed=True)
         return (own, value.base.term) if _is_write(node) else (own,)
 
-    def _leaf(self, term: Term, node: fx.Node) -> _Value:
-        base = self.leaves.setdefault(term, _Base(term))
+    def _leaf(self, term: Term, node: fx.Node) -> Value:
+        base = self.leaves.setdefault(term, Base(term))
         is_trained = term.op == "input" or getattr(term.payload, "requires_grad", False)
         if is_trained and term.dtype is not None and term.dtype.is_floating_point:
             self.tracked.add(term)
-        return _Value(base, (), base.term, base.version, _storage(node.meta.get("val")))
+        return Value(base, (), base.term, base.version, storage_of(node.meta.get("val")))
 
     def _attribute(self, node: fx.Node) -> Term:
         tensor = self.captured.attributes[str(node.target)]
@@ -165,7 +136,7 @@ class _Reader:
             return self.table.constant(tensor)
         return self.table.attribute(name, tensor, node.meta["val"].device)
 
-    def _read(self, value: _Value, *, is_viewed: bool = False) -> Term:
+    def _read(self, value: Value, *, is_viewed: bool = False) -> Term:
         if not is_viewed:
             self._refuse_spoiled(value.base, value.views)
         if value.term is None or value.version != value.base.version:
@@ -225,7 +196,7 @@ class _Reader:
             return
         parent = self._aliased(node, target)
         args = self._arguments(node, target, viewed=parent)
-        if _is_random(target, args):
+        if is_random(target, args):
             self._refuse(
                 node,
                 f"The path draws random numbers ({target}).",
@@ -235,7 +206,7 @@ class _Reader:
             )
         term = self._without_gradient(self._apply(node, target, args))
         if parent is not None and term.shape is not None:
-            self.values[node] = _Value(
+            self.values[node] = Value(
                 parent.base,
                 (*parent.views, (node, target, args[1:])),
                 term,
@@ -245,7 +216,7 @@ class _Reader:
         elif term.shape is None:
             self.values[node] = (term, parent, (node, target, args[1:]))
         else:
-            self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
+            self.values[node] = Value(Base(term), (), term, 0, storage_of(example))
             self._link(node, target)
 
     def _link(self, node: fx.Node, target: Any) -> None:
@@ -255,16 +226,16 @@ class _Reader:
         if not isinstance(first, fx.Node) or not target._schema.returns[0].alias_info:
             return
         source = self.values.get(first)
-        if not isinstance(source, _Value):
+        if not isinstance(source, Value):
             return
         one, other = _type_of(node.meta["val"]), _type_of(first.meta["val"])
         if one[1:] == other[1:]:
             copy.base.perhaps.append(((), source.base, source.views))
             source.base.perhaps.append((source.views, copy.base, ()))
 
-    def _refuse_spoiled(self, base: _Base, views: _Views) -> None:
+    def _refuse_spoiled(self, base: Base, views: Views) -> None:
         for part, write in base.spoiled:
-            if not _are_apart(part, views):
+            if not are_apart(part, views):
                 self._refuse(
                     write,
                     "The path writes in place to what is a copy at some sizes and not at others.",
@@ -284,16 +255,16 @@ class _Reader:
             return term
         return self.table.like(term, aten.detach.default, (term,))
 
-    def _aliased(self, node: fx.Node, target: Any) -> _Value | None:
+    def _aliased(self, node: fx.Node, target: Any) -> Value | None:
         """The first operand's value where the result shares its storage."""
         first = node.args[0] if node.args else None
-        if not isinstance(first, fx.Node) or not isinstance(self.values.get(first), _Value):
+        if not isinstance(first, fx.Node) or not isinstance(self.values.get(first), Value):
             return None
         example = node.meta.get("val")
         if isinstance(example, (tuple, list)):
             example = example[0] if example else None
         parent = self.values[first]
-        shares = parent.storage is not None and _storage(example) == parent.storage
+        shares = parent.storage is not None and storage_of(example) == parent.storage
         return parent if shares and len(target._schema.arguments) else None
 
     def _item(self, node: fx.Node) -> None:
@@ -304,10 +275,10 @@ class _Reader:
         shape, dtype, device = _type_of(example)
         term = self.table.make("item", (several, index), shape, dtype, device, node.meta.get(LINE))
         if parent is None:
-            self.values[node] = _Value(_Base(term), (), term, 0, _storage(example))
+            self.values[node] = Value(Base(term), (), term, 0, storage_of(example))
         else:
             view = (node, ("item", producer, target, index), rest)
-            self.values[node] = _Value(
+            self.values[node] = Value(
                 parent.base, (*parent.views, view), term, parent.base.version, parent.storage
             )
 
@@ -327,7 +298,7 @@ class _Reader:
         return self.table.make(op, args, *_type_of(example), line)
 
     def _arguments(
-        self, node: fx.Node, target: Any, viewed: _Value | None = None
+        self, node: fx.Node, target: Any, viewed: Value | None = None
     ) -> tuple[Any, ...]:
         """All arguments by position, with defaults; terms and expressions in place of nodes.
 
@@ -347,10 +318,10 @@ class _Reader:
             full.append(self._argument(value, viewed))
         return tuple(full)
 
-    def _argument(self, value: Any, viewed: _Value | None = None) -> Any:
+    def _argument(self, value: Any, viewed: Value | None = None) -> Any:
         if isinstance(value, fx.Node):
             known = self.values.get(value)
-            if isinstance(known, _Value):
+            if isinstance(known, Value):
                 return self._read(known, is_viewed=known is viewed)
             return expression(value.meta["val"])
         if isinstance(value, (list, tuple)):
@@ -366,13 +337,12 @@ class _Reader:
         name = target._schema.name.removeprefix("aten::")
         destination = node.args[0] if node.args else None
         value = self.values.get(destination) if isinstance(destination, fx.Node) else None
-        if written != ["self"] or not name.endswith("_") or not isinstance(value, _Value):
+        if written != ["self"] or not name.endswith("_") or not isinstance(value, Value):
             self._refuse(
                 node,
                 f"The path writes in place with {target}.",
                 "this operator has no form without the write",
             )
-        assert isinstance(value, _Value)
         args = self._arguments(node, target)
         before = self._read(value)
         if name == "detach_":
@@ -386,42 +356,13 @@ class _Reader:
         self, node: fx.Node, name: str, target: Any, before: Term, args: tuple[Any, ...]
     ) -> Term:
         """The value that a write leaves in the tensor it writes to."""
-        table = self.table
-        if name == "copy_":
-            source = args[1]
-            assert isinstance(source, Term)
-            if source.dtype != before.dtype or source.device != before.device:
-                source = table.make(
-                    "cast",
-                    (source, before.dtype, before.device),
-                    source.shape,
-                    before.dtype,
-                    before.device,
-                    source.line,
-                )
-            if source.shape != before.shape:
-                source = table.make(
-                    "expand",
-                    (source, before.shape),
-                    before.shape,
-                    before.dtype,
-                    before.device,
-                    source.line,
-                )
-            return source
-        if name in ("fill_", "zero_") and not any(isinstance(arg, Term) for arg in args[1:]):
-            number = args[1] if name == "fill_" else 0
-            return table.make(
-                "full",
-                (before.shape, number, before.dtype, before.device),
-                before.shape,
-                before.dtype,
-                before.device,
-                node.meta.get(LINE),
-            )
-        packet = getattr(aten, _WITHOUT_THE_WRITE.get(name, name[:-1]), None)
-        functional = getattr(packet, target._overloadname, None) if packet is not None else None
-        if functional is None and torch.Tag.nondeterministic_seeded in target.tags:
+        line: SourceLine | None = node.meta.get(LINE)
+        value = value_written(self.table, name, before, args, line)
+        if value is not None:
+            return value
+        functional = without_the_write(target, name)
+        seeded = torch.Tag.nondeterministic_seeded in target.tags
+        if is_random(functional, args) if functional is not None else seeded:
             self._refuse(
                 node, f"The path draws random numbers ({target}).", "two calls of the model differ"
             )
@@ -431,15 +372,9 @@ class _Reader:
                 f"The path writes in place with {target}.",
                 "this operator has no form without the write",
             )
-        if _is_random(functional, args):
-            self._refuse(
-                node, f"The path draws random numbers ({target}).", "two calls of the model differ"
-            )
-        return table.make(
-            functional, args, before.shape, before.dtype, before.device, node.meta.get(LINE)
-        )
+        return self.table.make(functional, args, before.shape, before.dtype, before.device, line)
 
-    def _put(self, node: fx.Node, value: _Value, after: Term) -> None:
+    def _put(self, node: fx.Node, value: Value, after: Term) -> None:
         """Writes ``after`` through the chain of views into the base."""
         terms = [value.base.term]
         for view, op, args in value.views:
@@ -447,66 +382,27 @@ class _Reader:
             terms.append(self._apply(view, op, (terms[-1], *args)))
         for place in range(len(value.views) - 1, -1, -1):
             _, op, args = value.views[place]
-            back = _PUT_BACK.get(op[2] if isinstance(op, tuple) else op)
-            if back is None:
+            viewed, index = op[2:] if isinstance(op, tuple) else (op, None)
+            changed = put_back(viewed, self.table, terms[place], after, args, index)
+            if changed is None:
                 self._refuse(
                     node,
                     f"The path writes in place through the view {op}.",
                     "this view cannot be written back",
                 )
-            assert back is not None
-            index = op[3] if isinstance(op, tuple) else None
-            after = back(self.table, terms[place], after, args, index)
+            after = changed
         value.base.term = after
         value.base.version += 1
         value.term = None
-        _spoil(value.base, value.views, node)
+        spoil(value.base, value.views, node)
 
-    def _refuse(self, node: fx.Node, what: str, why: str, remedy: str = "") -> None:
+    def _refuse(self, node: fx.Node, what: str, why: str, remedy: str = "") -> NoReturn:
         raise CaptureError(Refusal(what, why=why, remedy=remedy, where=node.meta.get(LINE)))
-
-
-def _spoil(written: _Base, views: _Views, node: fx.Node) -> None:
-    """Marks what is a part of the written one at other sizes."""
-    seen, pending = {id(written)}, [(written, views)]
-    while pending:
-        base, changed = pending.pop()
-        for own, other, part in base.perhaps:
-            if id(other) not in seen and not _are_apart(own, changed):
-                seen.add(id(other))
-                other.spoiled.append((part, node))
-                pending.append((other, part))
-
-
-def _are_apart(one: _Views, other: _Views) -> bool:
-    """Whether two views of a storage share no element: other parts of one split."""
-    for mine, theirs in zip(one, other, strict=False):
-        if mine[0] is theirs[0]:
-            continue
-        if isinstance(mine[1], tuple) and isinstance(theirs[1], tuple):
-            is_same_split = mine[1][1] is theirs[1][1]
-            return bool(is_same_split and mine[1][3] != theirs[1][3])
-        if mine[1] is not theirs[1] or mine[2][:1] != theirs[2][:1]:
-            return False
-        places = [part[2][1:3] for part in (mine, theirs)]
-        if not all(isinstance(number, int) for place in places for number in place):
-            return False
-        if mine[1] is aten.select.int:
-            return places[0] != places[1] and (places[0][0] < 0) == (places[1][0] < 0)
-        if mine[1] is aten.slice.Tensor and all(n >= 0 for place in places for n in place):
-            (start, end), (first, last) = places
-            return bool(end <= first or last <= start)
-        return False
-    return False
 
 
 def _is_write(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
-
-
-def _storage(example: Any) -> Any:
-    return example.untyped_storage()._cdata if isinstance(example, torch.Tensor) else None
 
 
 def _type_of(example: Any) -> tuple[tuple[Any, ...], torch.dtype, torch.device]:
@@ -518,91 +414,3 @@ def _reads_values(node: fx.Node) -> bool:
         aten._local_scalar_dense.default,
         aten.item.default,
     )
-
-
-def _is_random(target: Any, args: tuple[Any, ...]) -> bool:
-    if torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    name = target._schema.name
-    if name in (
-        "aten::dropout",
-        "aten::native_dropout",
-        "aten::feature_dropout",
-        "aten::alpha_dropout",
-    ):
-        return bool(args[2]) and args[1] != 0.0
-    if name == "aten::scaled_dot_product_attention":
-        return bool(args[4])
-    if name == "aten::rrelu":
-        return bool(args[3])
-    if is_recurrent(target):
-        given = {a.name: arg for a, arg in zip(target._schema.arguments, args, strict=False)}
-        return bool(given["train"]) and given["dropout"] != 0.0
-    return True
-
-
-# How a changed view is put back into what it views: (table, whole, part, the view's other
-# arguments, index).
-_PutBack = Callable[[Table, Term, Term, tuple[Any, ...], Any], Term]
-
-
-def _reshaped(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, "reshape", (part, whole.shape))
-
-
-def _same(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return part
-
-
-def _transposed(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, aten.transpose.int, (part, *args))
-
-
-def _turned(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, aten.transpose.int, (part, -1, -2)) if len(whole.sizes) > 1 else part
-
-
-def _permuted(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    inverse = [0] * len(args[0])
-    for place, dim in enumerate(args[0]):
-        inverse[dim] = place
-    return table.like(whole, aten.permute.default, (part, tuple(inverse)))
-
-
-def _sliced(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, aten.slice_scatter.default, (whole, part, *args))
-
-
-def _selected(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, aten.select_scatter.default, (whole, part, *args))
-
-
-def _unbound(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:
-    return table.like(whole, aten.select_scatter.default, (whole, part, args[0], index))
-
-
-_PUT_BACK: dict[Any, _PutBack] = {
-    aten.view.default: _reshaped,
-    aten.reshape.default: _reshaped,
-    aten._unsafe_view.default: _reshaped,
-    aten.unsqueeze.default: _reshaped,
-    aten.squeeze.default: _reshaped,
-    aten.squeeze.dim: _reshaped,
-    aten.flatten.using_ints: _reshaped,
-    aten.unflatten.int: _reshaped,
-    aten.alias.default: _same,
-    aten.detach.default: _same,
-    aten.contiguous.default: _same,
-    aten.to.dtype: _same,
-    aten.to.device: _same,
-    aten.to.dtype_layout: _same,
-    aten.to.other: _same,
-    aten.type_as.default: _same,
-    aten.transpose.int: _transposed,
-    aten.t.default: _turned,
-    aten.mT.default: _turned,
-    aten.permute.default: _permuted,
-    aten.slice.Tensor: _sliced,
-    aten.select.int: _selected,
-    aten.unbind.int: _unbound,
-}

@@ -32,6 +32,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "other_runs",
         "graph report facts capture one_round",
         "scans",
+        "randomness storages in_place inverse_views",
         "containers reading dimensions inputs laws",
         "recipes",
         "first_only",
