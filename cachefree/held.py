@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-import sys
 import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.reach import CONTAINERS, PLAIN, Reached, get, is_installed, reached_by
+from cachefree.held_code import file_of, is_installed
+from cachefree.reach import CONTAINERS, PLAIN, Reached, get, reached_by
 
 __all__ = ["Held"]
 
@@ -94,7 +94,7 @@ class Held:
         """Methods of classes, and containers and objects that code reaches by their names."""
         for cls in code.classes:
             methods = vars(cls)
-            is_ours = not is_installed(_file_of(cls))
+            is_ours = not is_installed(file_of(cls))
             kinds = (types.FunctionType, property, staticmethod, classmethod)
             names = [
                 name
@@ -191,7 +191,3 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
 
 def _is_in(path: str, without: Collection[str]) -> bool:
     return any(other == path or other.startswith((f"{path}.", f"{path}[")) for other in without)
-
-
-def _file_of(cls: type) -> str:
-    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""

@@ -8,6 +8,7 @@ arrays and modules that are no submodules remember too; they are not put back, b
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
 from dataclasses import dataclass, field
@@ -15,7 +16,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["HeldCode", "forget_held_code", "has_slots", "held_code"]
+__all__ = [
+    "HeldCode",
+    "file_of",
+    "forget_held_code",
+    "has_slots",
+    "held_code",
+    "is_installed",
+]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 _UNCHANGING = (*_ATOMS, torch.Tensor, torch.dtype, torch.device, weakref.ref)
@@ -99,7 +107,8 @@ class _Walk:
 
     def _object(self, name: str, value: Any, depth: int) -> None:
         kind = type(value)
-        self.found.classes[kind] = None
+        if not is_installed(file_of(kind)):
+            self.found.classes[kind] = None
         held = getattr(value, "__dict__", None)
         if held is None or isinstance(value, torch.nn.Module) or has_slots(kind):
             self.found.opaque.append((name, value))
@@ -115,6 +124,16 @@ class _Walk:
 
 def _home(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
+
+
+def is_installed(file: str) -> bool:
+    """Whether a file belongs to an installed package."""
+    return "site-packages" in file or "dist-packages" in file
+
+
+def file_of(kind: type) -> str:
+    """The file that a class is from; an empty text where there is none."""
+    return getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
 
 
 def has_slots(kind: type) -> bool:

@@ -15,7 +15,8 @@ from types import CodeType, FunctionType
 
 import torch
 
-from cachefree.reach import is_installed, reached_by
+from cachefree.held_code import is_installed
+from cachefree.reach import reached_by
 from cachefree.sizes import SizeEnvironment, compiled
 
 __all__ = ["many_rounds", "other_sizes"]

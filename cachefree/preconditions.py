@@ -14,7 +14,8 @@ from cachefree.errors import (
     SourceLine,
     UnsupportedBranchError,
 )
-from cachefree.reach import is_installed, reached_by
+from cachefree.held_code import is_installed
+from cachefree.reach import reached_by
 from cachefree.reading import Program
 from cachefree.terms import Term, topological
 

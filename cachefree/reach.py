@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cachefree.held_code import held_code
+from cachefree.held_code import held_code, is_installed
 from cachefree.sizes import is_users
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "Reached",
     "get",
     "is_generator",
-    "is_installed",
     "is_iterator",
     "put",
     "reached",
@@ -65,7 +64,11 @@ class Reached:
         return all(_only_appends(code, name) for code in self.codes)
 
 
+@functools.lru_cache(maxsize=4096)
 def _only_appends(code: types.CodeType, name: str) -> bool:
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    if not any(name in part for part in names):
+        return True
     steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
     if any(isinstance(step.argval, tuple) and name in step.argval for step in steps):
         return False  # one instruction may load two names
@@ -231,11 +234,6 @@ class _Walk:
 
 def _is_installed(home: types.ModuleType | None) -> bool:
     return is_installed(getattr(home, "__file__", None) or "")
-
-
-def is_installed(file: str) -> bool:
-    """Whether a file belongs to an installed package."""
-    return "site-packages" in file or "dist-packages" in file
 
 
 def _is_filled(cell: Any) -> bool:
