@@ -1,7 +1,7 @@
 """Operators that torch cannot trace, or that no exporter knows, as ordinary ones.
 
-Each stand-in computes the same over the real numbers, for every input; what its rounding is
-differs from the operator's own.
+Each stand-in computes the same over the real numbers, for every input; but for those that only put
+values elsewhere, what its rounding is differs from the operator's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class StandIns(TorchFunctionMode):
     """Calls ordinary operators in the place of those that cannot be traced.
 
     Attributes:
-        used: The names of the operators that were replaced.
+        used: The names of the operators that were replaced by others that round otherwise.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class StandIns(TorchFunctionMode):
         result = stand_in(*args, **(kwargs or {})) if stand_in else None
         if result is None:
             return func(*args, **(kwargs or {}))
-        self.used[name] = None
+        if name not in _EXACT:
+            self.used[name] = None
         return result
 
 
@@ -82,6 +83,51 @@ def _one_hot(classes: torch.Tensor, num_classes: Any = -1) -> torch.Tensor | Non
     return rows
 
 
+def _filled(size: Any, fill_value: Any, **options: Any) -> torch.Tensor | None:
+    """A tensor full of what another one of no axes holds; torch asks that for its value."""
+    if not isinstance(fill_value, torch.Tensor) or options.keys() - {"dtype", "device"}:
+        return None
+    constant = getattr(fill_value, "constant", None)
+    if constant is not None:
+        return torch.full(size, constant.item(), **options)
+    dtype, device = options.get("dtype"), options.get("device") or torch.get_default_device()
+    return fill_value.to(device, dtype or _dtype_of_number(fill_value)).expand(size).clone()
+
+
+def _filled_like(like: torch.Tensor, fill_value: Any, **options: Any) -> torch.Tensor | None:
+    """As `torch.full`, with the shape and the type of another tensor."""
+    own: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    return _filled(like.shape, fill_value, **{**own, **options})
+
+
+def _filled_anew(like: torch.Tensor, size: Any, fill_value: Any, **options: Any) -> Any:
+    """As `torch.full`, with the type of another tensor."""
+    own: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    return _filled(size, fill_value, **{**own, **options})
+
+
+def _scaled_product(
+    add: torch.Tensor, one: torch.Tensor, other: torch.Tensor, **scales: Any
+) -> torch.Tensor | None:
+    """``beta * add + alpha * (one @ other)``, for scales that are tensors."""
+    alpha, beta = scales.pop("alpha", 1), scales.pop("beta", 1)
+    if scales or not any(isinstance(scale, torch.Tensor) for scale in (alpha, beta)):
+        return None
+    product: torch.Tensor = alpha * (one @ other)
+    if not isinstance(beta, torch.Tensor) and beta == 0:  # what is added is then not looked at
+        return product.expand(torch.broadcast_shapes(product.shape, add.shape))
+    return beta * add + product
+
+
+def _dtype_of_number(value: torch.Tensor) -> torch.dtype:
+    """What ``torch.full`` makes of a Python number of this kind."""
+    if value.dtype.is_complex:
+        return torch.complex(torch.empty(()), torch.empty(())).dtype
+    if value.dtype.is_floating_point:
+        return torch.get_default_dtype()
+    return torch.bool if value.dtype == torch.bool else torch.int64
+
+
 def _is_given(value: Any) -> bool:
     return value is not None
 
@@ -90,4 +136,10 @@ _STAND_INS: dict[str, Callable[..., torch.Tensor | None]] = {
     "_grouped_mm": _grouped_product,
     "histc": _counts,
     "one_hot": _one_hot,
+    "addmm": _scaled_product,
+    "baddbmm": _scaled_product,
+    "full": _filled,
+    "full_like": _filled_like,
+    "new_full": _filled_anew,
 }
+_EXACT = frozenset(("full", "full_like", "new_full"))

@@ -13,6 +13,7 @@ from cachefree.stand_ins import StandIns
 
 from .models.case import seeded
 from .models.own_ways import Pointers
+from .small import IDS, Small, rewritten_small, small
 
 
 @settings(deadline=None, max_examples=40)
@@ -39,6 +40,71 @@ def test_counts_are_those_of_histc(bins: int) -> None:
     with StandIns():
         found = torch.histc(ids.float(), bins=bins, min=0, max=bins - 1)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int32, torch.bool, torch.complex64])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}])
+def test_a_tensor_is_filled_with_another_one(dtype: torch.dtype, options: dict) -> None:
+    number = torch.tensor(1).to(dtype)
+    if dtype.is_complex and options:
+        options = {"dtype": torch.complex128}
+    like = torch.zeros(3, dtype=torch.float16)
+    for make in (
+        lambda: torch.full((2, 3), number, **options),
+        lambda: like.new_full((0, 3), number.real, **options),
+        lambda: torch.full_like(like, number.real, **options),
+    ):
+        expected = make()
+        with StandIns() as used:
+            found = make()
+        assert torch.equal(found, expected)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert not used.used
+
+
+@pytest.mark.parametrize("scales", [{"alpha": 0.5}, {"beta": 3.0}, {"alpha": 2.0, "beta": 0.0}])
+def test_products_that_are_scaled_by_tensors(scales: dict[str, float]) -> None:
+    one, other = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    given = {name: torch.tensor(number) for name, number in scales.items()}
+    for add in (torch.randn(2, 3, 5), torch.randn(5), torch.full((3, 1), 2.0)):
+        expected = torch.baddbmm(add, one, other, **given)
+        with StandIns() as used:
+            torch.testing.assert_close(torch.baddbmm(add, one, other, **given), expected)
+            torch.testing.assert_close(
+                torch.addmm(add[0] if add.dim() == 3 else add, one[0], other[0], **given),
+                torch.addmm(add[0] if add.dim() == 3 else add, one[0], other[0], **scales),
+            )
+        assert list(used.used) == ["baddbmm", "addmm"]
+
+
+class MasksWithATensor(Small):
+    """The lowest number comes as a tensor, as in transformers up to 4.31."""
+
+    def attend(self, q, k):
+        n, m = q.shape[1], k.shape[1]
+        low = torch.tensor(torch.finfo(q.dtype).min, device=q.device)
+        mask, place = torch.full((n, n), low, device=q.device), torch.arange(n)
+        mask.masked_fill_(place < (place + 1).view(n, 1), 0)
+        mask = mask.to(q.dtype)
+        if m > n:
+            mask = torch.cat([torch.zeros(n, m - n, dtype=q.dtype), mask], dim=-1)
+        return (q @ k.mT + mask).softmax(-1)
+
+
+class FillsWithATensorOfItsOwn(MasksWithATensor):
+    def attend(self, q, k):
+        return super().attend(q, k) * torch.full((k.shape[1],), q.detach().mean())
+
+
+@pytest.mark.parametrize("build", [MasksWithATensor, FillsWithATensorOfItsOwn])
+def test_masks_that_are_filled_with_a_tensor(build: type) -> None:
+    model = small(build)
+    rewritten = rewritten_small(model)
+    assert rewritten.report.verdict.is_proof
+    past = seen = None
+    for ids in (IDS[:, :1], IDS[:, 1:4], IDS[:, 4:]):
+        (expected, past), (logits, seen) = model(ids, past), rewritten(ids, seen)
+        torch.testing.assert_close(logits, expected)
 
 
 def test_what_it_does_not_know_is_left_alone() -> None:
