@@ -116,7 +116,8 @@ def _scaled_product(
     product: torch.Tensor = alpha * (one @ other)
     if not isinstance(beta, torch.Tensor) and beta == 0:  # what is added is then not looked at
         return product.expand(torch.broadcast_shapes(product.shape, add.shape))
-    return beta * add + product
+    scaled: torch.Tensor = beta * add
+    return scaled + product
 
 
 def _dtype_of_number(value: torch.Tensor) -> torch.dtype:
