@@ -243,39 +243,3 @@ def test_kinds_and_opsets_that_do_not_go_together(rewritten: Any, tmp_path: Path
     )
     with pytest.raises(CacheFreeError, match="There is no kv='ring'"):
         to_onnx(rewritten, tmp_path / "m.onnx", kv="ring")  # type: ignore[arg-type]
-
-
-def test_folder_for_other_programs(rewritten: Any, written: Path, tmp_path: Path) -> None:
-    import json
-
-    words = tmp_path / "words"
-    words.mkdir()
-    (words / "tokenizer.json").write_text("{}")
-    path = to_onnx(rewritten, tmp_path / "folder", folder=True, tokenizer=words)
-    assert sorted(os.listdir(path.parent)) == [
-        "README.md", "config.json", "genai_config.json", "generation_config.json", "model.onnx",
-        "model.onnx_data", "tokenizer.json",
-    ]  # fmt: skip
-    genai = json.loads(path.with_name("genai_config.json").read_text())["model"]
-    assert genai["vocab_size"] == V
-    assert genai["decoder"]["filename"] == "model.onnx"
-    assert genai["decoder"]["num_key_value_heads"] == H
-    assert genai["decoder"]["head_size"] == D
-    has = onnx.load(path, load_external_data=False).graph
-    assert {value.name for value in has.input} == {
-        "input_ids", "attention_mask", "position_ids",
-        genai["decoder"]["inputs"]["past_key_names"] % 0,
-        genai["decoder"]["inputs"]["past_value_names"] % 0,
-    }  # fmt: skip
-    readme = path.with_name("README.md").read_text()
-    for call in (
-        "ORTModelForCausalLM.from_pretrained",
-        "onnxruntime_genai.Model",
-        "localModelPath",
-    ):
-        assert call in readme
-    assert load_onnx(path.parent)(*inputs(1, 0, 2))["logits"].shape == (1, 2, V)
-    assert not written.with_name("genai_config.json").exists()  # it knows no such buffers
-    assert 'kv="concat"' in written.with_name("README.md").read_text()
-    with pytest.raises(CacheFreeError, match="no files of a tokenizer"):
-        to_onnx(rewritten, tmp_path / "f", folder=True, tokenizer=tmp_path)

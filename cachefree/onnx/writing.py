@@ -15,12 +15,11 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.graph import bodies
+from cachefree.onnx.attention.choosing import opset_of, with_kind
 from cachefree.onnx.attention.kinds import KV, KvGraph
-from cachefree.onnx.attention.separate import with_attention
-from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.client_settings import Shown
 from cachefree.onnx.exporting import (
-    default_opset,
     export,
     give_length,
     name_values,
@@ -52,7 +51,6 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 DECODER_FILE = "decoder_model_merged.onnx"
 ENCODER_FILE = "encoder_model.onnx"
-_SCATTER_OPSET = 24  # the first with TensorScatter
 
 
 def to_onnx(
@@ -142,8 +140,8 @@ def to_onnx(
     if loop is not None:
         _check_loop(beside_it, kv)
         one.loop = loop
-    changed = _with_kind(one, kv, opset)
-    version = opset or _opset_of(changed)
+    changed = with_kind(one.module, one.interface, kv, opset)
+    version = opset or opset_of(changed)
     stored = target.name + JS_DATA_SUFFIX if folder else None
     with contextlib.ExitStack() as files:
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
@@ -203,36 +201,6 @@ def _check_loop(encoder: Any, kind: str) -> None:
             remedy='Use kv="attention" or kv="concat", or leave loop= out.',
         )
     )
-
-
-def _with_kind(graph: _Graph, kind: str, opset: int | None) -> KvGraph | None:
-    """The graph with another kind of cache; None for joins."""
-    writers = {"concat": None, "attention": with_attention, "shared": with_shared}
-    if kind not in writers:
-        raise CacheFreeError(
-            Refusal(
-                f"There is no kv={kind!r}.", remedy=f"Use one of {', '.join(map(repr, writers))}."
-            )
-        )
-    writer = writers[kind]
-    if writer is None:
-        return None
-    changed = writer(graph.module, graph.interface)
-    least = _opset_of(changed)
-    if changed.report.kernels and (opset or least) < least:
-        raise CacheFreeError(
-            Refusal(
-                f'kv="{kind}" needs opset {least}, and opset={opset} was asked for.',
-                why="Its operators are not in older ones.",
-                remedy='Leave opset= out, or use kv="concat".',
-            )
-        )
-    return changed
-
-
-def _opset_of(changed: KvGraph | None) -> int:
-    is_scattered = changed is not None and SCATTERED in changed.report.kernels.values()
-    return _SCATTER_OPSET if is_scattered else default_opset()
 
 
 def _target(path: Path, *, has_encoder: bool) -> Path:

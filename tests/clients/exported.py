@@ -1,4 +1,4 @@
-"""Small models in folders as `to_onnx(folder=True)` writes them, with what eager torch generates."""
+"""Small models in folders by `to_onnx(folder=True)`, with what eager torch generates."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import nn
 
 import cachefree
 from cachefree.demo_model import GPT, GPTConfig
-
-from ..models.encoder_decoder import TranslationDecoder
+from tests.models.encoder_decoder import TranslationDecoder
 
 V = 60
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,;:!?-"

@@ -4,7 +4,7 @@ Where they are is said by environment variables, or they are where `make clients
 
 CACHEFREE_OPTIMUM_PYTHON  an interpreter that has optimum-onnx
 CACHEFREE_GENAI_PYTHON    an interpreter that has onnxruntime-genai
-CACHEFREE_NODE_MODULES    a folder whose node_modules has @huggingface/transformers and puppeteer-core
+CACHEFREE_NODE_MODULES    a folder whose node_modules has transformers.js and puppeteer-core
 CACHEFREE_CHROMIUM        a Chromium; else one that is on the path
 """
 
