@@ -31,6 +31,7 @@ from cachefree.onnx.exporting import (
 from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
+from cachefree.onnx.masks import repeat_masks
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
 from cachefree.onnx.names import Names, Style, name_interface
 from cachefree.onnx.placing import place
@@ -254,6 +255,7 @@ def _write(
     say("exporting to ONNX")
     model = export(program, opset, None if source is None else source.matched)
     repeat_angles(model)
+    repeat_masks(model)
     name_values(model, interface, dataclasses.replace(chosen, inputs=inputs))
     if len(inputs) > len(chosen.inputs):
         give_length(model)
