@@ -314,7 +314,17 @@ def _is_encoder(slot: CacheSlot) -> bool:
     sizes = [slot.past.shape[axis] for axis in slot.growing_axes]
     symbols = {str(symbol) for size in sizes for symbol in getattr(size, "free_symbols", ())}
     named = [_words(step) for step in steps_of(slot.past.path)[1:] if isinstance(step, str)]
-    return any("encoder" in symbol for symbol in symbols) or any(words & _CROSS for words in named)
+    return (
+        any("encoder" in symbol for symbol in symbols)
+        or any(words & _CROSS for words in named)
+        or _is_filled_once(slot)
+    )
+
+
+def _is_filled_once(slot: CacheSlot) -> bool:
+    """Whether the slot's next value has as many rows after every call: those of an encoder."""
+    rows = [sympy.sympify(size) for size in _rows(slot)]
+    return bool(rows) and all(size.is_Symbol and "past" not in str(size) for size in rows)
 
 
 def _holds_encoder(slots: Sequence[CacheSlot]) -> bool:
