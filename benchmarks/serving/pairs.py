@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.serving.limits import resident_bytes
+from benchmarks.serving.limits import preload, resident_bytes
 from benchmarks.serving.sizes import Sizes, build
 
 __all__ = ["WAYS", "make", "measure"]
@@ -62,12 +62,8 @@ def make(sizes: Sizes, folder: Path) -> None:
 
 def measure(way: str, sizes: Sizes, rows: int, folder: Path) -> dict[str, float]:
     """A decode step behind so many rows, and the memory that the sessions take."""
-    import onnxruntime  # noqa: F401 - it is there before and after
-
-    import cachefree  # noqa: F401
-
+    preload()
     states = torch.randn(1, rows, sizes.width)
-    gc.collect()
     before = resident_bytes()
     call = {"eager": _eager, "pair": _pair}.get(way, _one)(way, sizes, folder, states)
     cache, taken = call(torch.ones(1, 2, dtype=torch.int64), None), []

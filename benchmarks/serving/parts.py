@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.serving import pairs
-from benchmarks.serving.limits import limits, resident_bytes, seconds
+from benchmarks.serving.limits import limits, preload, resident_bytes, seconds
 from benchmarks.serving.sizes import SIZES, Sizes, build, cache_bytes, weight_bytes
 from benchmarks.serving.ways import GENAI, available, open_way
 
@@ -91,11 +91,7 @@ def _by_genai(sizes: Sizes, past: int, folder: Path) -> dict[str, float]:
 
 
 def _memory(way: str, model: str, sizes: Sizes, folder: Path) -> dict[str, float]:
-    import onnxruntime  # noqa: F401 - it is there before and after
-
-    import cachefree  # noqa: F401
-
-    gc.collect()
+    preload()
     before = resident_bytes()
     running = open_way(way, model, sizes, folder)
     cache = running.call(_ids(sizes, sizes.prompt), None)
