@@ -243,3 +243,40 @@ def test_kinds_and_opsets_that_do_not_go_together(rewritten: Any, tmp_path: Path
     )
     with pytest.raises(CacheFreeError, match="There is no kv='ring'"):
         to_onnx(rewritten, tmp_path / "m.onnx", kv="ring")  # type: ignore[arg-type]
+
+
+def test_weights_cut_short(path: Path) -> None:
+    weights = path.with_name("model.onnx_data")
+    whole = weights.read_bytes()
+    for length in (0, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        refused(lambda: load_onnx(path), "model.onnx_data")
+
+
+def test_no_room_for_the_file(rewritten: Any, tmp_path: Path) -> None:
+    """The system itself refuses to write on, in the middle of a file."""
+    resource = pytest.importorskip("resource")
+    target = old_files(tmp_path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limit[1]))
+    try:
+        with pytest.raises(CacheFreeError) as caught:
+            to_onnx(rewritten, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    says_what_to_do(caught.value)
+    assert "cannot be written" in str(caught.value)
+    assert is_as_it_was(tmp_path)
+
+
+def test_a_past_longer_than_the_buffer(path: Path, rewritten: Any, tmp_path: Path) -> None:
+    """A cache that somebody else made is taken whole, whatever room there was before."""
+    shared, joined = load_onnx(path), load_onnx(to_onnx(rewritten, tmp_path / "joined.onnx"))
+    shared(*inputs(2, 0, 3))  # makes a buffer
+    for past in (29, 3):  # longer than it was, then shorter again
+        generator = torch.Generator().manual_seed(past)
+        cache = [tuple(torch.randn(2, H, past, D, generator=generator) for _ in range(2))]
+        given = inputs(2, past, 2)
+        found, expected = shared(*given, cache), joined(*given, cache)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
