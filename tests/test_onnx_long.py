@@ -15,9 +15,7 @@ from cachefree.onnx import OnnxDecoder, load_onnx, to_onnx
 from .test_onnx import V, build, unproved
 
 STEPS, TURNS, SETTLED = 500, 20, 5
-ROOM = (
-    3_000_000  # bytes; one kept cache of 500 rows a turn would be a tenth of it, a step's 40 times
-)
+ROOM = 3_000_000  # bytes; the caches that the steps make are 40 times as much
 
 
 def resident() -> int:
