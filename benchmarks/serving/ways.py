@@ -52,6 +52,7 @@ def make(way: str, model: str, sizes: Sizes, folder: Path) -> None:
         checkpoint = folder / "checkpoint"
         if not checkpoint.exists():
             build(model, sizes).save_pretrained(checkpoint)
+            _write_words(checkpoint, sizes.vocabulary)
         python = os.environ[_PYTHON[way]]
         target = str(folder / way)
         commands = {
@@ -63,6 +64,18 @@ def make(way: str, model: str, sizes: Sizes, folder: Path) -> None:
         }  # fmt: skip
         lean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         subprocess.run(commands[way], check=True, env=lean, stdout=subprocess.DEVNULL)
+
+
+def _write_words(checkpoint: Path, vocabulary: int) -> None:
+    """A tokenizer of one word a token: onnxruntime-genai's builder asks for one."""
+    import tokenizers
+
+    known = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="w0"))
+    tokenizer.save(os.fspath(checkpoint / "tokenizer.json"))
+    (checkpoint / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
 
 
 _BY_OPTIMUM = """
@@ -97,8 +110,9 @@ def quantise(source: Path, target: Path, bits: int) -> None:
 
 def _write_by_transformers(model: Any, folder: Path) -> None:
     from transformers.exporters.auto import AutoHfExporter
+    from transformers.exporters.configs import OnnxConfig
 
-    settings = {"export_format": "onnx", "dynamic": True}
+    settings = OnnxConfig(dynamic=True)
     ids = torch.ones(2, 6, dtype=torch.int64)
     exported = AutoHfExporter.from_config(settings).export_for_generation(
         model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings
