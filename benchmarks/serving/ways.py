@@ -137,10 +137,14 @@ def open_way(way: str, model: str, sizes: Sizes, folder: Path) -> Running:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if way in _FILES:
-        session = onnxruntime.InferenceSession(
-            folder / _FILES[way], options, providers=["CPUExecutionProvider"]
-        )
-        return Running(_by_names(session))
+        file = folder / _FILES[way]
+        beside = file.with_name("prefill.onnx")  # where a step is one token, and no first call
+        files = [file, beside] if beside.exists() else [file]
+        sessions = [
+            onnxruntime.InferenceSession(each, options, providers=["CPUExecutionProvider"])
+            for each in files
+        ]
+        return Running(_by_names(*sessions))
     import cachefree
 
     decoder = cachefree.load_onnx(
@@ -183,8 +187,8 @@ def _torch(model: Any, *, is_compiled: bool) -> Running:
     return Running(call)
 
 
-def _by_names(session: Any) -> Callable[[torch.Tensor, Any], Any]:
-    """Drives a file of others: its cache are the inputs of rank four, in order."""
+def _by_names(session: Any, first: Any = None) -> Callable[[torch.Tensor, Any], Any]:
+    """Drives files of others: their cache are the inputs of rank four, in order."""
     import onnxruntime
 
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -195,12 +199,19 @@ def _by_names(session: Any) -> Callable[[torch.Tensor, Any], Any]:
     if len(pasts) != len(presents) or not pasts:
         raise SystemExit(f"{len(pasts)} pasts, {len(presents)} presents: this file has no cache")
 
-    def call(ids: torch.Tensor, cache: Any) -> Any:
-        values, past = cache or ([_empty(value) for value in pasts], 0)
-        feeds = {
+    def fed(names: set[str], ids: torch.Tensor, past: int) -> dict[str, Any]:
+        return {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy())
-            for name, value in _given(plain, ids, past).items()
+            for name, value in _given(names, ids, past).items()
         }
+
+    def call(ids: torch.Tensor, cache: Any) -> Any:
+        if cache is None and first is not None:
+            given = [value.name for value in first.get_outputs() if len(value.shape) == 4]
+            taken = {value.name for value in first.get_inputs()}
+            return first.run_with_ort_values(given, fed(taken, ids, 0)), ids.shape[1]
+        values, past = cache or ([_empty(value) for value in pasts], 0)
+        feeds = fed(plain, ids, past)
         feeds |= dict(zip((value.name for value in pasts), values, strict=True))
         found = dict(zip(wanted, session.run_with_ort_values(wanted, feeds), strict=True))
         return [found[name] for name in presents], past + ids.shape[1]
