@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& echo "$$python" && break; done)
 
 .PHONY: help setup demo test test-all lint format bench sweep docs notebooks fuzz mutants \
-	law-mutants clean
+	law-mutants clients clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -82,5 +82,20 @@ mutants: $(READY) ## N wrong siblings of the test models: each is refused, or eq
 law-mutants: $(READY) ## N mutants of the laws and the checker: each is noticed by a test, or printed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.source_mutants $(N) $(ARGS)
 
+# The clients' packages want other versions of what .venv has, so each is in a place of its own.
+CLIENTS := .clients
+$(CLIENTS)/.ready: Makefile $(READY)
+	$(BIN)/python -m venv --clear $(CLIENTS)/genai
+	$(CLIENTS)/genai/bin/python -m pip install --quiet onnxruntime-genai==0.18.0 numpy
+	$(BIN)/python -m venv --clear $(CLIENTS)/optimum
+	$(CLIENTS)/optimum/bin/python -m pip install --quiet torch
+	$(CLIENTS)/optimum/bin/python -m pip install --quiet optimum-onnx==0.1.0 'transformers<5' onnxruntime
+	mkdir -p $(CLIENTS)/node && cd $(CLIENTS)/node && npm init --yes >/dev/null \
+		&& npm install --silent --ignore-scripts @huggingface/transformers@4.3.1 puppeteer-core
+	@touch $@
+
+clients: $(CLIENTS)/.ready ## Optimum, onnxruntime-genai, transformers.js and a browser on exported folders
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --benchmark-disable tests/clients $(ARGS)
+
 clean: ## remove what was built, the environment too
-	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

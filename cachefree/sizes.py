@@ -292,6 +292,7 @@ def symbols_of(exprs: Iterable[Any]) -> set[sympy.Symbol]:
     return found
 
 
+@functools.lru_cache(maxsize=16384, typed=True)
 def compiled(expr: Any) -> Callable[[Mapping[str, int]], Any]:
     """An expression or a fact of sizes as a Python function of the sizes by name."""
     if not isinstance(expr, sympy.Basic):

@@ -33,9 +33,20 @@ def executed(path: Path) -> nbformat.NotebookNode:
             resources={"metadata": {"path": folder}},
         )
         client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+    return portable(notebook)
+
+
+def portable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook without what only one run on one machine shows: bars, logs, times, its paths."""
+    ours = {f"{HERE.parent}/": "", f"{Path(sys.prefix).resolve()}/": ".venv/"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    return notebook
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    text = nbformat.writes(notebook)
+    for path, said in ours.items():
+        text = text.replace(path, said)
+    return nbformat.reads(text, as_version=4)
 
 
 def main() -> None:

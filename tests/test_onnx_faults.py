@@ -245,37 +245,38 @@ def test_kinds_and_opsets_that_do_not_go_together(rewritten: Any, tmp_path: Path
         to_onnx(rewritten, tmp_path / "m.onnx", kv="ring")  # type: ignore[arg-type]
 
 
-def test_folder_for_other_programs(rewritten: Any, written: Path, tmp_path: Path) -> None:
-    import json
+def test_weights_cut_short(path: Path) -> None:
+    weights = path.with_name("model.onnx_data")
+    whole = weights.read_bytes()
+    for length in (0, len(whole) // 2, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        refused(lambda: load_onnx(path), "model.onnx_data")
 
-    words = tmp_path / "words"
-    words.mkdir()
-    (words / "tokenizer.json").write_text("{}")
-    path = to_onnx(rewritten, tmp_path / "folder", folder=True, tokenizer=words)
-    assert sorted(os.listdir(path.parent)) == [
-        "README.md", "config.json", "genai_config.json", "generation_config.json", "model.onnx",
-        "model.onnx_data", "tokenizer.json",
-    ]  # fmt: skip
-    genai = json.loads(path.with_name("genai_config.json").read_text())["model"]
-    assert genai["vocab_size"] == V
-    assert genai["decoder"]["filename"] == "model.onnx"
-    assert genai["decoder"]["num_key_value_heads"] == H
-    assert genai["decoder"]["head_size"] == D
-    has = onnx.load(path, load_external_data=False).graph
-    assert {value.name for value in has.input} == {
-        "input_ids", "attention_mask", "position_ids",
-        genai["decoder"]["inputs"]["past_key_names"] % 0,
-        genai["decoder"]["inputs"]["past_value_names"] % 0,
-    }  # fmt: skip
-    readme = path.with_name("README.md").read_text()
-    for call in (
-        "ORTModelForCausalLM.from_pretrained",
-        "onnxruntime_genai.Model",
-        "localModelPath",
-    ):
-        assert call in readme
-    assert load_onnx(path.parent)(*inputs(1, 0, 2))["logits"].shape == (1, 2, V)
-    assert not written.with_name("genai_config.json").exists()  # it knows no such buffers
-    assert 'kv="concat"' in written.with_name("README.md").read_text()
-    with pytest.raises(CacheFreeError, match="no files of a tokenizer"):
-        to_onnx(rewritten, tmp_path / "f", folder=True, tokenizer=tmp_path)
+
+def test_no_room_for_the_file(rewritten: Any, tmp_path: Path) -> None:
+    """The system itself refuses to write on, in the middle of a file."""
+    resource = pytest.importorskip("resource")
+    target = old_files(tmp_path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limit[1]))
+    try:
+        with pytest.raises(CacheFreeError) as caught:
+            to_onnx(rewritten, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    says_what_to_do(caught.value)
+    assert "cannot be written" in str(caught.value)
+    assert is_as_it_was(tmp_path)
+
+
+def test_a_past_longer_than_the_buffer(path: Path, rewritten: Any, tmp_path: Path) -> None:
+    """A cache that somebody else made is taken whole, whatever room there was before."""
+    shared, joined = load_onnx(path), load_onnx(to_onnx(rewritten, tmp_path / "joined.onnx"))
+    shared(*inputs(2, 0, 3))  # makes a buffer
+    for past in (29, 3):  # longer than it was, then shorter again
+        generator = torch.Generator().manual_seed(past)
+        cache = [tuple(torch.randn(2, H, past, D, generator=generator) for _ in range(2))]
+        given = inputs(2, past, 2)
+        found, expected = shared(*given, cache), joined(*given, cache)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])

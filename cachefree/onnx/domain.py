@@ -10,8 +10,8 @@ import sympy
 import torch
 
 from cachefree.errors import DomainError, Refusal
-from cachefree.sizes import preimage, size_symbol
-from cachefree.spec import Domain, InputSpec, Interface
+from cachefree.sizes import compiled, preimage, size_symbol
+from cachefree.spec import InputSpec, Interface
 
 __all__ = ["check_domain", "concrete", "read_sizes"]
 
@@ -58,7 +58,7 @@ def check_domain(
     Raises:
         DomainError: no region of the domain holds at these sizes.
     """
-    if not _is_inside(interface.domain, tuple(sorted(sizes.items())), is_first):
+    if not interface.domain.holds(sizes, is_first=is_first):
         said = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise DomainError(
             Refusal(
@@ -70,32 +70,22 @@ def check_domain(
         )
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_inside(domain: Domain, sizes: tuple[tuple[str, int], ...], is_first: bool | None) -> bool:
-    return domain.holds(dict(sizes), is_first=is_first)
-
-
 def concrete(shape: Sequence[Any], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A shape with numbers for its symbols."""
     return tuple(_number(size, sizes) for size in shape)
 
 
 def _number(size: Any, sizes: Mapping[str, int]) -> int:
+    if type(size) is int:
+        return size
     if isinstance(size, sympy.Symbol):
         return sizes[size.name]
-    if isinstance(size, sympy.Basic):
-        return _substituted(size, tuple((name, sizes[name]) for name in _symbols(size)))
-    return int(size)
+    return int(compiled(size)(sizes))
 
 
 @functools.lru_cache(maxsize=4096)
 def _symbols(size: Any) -> tuple[str, ...]:
     return tuple(symbol.name for symbol in size.free_symbols)
-
-
-@functools.lru_cache(maxsize=4096)
-def _substituted(size: Any, values: tuple[tuple[str, int], ...]) -> int:
-    return int(size.subs({size_symbol(name): value for name, value in values}))
 
 
 def _wrong_kind(spec: InputSpec, tensor: torch.Tensor) -> Refusal | None:

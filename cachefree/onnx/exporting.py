@@ -28,6 +28,7 @@ __all__ = [
     "export",
     "give_length",
     "name_values",
+    "order_by_layer",
     "refuse_control_flow",
     "save",
     "save_graph",
@@ -132,6 +133,23 @@ def name_values(model: Any, interface: Interface, names: Names) -> None:
     for value, spec, name in values:
         value.name = name
         value.shape = onnx_ir.Shape([axis_name(size) for size in spec.shape])
+
+
+def order_by_layer(model: Any) -> None:
+    """Puts the inputs of a cache behind the others, layer by layer.
+
+    Optimum fills a cache by the order of its inputs: keys and values of the tokens, then those of
+    the encoder, a layer after the other.
+    """
+    inputs = list(model.graph.inputs)
+    kinds = ["decoder.key", "decoder.value", "encoder.key", "encoder.value", "key", "value"]
+
+    def place(value: Any) -> tuple[int, int]:
+        first, _, kind = value.name.removeprefix("past_key_values.").partition(".")
+        is_slot = value.name.startswith("past_key_values.") and first.isdigit() and kind in kinds
+        return (int(first), kinds.index(kind)) if is_slot else (-1, 0)
+
+    model.graph.inputs[:] = sorted(inputs, key=place)
 
 
 def give_length(model: Any) -> None:

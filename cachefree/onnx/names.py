@@ -175,6 +175,8 @@ def _give_roles(
     ]
     if len(masks) == 1 and "attention_mask" not in inputs:
         inputs[masks[0]] = "attention_mask"
+    if not interface.cache:
+        _name_encoder_mask(interface, inputs)
     slots = (*interface.cache, *interface.crossing)
     rows = {size for slot in slots if _is_encoder(slot) for size in _rows(slot)}
     for place, spec in enumerate(interface.inputs):
@@ -183,6 +185,17 @@ def _give_roles(
             inputs[place] = "encoder_attention_mask"
     if logits is not None and "logits" not in outputs:
         outputs[logits] = "logits"
+
+
+def _name_encoder_mask(interface: Interface, inputs: list[str]) -> None:
+    """Gives the one mask over an encoder's tokens its usual name."""
+    masks = [
+        place
+        for place, spec in enumerate(interface.inputs)
+        if len(spec.shape) == 2 and re.search(r"mask|padding", spec.path)
+    ]
+    if len(masks) == 1 and "attention_mask" not in inputs:
+        inputs[masks[0]] = "attention_mask"
 
 
 def _rows(slot: CacheSlot) -> list[Any]:
@@ -301,7 +314,17 @@ def _is_encoder(slot: CacheSlot) -> bool:
     sizes = [slot.past.shape[axis] for axis in slot.growing_axes]
     symbols = {str(symbol) for size in sizes for symbol in getattr(size, "free_symbols", ())}
     named = [_words(step) for step in steps_of(slot.past.path)[1:] if isinstance(step, str)]
-    return any("encoder" in symbol for symbol in symbols) or any(words & _CROSS for words in named)
+    return (
+        any("encoder" in symbol for symbol in symbols)
+        or any(words & _CROSS for words in named)
+        or _is_filled_once(slot)
+    )
+
+
+def _is_filled_once(slot: CacheSlot) -> bool:
+    """Whether the slot's next value has as many rows after every call: those of an encoder."""
+    rows = [sympy.sympify(size) for size in _rows(slot)]
+    return bool(rows) and all(size.is_Symbol and "past" not in str(size) for size in rows)
 
 
 def _holds_encoder(slots: Sequence[CacheSlot]) -> bool:

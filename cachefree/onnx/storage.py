@@ -87,8 +87,8 @@ def _check_external(entry: dict[str, str], path: Path) -> None:
     if data.stat().st_size < end:
         raise CacheFreeError(
             Refusal(
-                f"The weights of {path} are cut off: {data} has {data.stat().st_size} bytes of at"
-                f" least {end}.",
+                f"The weights of {path} are cut off.",
+                why=f"{data} has {data.stat().st_size} bytes of at least {end}.",
                 remedy="Copy the file again, or export the model again.",
             )
         )

@@ -15,14 +15,15 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.graph import bodies
+from cachefree.onnx.attention.choosing import opset_of, with_kind
 from cachefree.onnx.attention.kinds import KV, KvGraph
-from cachefree.onnx.attention.separate import with_attention
-from cachefree.onnx.attention.shared import LENGTH, SCATTERED, with_shared
+from cachefree.onnx.attention.shared import LENGTH
+from cachefree.onnx.client_settings import Shown
 from cachefree.onnx.exporting import (
-    default_opset,
     export,
     give_length,
     name_values,
+    order_by_layer,
     refuse_control_flow,
     save,
     save_graph,
@@ -30,8 +31,9 @@ from cachefree.onnx.exporting import (
 from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
+from cachefree.onnx.masks import repeat_masks
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
-from cachefree.onnx.names import Style, name_interface
+from cachefree.onnx.names import Names, Style, name_interface
 from cachefree.onnx.placing import place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
@@ -50,7 +52,6 @@ log = logging.getLogger(__name__)
 MODEL_FILE = "model.onnx"
 DECODER_FILE = "decoder_model_merged.onnx"
 ENCODER_FILE = "encoder_model.onnx"
-_SCATTER_OPSET = 24  # the first with TensorScatter
 
 
 def to_onnx(
@@ -132,8 +133,7 @@ def to_onnx(
     beside_it: Interface | None = rewritten.encoder_interface
     target = _target(Path(path), has_encoder=beside_it is not None)
     interface: Interface = rewritten.interface
-    rows = zip(interface.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
-    vocabulary = {spec.name: size for spec, size in rows if size is not None}
+    vocabulary = _looked_up(rewritten.graph_module, interface)
     one = _Graph(rewritten.graph_module, interface, names, _neutral(rewritten, matched), vocabulary)
     verdict = _verdict(rewritten)
     source = None if matched is None else _Source(matched, target.parent, resume)
@@ -141,15 +141,18 @@ def to_onnx(
     if loop is not None:
         _check_loop(beside_it, kv)
         one.loop = loop
-    changed = _with_kind(one, kv, opset)
-    version = opset or _opset_of(changed)
+    changed = with_kind(one.module, one.interface, kv, opset)
+    version = opset or opset_of(changed)
     stored = target.name + JS_DATA_SUFFIX if folder else None
     with contextlib.ExitStack() as files:
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
-            encoder = _Graph(rewritten.encoder, beside_it, names, [], {})
-            beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE)))
-            _write(encoder, [beside], verdict, version, say, source)
+            encoder = _Graph(
+                rewritten.encoder, beside_it, names, [], _looked_up(rewritten.encoder, beside_it)
+            )
+            name = ENCODER_FILE + JS_DATA_SUFFIX if folder else None
+            beside = files.enter_context(replace_files(target.with_name(ENCODER_FILE), name))
+            _write(encoder, [beside], verdict, version, say, source, name)
         one.kv = changed
         targets = [target] if stages is None else stage_targets(target, stages, loop, proof, folder)
         written = [files.enter_context(replace_files(part, stored)) for part in targets]
@@ -158,12 +161,20 @@ def to_onnx(
             say("writing the certificate")
             proof.for_onnx(written[0]).save(proved)
     if folder:
-        chosen = name_interface(interface, names, vocabulary)
-        write_folder(
-            target, interface, chosen, model=_model_of(rewritten), tokenizer=tokenizer,
-            vocabulary=next(iter(vocabulary.values()), None), kind=kv,
-        )  # fmt: skip
+        shown = Shown(
+            interface,
+            one.names,
+            encoder.names if beside_it is not None else None,
+            next(iter(vocabulary.values()), None),
+        )
+        write_folder(target, shown, model=_model_of(rewritten), tokenizer=tokenizer, kind=kv)
     return targets[0]
+
+
+def _looked_up(module: Any, interface: Interface) -> dict[str, int]:
+    """Input name → rows of the table that its ids are looked up in."""
+    rows = zip(interface.inputs, vocabulary_sizes(module), strict=True)
+    return {spec.name: size for spec, size in rows if size is not None}
 
 
 def _certificate_file(target: Path) -> Path:
@@ -193,36 +204,6 @@ def _check_loop(encoder: Any, kind: str) -> None:
     )
 
 
-def _with_kind(graph: _Graph, kind: str, opset: int | None) -> KvGraph | None:
-    """The graph with another kind of cache; None for joins."""
-    writers = {"concat": None, "attention": with_attention, "shared": with_shared}
-    if kind not in writers:
-        raise CacheFreeError(
-            Refusal(
-                f"There is no kv={kind!r}.", remedy=f"Use one of {', '.join(map(repr, writers))}."
-            )
-        )
-    writer = writers[kind]
-    if writer is None:
-        return None
-    changed = writer(graph.module, graph.interface)
-    least = _opset_of(changed)
-    if changed.report.kernels and (opset or least) < least:
-        raise CacheFreeError(
-            Refusal(
-                f'kv="{kind}" needs opset {least}, and opset={opset} was asked for.',
-                why="Its operators are not in older ones.",
-                remedy='Leave opset= out, or use kv="concat".',
-            )
-        )
-    return changed
-
-
-def _opset_of(changed: KvGraph | None) -> int:
-    is_scattered = changed is not None and SCATTERED in changed.report.kernels.values()
-    return _SCATTER_OPSET if is_scattered else default_opset()
-
-
 def _target(path: Path, *, has_encoder: bool) -> Path:
     if path.suffix == ".onnx":
         return path
@@ -239,6 +220,10 @@ class _Graph:
     vocabulary: dict[str, int]
     kv: KvGraph | None = None
     loop: Greedy | None = None
+
+    @property
+    def names(self) -> Names:
+        return name_interface(self.interface, self.style, self.vocabulary)
 
 
 @dataclass
@@ -259,7 +244,7 @@ def _write(
     source: _Source | None,
     stored: str | None = None,
 ) -> None:
-    chosen = name_interface(graph.interface, graph.style, graph.vocabulary)
+    chosen = graph.names
     say("writing the graph")
     module, interface, inputs = graph.module, graph.interface, chosen.inputs
     if graph.kv is not None:
@@ -270,6 +255,7 @@ def _write(
     say("exporting to ONNX")
     model = export(program, opset, None if source is None else source.matched)
     repeat_angles(model)
+    repeat_masks(model)
     name_values(model, interface, dataclasses.replace(chosen, inputs=inputs))
     if len(inputs) > len(chosen.inputs):
         give_length(model)
@@ -285,6 +271,8 @@ def _write(
         say("writing the loop")
         model.metadata_props.update(describe_loop(beams))
         model = compose(model, plan, chosen, graph.loop, lambda part: export(part, opset, None))
+    elif len(paths) == 1 and graph.style != "model":
+        order_by_layer(model)
     say("saving the weights")
     for part, path in zip(split(model, len(paths)), paths, strict=True):
         name = stored or data_file(path).name
