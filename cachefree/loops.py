@@ -16,7 +16,7 @@ import contextlib
 import operator
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -37,7 +37,16 @@ from cachefree.sizes import (
 )
 from cachefree.token_places import TOKEN, least_of
 
-__all__ = ["LOOP", "Loop", "Loops", "TooFewRoundsError", "heard_loops", "node_of", "token"]
+__all__ = [
+    "LOOP",
+    "Loop",
+    "Loops",
+    "TooFewRoundsError",
+    "heard_loops",
+    "node_of",
+    "one_of_each",
+    "token",
+]
 
 LOOP = "cachefree_loop"
 _LEAST_ROUNDS = 3
@@ -281,25 +290,44 @@ class Loops:
         node = node_of(value) if isinstance(value, torch.Tensor) else None
         return None if node is None else node.meta.get(LOOP)
 
-    def of_rows(self, parts: Any) -> tuple[Loop, int] | None:
+    def of_rows(self, parts: Any) -> tuple[Loop, slice] | None:
         """The loop whose rounds gave one tensor each of a sequence; None where none did.
 
         Returns:
-            The loop, and how many tensors from before it come first.
+            The loop, and which parts of the sequence they are.
         """
         if not isinstance(parts, (list, tuple)) or not parts:
             return None
-        rounds = [self._round_of(part) for part in parts]
-        made = rounds[-1] or next((found for found in reversed(rounds) if found is not None), None)
-        if made is None:
+        made = [found[:2] if found else None for found in map(self._round_of, parts)]
+        number = next((found[0] for found in reversed(made) if found is not None), None)
+        if number is None or not self.found[number].is_over:
             return None
-        loop, number = self.found[made[0]], made[0]
-        before = len(parts) - loop.rounds
-        if not loop.is_over or before < 0:
-            return None
-        if any(found is not None and found[0] == number for found in rounds[:before]):
-            return None
-        return loop, before
+        place = one_of_each(made, number, self.found[number].rounds)
+        return None if place is None else (self.found[number], place)
+
+
+def one_of_each(made: Sequence[Any], loop: int, rounds: int) -> slice | None:
+    """Which parts of a sequence the rounds of a loop gave, one each and in order.
+
+    Or one of the round before each, and something else before the first. Beside them there may be
+    others, but none of an earlier round than the last.
+
+    Args:
+        made: The loop and the round of each part, or anything else.
+        loop: The loop's number.
+        rounds: How often it was run.
+    """
+    for late in (0, 1):
+        due = [(loop, turn) for turn in range(rounds - late)]
+        for begin in range(len(made) - rounds + 1):
+            place = slice(begin, begin + rounds)
+            others = [*made[:begin], *made[begin : begin + late], *made[begin + rounds :]]
+            if list(made[place])[late:] == due and not any(
+                isinstance(other, tuple) and other[0] == loop and other[1] != rounds - 1
+                for other in others
+            ):
+                return place
+    return None
 
 
 def _is_operator(target: Any) -> bool:

@@ -15,7 +15,7 @@ import sympy
 
 from cachefree.dataflow import Source
 from cachefree.faithful import TorchCall
-from cachefree.loops import Loop
+from cachefree.loops import Loop, one_of_each
 from cachefree.sizes import compiled
 
 __all__ = ["places_of", "repeated"]
@@ -110,39 +110,31 @@ class _Repetition:
             return ("tensor", shape, *arg[2:]), self._source(source, at)
         sources = source if source is not None else (None,) * len(arg)
         parts = list(zip(arg, sources, strict=True))
-        loop, before = self._one_of_each_round(sources)
+        loop, place = self._one_of_each_round(sources)
         if loop is not None:
+            begin, end = place.start, place.stop
             turns = [_At(loop.number, min(k, loop.rounds - 1), k)
                      for k in range(self.counts[loop.number])]  # fmt: skip
-            moved = [self._operand(*part, at) for part in parts[:before]]
-            moved += [self._operand(*parts[before + turn.turn], turn) for turn in turns]
+            moved = [self._operand(one, other, at) for one, other in parts[:begin]]
+            moved += [self._operand(*parts[begin + turn.turn], turn) for turn in turns]
+            moved += [self._operand(one, other, at) for one, other in parts[end:]]
         else:
             moved = [self._operand(*part, at) for part in parts]
         return tuple(one for one, _ in moved), None if source is None else tuple(
             other for _, other in moved
         )
 
-    def _one_of_each_round(self, sources: Sequence[Any]) -> tuple[Loop | None, int]:
-        """The loop of which a list has one tensor of each round, in order.
-
-        Or one of the round before each, and something else before the first.
-
-        Returns:
-            The loop, and how many other tensors come before them.
-        """
+    def _one_of_each_round(self, sources: Sequence[Any]) -> tuple[Loop | None, slice]:
+        """The loop of which a list has one tensor of each round, and which parts they are."""
         found = [
-            self.turns.get(source[1], (-1, 0)) if source and source[0] == "call" else (-1, 0)
+            self.turns.get(source[1]) if source and source[0] == "call" else None
             for source in sources
         ]
-        number = found[-1][0] if found else -1
-        before = len(found) - self.loops[number].rounds
-        if number < 0 or before < 0 or any(other[0] == number for other in found[:before]):
-            return None, 0
-        of_rounds = found[before:]
-        for late in (0, 1):
-            if of_rounds[late:] == [(number, turn) for turn in range(len(of_rounds) - late)]:
-                return self.loops[number], before
-        return None, 0
+        number = next((turn[0] for turn in reversed(found) if turn is not None), None)
+        if number is None:
+            return None, slice(0)
+        place = one_of_each(found, number, self.loops[number].rounds)
+        return (None, slice(0)) if place is None else (self.loops[number], place)
 
     def _size(self, size: Any, at: _At | None) -> Any:
         if not isinstance(size, sympy.Basic) or not size.free_symbols:

@@ -49,9 +49,10 @@ def rows(func: Any, args: tuple[Any, ...], kwargs: Any) -> torch.Tensor | None:
     found = loops.of_rows(args[0])
     if found is None:
         return None
-    loop, before = found
+    loop, place = found
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-    first, parts = list(args[0][:before]), list(args[0][before:])
+    first, parts = list(args[0][: place.start]), list(args[0][place])
+    last = list(args[0][place.stop :])
     is_joined = func is not torch.stack
     rank = parts[0].dim() + (not is_joined)
     is_regular = all(part.shape == parts[0].shape for part in parts)
@@ -62,9 +63,12 @@ def rows(func: Any, args: tuple[Any, ...], kwargs: Any) -> torch.Tensor | None:
         return None
     count = loops.environment.size_of(loop.count)
     result: torch.Tensor = rows_operator()(parts, count, dim, is_joined, loop.number)
-    if not first:
+    if not first and not last:
         return result
-    return torch.cat([*first, result] if is_joined else [torch.stack(first, dim), result], dim)
+    if is_joined:
+        return torch.cat([*first, result, *last], dim)
+    beside = [torch.stack(others, dim) if others else None for others in (first, last)]
+    return torch.cat([part for part in (beside[0], result, beside[1]) if part is not None], dim)
 
 
 JOINS = (torch.cat, torch.concat, torch.concatenate)

@@ -74,6 +74,19 @@ class FirstByItself(CellDecoder):
         return torch.stack(outputs, dim=1), h
 
 
+class LastByItself(CellDecoder):
+    """All states, the first and the last one among them; the last token after the loop."""
+
+    def loop(self, x, h):
+        states = [h]
+        for t in range(x.size(1) - 1):
+            h = self.cell(x[:, t], h)
+            states.append(h)
+        h = self.cell(2 * x[:, -1], h)
+        states.append(h)
+        return torch.stack(states, dim=1), h
+
+
 class Backwards(CellDecoder):
     """Within a call from the last token to the first; the state is the first token's."""
 
@@ -190,6 +203,7 @@ _FORMS = (
     ("chunk", Chunk),
     ("enumerated_rows", EnumeratedRows),
     ("first_by_itself", FirstByItself),
+    ("last_by_itself", LastByItself),
     ("backwards", Backwards),
     ("reads_what_it_wrote", ReadsWhatItWrote),
     ("joins_one_by_one", JoinsOneByOne),
