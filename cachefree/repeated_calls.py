@@ -116,7 +116,9 @@ class _Repetition:
             turns = [_At(loop.number, min(k, loop.rounds - 1), k)
                      for k in range(self.counts[loop.number])]  # fmt: skip
             moved = [self._operand(one, other, at) for one, other in parts[:begin]]
-            moved += [self._operand(*parts[begin + turn.turn], turn) for turn in turns]
+            for turn in turns:
+                one, other = parts[begin + turn.turn]
+                moved.append(self._operand(one, other, turn))
             moved += [self._operand(one, other, at) for one, other in parts[end:]]
         else:
             moved = [self._operand(*part, at) for part in parts]
