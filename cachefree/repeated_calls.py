@@ -95,7 +95,9 @@ class _Repetition:
             found.append((number, None))
 
     def _call(self, call: TorchCall, at: _At | None) -> TorchCall:
-        args, sources = self._operand(call.args, call.sources, at)
+        operands = zip(call.args, call.sources, strict=True)
+        moved = [self._operand(arg, source, at) for arg, source in operands]
+        args, sources = (tuple(part) for part in zip(*moved, strict=True)) if moved else ((), ())
         same = {k: self._source(source, at) for k, source in call.same.items()}
         return dataclasses.replace(call, args=args, sources=sources, same=same)
 
@@ -111,7 +113,7 @@ class _Repetition:
         sources = source if source is not None else (None,) * len(arg)
         parts = list(zip(arg, sources, strict=True))
         loop, place = self._one_of_each_round(sources)
-        if loop is not None:
+        if loop is not None and (at is None or at.loop != loop.number):
             begin, end = place.start, place.stop
             turns = [_At(loop.number, min(k, loop.rounds - 1), k)
                      for k in range(self.counts[loop.number])]  # fmt: skip
