@@ -51,7 +51,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "one_token prefix",
         "encoder_argument left_out outlines",
         "certify onnx branches",
-        "assembly certificate proof steps kept",
+        "assembly certificate proof steps kept rowless",
         "hoisting",
         "rewritten advice",
         "explanation",
