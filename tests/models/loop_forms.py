@@ -122,6 +122,18 @@ class JoinsOneByOne(CellDecoder):
         return out.reshape(out.shape[0] * out.shape[1], DIM).view(*out.shape) / out.shape[1], h
 
 
+class Einsums(CellDecoder):
+    """Calls of three operands, two of them tensors of the rounds."""
+
+    def loop(self, x, h):
+        out = torch.empty_like(x)
+        for i in range(x.shape[1]):
+            mixed = torch.einsum("bi,bj->bij", h, torch.sigmoid(self.gate(x[:, i])))
+            h = torch.tanh(torch.einsum("bij,bj->bi", mixed, x[:, i]) + x[:, i])
+            out[:, i] = h
+        return out, h
+
+
 class ReadsWhatItJoined(CellDecoder):
     def loop(self, x, h):
         out = x.new_zeros(x.size(0), 0, DIM)
@@ -207,6 +219,7 @@ _FORMS = (
     ("backwards", Backwards),
     ("reads_what_it_wrote", ReadsWhatItWrote),
     ("joins_one_by_one", JoinsOneByOne),
+    ("einsums", Einsums),
 )
 LOOP_FORMS: tuple[ModelCase, ...] = tuple(
     ModelCase(
