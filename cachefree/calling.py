@@ -27,7 +27,7 @@ from cachefree.errors import DomainError, Refusal
 from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
 from cachefree.sizes import compiled, symbols_of
-from cachefree.spec import Interface
+from cachefree.spec import FIRST_CALL, LATER_CALLS, Interface, Region
 from cachefree.structure import MismatchError, Structure
 
 __all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
@@ -90,6 +90,9 @@ class Calling:
         absent: Sizes of these, by symbol, where they are left out.
         present: Sizes of what is computed of them, where they are given.
         spare: The arguments that later calls may leave out, since they do not read them.
+        rowless: The arguments that calls may leave out, all or none, since they then have no rows.
+        rowless_sizes: Sizes of these, by symbol, where they are left out.
+        rowless_regions: The calls that may leave them out.
         counts: The arguments that are the number of past tokens.
     """
 
@@ -109,6 +112,9 @@ class Calling:
     absent: Mapping[str, int] = field(default_factory=dict)
     present: Mapping[str, Any] = field(default_factory=dict)
     spare: tuple[str, ...] = ()
+    rowless: tuple[str, ...] = ()
+    rowless_sizes: Mapping[str, int] = field(default_factory=dict)
+    rowless_regions: tuple[Region, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[Check] = field(default_factory=list)
@@ -128,6 +134,12 @@ class Calling:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_functions": {}, "attribute": _no_attribute}
+
+    def leave_out(
+        self, names: tuple[str, ...], sizes: Mapping[str, int], regions: tuple[Region, ...]
+    ) -> None:
+        """Lets calls of some regions leave out arguments, which then have these sizes."""
+        self.rowless, self.rowless_sizes, self.rowless_regions = names, sizes, regions
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The model's own call as flat tensors, the neutral cache put in where none is given.
@@ -229,17 +241,19 @@ class Calling:
         given |= {name: NEUTRAL for name in self.counts if name in given and given[name] is None}
         return {
             name: given[name]
-            if name in given and not (name in self.first_only and given[name] is None)
+            if name in given
+            and not (name in (*self.first_only, *self.rowless) and given[name] is None)
             else self._left_out(place, name)
             for place, name in enumerate(self.parameters)
         }
 
     def _refuse_parts(self, given: Mapping[str, Any]) -> None:
         """Refuses a part of what only first calls take."""
-        own = [name for name in self.first_only if given.get(name) is not None]
-        if own and len(own) != len(self.first_only):
-            left = ", ".join(name for name in self.first_only if name not in own)
-            raise DomainError(mismatch(f"{', '.join(own)} is given without {left}"))
+        for together in (self.first_only, self.rowless):
+            own = [name for name in together if given.get(name) is not None]
+            if own and len(own) != len(together):
+                left = ", ".join(name for name in together if name not in own)
+                raise DomainError(mismatch(f"{', '.join(own)} is given without {left}"))
 
     def _refuse_other_caches(self, given: Mapping[str, Any]) -> None:
         """Refuses a cache of a class that the graph does not take."""
@@ -289,7 +303,7 @@ class Calling:
             return NEUTRAL if default is inspect.Parameter.empty else default
         if any(cache.parameter == name and not cache.steps for cache in self.caches):
             return None
-        if name in self.first_only:
+        if name in self.first_only or name in self.rowless:
             return child.rebuild([NEUTRAL] * child.leaf_count)
         if name in self.spare:
             return SPARE
@@ -408,15 +422,20 @@ class Calling:
 
     def _absent_sizes(self, leaves: Sequence[Any]) -> Sizes:
         """The sizes of what only first calls take, where a call leaves it out."""
+        own_arguments = (*self.first_only, *self.rowless)
         absent = [
             check.spec
             for check in self._checks
-            if leaves[check.place] is NEUTRAL and argument_of(check.spec.path) in self.first_only
+            if leaves[check.place] is NEUTRAL and argument_of(check.spec.path) in own_arguments
         ]
         given = [c.spec for c in self._checks if c.spec not in absent]
         beside = symbols_of(size for spec in given for size in spec.shape)
         own = symbols_of(size for spec in absent for size in spec.shape) - beside
-        return {**dict.fromkeys(map(str, own), 0), **(self.absent if absent else {})}
+        return {**dict.fromkeys(map(str, own), 0), **(self._sizes_left_out if absent else {})}
+
+    @property
+    def _sizes_left_out(self) -> Mapping[str, int]:
+        return {**self.absent, **self.rowless_sizes}
 
     def _check_sizes(self, pairs: list[tuple[Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:
@@ -434,6 +453,14 @@ class Calling:
                     raise DomainError(
                         wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
                     )
+        given = {argument_of(check.spec.path) for check, _ in pairs}
+        if self.rowless and not given.intersection(self.rowless):
+            is_empty = is_first or any(sizes[name] == 0 for name in self._past)
+            kind = FIRST_CALL if is_empty else LATER_CALLS
+            named = [region for region in self.rowless_regions if region.name == kind]
+            if any(region.holds(sizes) for region in named):
+                return
+            raise DomainError(missing(self.rowless[0]))
         domain = self.interface.domain
         regions = domain.regions_of(is_first)
         for region in regions:

@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,7 @@ def candidates(
     kwargs: dict[str, Any],
     result: Any,
     wanted: tuple[str, ...],
+    named: Sequence[tuple[str, Selector]] = (),
 ) -> Iterator[tuple[float, tuple[Link, ...]]]:
     """Places that could carry the cache, with what could feed them, likeliest first.
 
@@ -33,6 +34,7 @@ def candidates(
         kwargs: Keyword arguments of the first call.
         result: What the first call returns.
         wanted: Names of the cache's arguments; empty where they are not known.
+        named: Parts of the result with the names that they have in it.
 
     Returns:
         How likely the links are (3 and more: by name), and the links.
@@ -47,6 +49,7 @@ def candidates(
             for place in places
             if place.path == name or place.parameter == name
         ]
+        yield from _by_name(chosen, named)
         yield from _joint(chosen, parts)
         return
     ranked: list[tuple[float, tuple[Link, ...]]] = []
@@ -58,7 +61,10 @@ def candidates(
     ranked += _throughout(places, parts, result)
     yield from sorted(ranked, key=lambda pair: -pair[0])
     if not wanted:
-        yield from _joint([place for place in places if CACHE_NAMES.search(place.path)], parts)
+        of_cache = [place for place in places if CACHE_NAMES.search(place.path)]
+        yield from _by_name(of_cache, named)
+        yield from _joint(of_cache, parts)
+        yield from _by_name(places, named, score=0.0)
 
 
 def namesakes(model: nn.Module, result: Any) -> Iterator[tuple[str, Selector]]:
@@ -115,6 +121,28 @@ def _throughout(
             links = tuple(Link(place, (*selector, *place.steps)) for place in inside)
             score = 3.5 if CACHE_NAMES.search(name) else 0.5
             yield score - 0.02 * len(selector), links
+
+
+_SAYS_WHEN = re.compile(
+    r"^(new|next|updated|last|cur|current|out|present)_|_(new|next|updated|last|out|t|n|1)$"
+)
+
+
+def _by_name(
+    places: list[Place], named: Sequence[tuple[str, Selector]], score: float = 3.0
+) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    """Several arguments at once, fed by the entries of the result that are named as they are.
+
+    ``return y, new_c, new_h`` feeds ``h`` and ``c``, whichever comes first.
+    """
+    by_name = {_SAYS_WHEN.sub("", name): selector for name, selector in named}
+    links = tuple(
+        Link(place, by_name[name])
+        for place in places
+        if (name := _SAYS_WHEN.sub("", place.path)) in by_name
+    )
+    if len(links) > 1 and len({link.selector for link in links}) == len(links):
+        yield score, links
 
 
 def _joint(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float, tuple[Link, ...]]]:

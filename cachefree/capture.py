@@ -151,7 +151,8 @@ def _traced(
             exact as slices,
         ):
             value = model(*args, **kwargs)
-        result["leaves"], result["structure"] = flatten(value, is_tensor_or_size)
+            leaves, result["structure"] = flatten(value, is_tensor_or_size)
+            result["leaves"] = slices.replaced(leaves)
         slices.returned(result["leaves"])
         slices.refuse_values()
         result["calls"] = slices.whole

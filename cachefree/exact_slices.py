@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
@@ -13,12 +14,16 @@ import torch
 from torch.utils._sympy.functions import FloorDiv
 
 from cachefree.faithful import CallLog
+from cachefree.grown_rows import GrownRows, of_any_round
+from cachefree.loops import heard_loops
 from cachefree.recurrent import captured_as
-from cachefree.sizes import SizeEnvironment, expression, is_users
+from cachefree.sizes import TORCH, SizeEnvironment, expression, is_users
 from cachefree.token_places import is_token
 from cachefree.token_rows import rows, sequence
 
 __all__ = ["ExactSlices"]
+
+_OF_LOOPS = ("token_ranges", "symbolic_python")  # enumerate(x) begins to go through x there
 
 
 class ExactSlices(CallLog):
@@ -41,6 +46,7 @@ class ExactSlices(CallLog):
         super().__init__()
         self.environment = environment
         self.arguments = {id(tensor) for tensor in arguments}
+        self.grown = GrownRows(self._put_whole)
 
     def called(
         self,
@@ -74,15 +80,44 @@ class ExactSlices(CallLog):
             return torch.full((), size, **options)
         elif func is torch.arange and len(args) == 3 and args[2] == -1 and _are_sizes(args[:2]):
             return _descending(args[0], args[1], args[2], kwargs)
+        if _is_called_by_users(frame):
+            dim = self.grown.begins(heard_loops(), func, args, kwargs)
+            if dim is not None:
+                return self._joined(func, args, kwargs, dim)
         together = rows(func, args, kwargs)
         if together is not None:
             return together
-        apart = sequence(func, args, kwargs) if is_users(frame.f_code.co_filename) else None
+        apart = sequence(func, args, kwargs) if _is_called_by_users(frame) else None
         if apart is not None:
             self.calls[-1].rows = expression(apart.count)
             apart.seen = functools.partial(self._put_part, len(self.calls) - 1)
             return iter(apart) if func is torch.Tensor.__iter__ else apart
         return (captured_as(func, args) or func)(*args, **kwargs)
+
+    def operands(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with all rows where a loop over tokens has joined them one by one."""
+        return self.replaced(args), self.replaced(kwargs)
+
+    def replaced(self, value: Any) -> Any:
+        """A value with all rows where a loop over tokens has joined them one by one."""
+        return self.grown.replaced(heard_loops(), value)
+
+    def _put_whole(self, whole: torch.Tensor, joined: torch.Tensor) -> None:
+        self.flow.put(whole, self.flow.of(joined, len(self.calls)))
+
+    def _joined(self, func: Any, args: tuple[Any, ...], kwargs: Any, dim: int) -> torch.Tensor:
+        """One more row of a loop, joined to those of the rounds before."""
+        loops = heard_loops()
+        assert loops is not None
+        assert loops.active is not None
+        place = loops.active.symbols[loops.round]
+        self.calls[-1] = of_any_round(self.calls[-1], dim, place)
+        with loops.aside():
+            result: torch.Tensor = func(*args, **kwargs)
+        self.grown.ends(loops, result)
+        return result
 
     def _put_part(self, call: int, part: torch.Tensor, place: int) -> None:
         self.flow.put(part, ("call", call, place))
@@ -109,6 +144,22 @@ class ExactSlices(CallLog):
             return bool(index >= 0) and bool(index < size)
         finally:
             self.environment.is_asked_by_users = False
+
+
+def _is_called_by_users(frame: FrameType | None) -> bool:
+    """Whether the user's code calls a function, where torch has written it in Python too."""
+    while frame is not None and frame.f_code.co_filename in _IN_BETWEEN:
+        frame = frame.f_back
+    return frame is not None and is_users(frame.f_code.co_filename)
+
+
+_IN_BETWEEN = frozenset(
+    (
+        TORCH + "functional.py",
+        TORCH + "_tensor.py",
+        *(os.path.join(os.path.dirname(__file__), f"{name}.py") for name in _OF_LOOPS),
+    )
+)
 
 
 def _dimensions(tensor: torch.Tensor, parts: list[Any]) -> list[int]:

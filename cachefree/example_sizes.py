@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from cachefree.calls import Call
 from cachefree.capture import Captured, capture
 from cachefree.errors import CaptureError
 from cachefree.fake_runs import run_on_fakes
+from cachefree.loops import TooFewRoundsError
 
 __all__ = ["capture_where_it_runs", "hints_for", "unlike"]
 
@@ -64,6 +66,11 @@ def capture_where_it_runs(
     hints = dict(hints)
     try:
         return capture(model, call, hints, asked, is_watched=True), hints
+    except TooFewRoundsError as error:
+        more = _with_more_rounds(hints, error.sizes)
+        if more is None or asked:
+            raise
+        return capture(model, call, more, asked, is_watched=True), more
     except CaptureError:
         if _runs(model, call, {**hints, **(asked or {})}):
             raise
@@ -71,6 +78,18 @@ def capture_where_it_runs(
             if _runs(model, call, {**smaller, **(asked or {})}):
                 return capture(model, call, smaller, asked, is_watched=True), smaller
         raise
+
+
+def _with_more_rounds(hints: Mapping[str, int], missing: Mapping[str, int]) -> Any:
+    """Example sizes with some more tokens for a loop; None where no size is of its tokens."""
+    name = next((name for name in ("query", *missing) if name in missing and name in hints), None)
+    if name is None:
+        return None
+    taken = {size for other, size in hints.items() if other != name}
+    size = hints[name] + missing[name]
+    while size in taken:
+        size += 1
+    return {**hints, name: size}
 
 
 def _runs(model: nn.Module, call: Call, sizes: Mapping[str, int]) -> bool:

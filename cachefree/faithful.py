@@ -105,6 +105,7 @@ class CallLog(TorchFunctionMode):
         frame = sys._getframe(1)
         if frame.f_code.co_filename == _OVERRIDES and frame.f_back is not None:
             frame = frame.f_back  # a function of torch that is written in Python
+        args, kwargs = self.operands(args, kwargs)
         call = self._noted(func, args, kwargs, frame)
         try:
             result = self.called(func, args, kwargs, frame)
@@ -118,6 +119,12 @@ class CallLog(TorchFunctionMode):
             return iter(result)
         self._keep(call, func, args, kwargs, result)
         return result
+
+    def operands(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a call is given in place of its arguments."""
+        return args, kwargs
 
     def called(
         self,

@@ -28,6 +28,7 @@ from cachefree.terms import (
     scan_parts,
     topological,
 )
+from cachefree.token_places import least_of
 from cachefree.token_scan import token_scan
 
 __all__ = ["bodies", "emit", "is_body", "mirror"]
@@ -232,6 +233,7 @@ class _Writer:
                 [self.nodes[value] for value in first],
                 [self.nodes[value] for value in sources],
                 tuple(self.nodes[value] for value in outside),
+                not (least_of(sympy.sympify(term.args[0])) - 1).is_nonnegative,
             ),
         )
         if term.line is not None:

@@ -26,7 +26,7 @@ from cachefree.signatures import signature_of
 from cachefree.structure import flatten
 from cachefree.terms import Table, topological
 
-__all__ = ["arguments_left_out"]
+__all__ = ["arguments_left_out", "named_arguments", "without_arguments"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def arguments_left_out(
     if not unread or regimes != 1:
         return ()
     try:
-        call = _without(model, discovery.later, unread)
+        call = without_arguments(model, discovery.later, unread)
         program = read(capture(model, call, discovery.hints, discovery.asked), table, names)
     except CacheFreeError as error:
         log.debug("a later call without %s: %s", unread, error)
@@ -70,7 +70,7 @@ def _unread(model: nn.Module, discovery: Discovery, later: Program) -> tuple[str
     parameters = signature_of(model).parameters
     return tuple(
         name
-        for name, value in _named(model, discovery.later).items()
+        for name, value in named_arguments(model, discovery.later).items()
         if name not in caches
         and parameters[name].kind is parameters[name].POSITIONAL_OR_KEYWORD
         and parameters[name].default in (None, inspect.Parameter.empty)
@@ -79,7 +79,7 @@ def _unread(model: nn.Module, discovery: Discovery, later: Program) -> tuple[str
     )
 
 
-def _named(model: nn.Module, call: Call) -> dict[str, Any]:
+def named_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
     """The arguments of a call by name; none where some have none."""
     args, kwargs = call.structure.rebuild(list(call.leaves))
     signature = signature_of(model)
@@ -89,9 +89,9 @@ def _named(model: nn.Module, call: Call) -> dict[str, Any]:
     return dict(bound) if has_all else {}
 
 
-def _without(model: nn.Module, call: Call, names: tuple[str, ...]) -> Call:
+def without_arguments(model: nn.Module, call: Call, names: tuple[str, ...]) -> Call:
     """The call with None in the place of some arguments."""
-    named = {**_named(model, call), **dict.fromkeys(names)}
+    named = {**named_arguments(model, call), **dict.fromkeys(names)}
     leaves, structure = flatten(((), named), _is_spec)
     return Call(structure, tuple(leaves), call.fixed)
 

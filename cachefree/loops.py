@@ -16,7 +16,7 @@ import contextlib
 import operator
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -28,13 +28,39 @@ from torch.utils._thunk import Thunk
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.loop_values import shown, values_of
-from cachefree.sizes import SizeEnvironment, expression, size_symbol, user_line
+from cachefree.sizes import (
+    SizeEnvironment,
+    expression,
+    is_of_this_package,
+    size_symbol,
+    user_line,
+)
 from cachefree.token_places import TOKEN, least_of
 
-__all__ = ["LOOP", "Loop", "Loops", "TokenRange", "heard_loops", "token"]
+__all__ = [
+    "LOOP",
+    "Loop",
+    "Loops",
+    "TooFewRoundsError",
+    "heard_loops",
+    "node_of",
+    "one_of_each",
+    "token",
+]
 
 LOOP = "cachefree_loop"
 _LEAST_ROUNDS = 3
+_ASIDE = -1_000_000  # a place that nothing else has
+
+
+class TooFewRoundsError(CaptureError):
+    """A loop runs less often in the example than rounds are compared.
+
+    Attributes:
+        sizes: Example sizes, each with how many more would do.
+    """
+
+    sizes: dict[str, int]
 
 
 def token(loop: int, place: int) -> int:
@@ -137,8 +163,8 @@ class Loops:
         self.refusals.append(refusal)
         raise CaptureError(refusal)
 
-    def begin(self, count: torch.SymInt, frame: FrameType) -> Loop:
-        """The loop that a line begins."""
+    def begin(self, count: torch.SymInt, frame: FrameType) -> Loop | None:
+        """The loop that a line begins; None where it runs not even once."""
         where = user_line(frame)
         if self.active is not None:
             self.refuse(
@@ -147,22 +173,11 @@ class Loops:
                 "Compute one of the two over all tokens at once.",
                 where,
             )
-        least = least_of(sympy.sympify(expression(count)))
-        if not (least - 1).is_nonnegative:
-            self.refuse(
-                f"A loop over {expression(count)} may run not even once.",
-                "one graph has at least one token to start from",
-                "Loop over all tokens.",
-                where,
-            )
+        if not self._does_run(count):
+            return None
         rounds = int(self.environment.example(expression(count)))
         if rounds < _LEAST_ROUNDS:
-            self.refuse(
-                f"A loop over {expression(count)} is run {rounds} times in the example.",
-                f"{_LEAST_ROUNDS} rounds are compared with one another",
-                "Give an example with more tokens.",
-                where,
-            )
+            self._refuse_few(expression(count), rounds, where)
         number = len(self.found)
         names = [f"{TOKEN}{number}_{place}" for place in range(rounds)]
         self.tokens = [self._token(number, place, name) for place, name in enumerate(names)]
@@ -170,6 +185,30 @@ class Loops:
         self.found.append(loop)
         self.active, self.round, self.frame = loop, -1, frame
         return loop
+
+    def _does_run(self, count: torch.SymInt) -> bool:
+        """Whether there is a first round; where sizes leave it open, the user's line asks."""
+        least = least_of(sympy.sympify(expression(count)))
+        if (least - 1).is_nonnegative:
+            return True
+        self.environment.is_asked_by_users = True
+        try:
+            return bool(count >= 1)
+        finally:
+            self.environment.is_asked_by_users = False
+
+    def _refuse_few(self, count: Any, rounds: int, where: SourceLine | None) -> None:
+        error = TooFewRoundsError(
+            Refusal(
+                f"A loop over {count} is run {rounds} times in the example.",
+                why=f"{_LEAST_ROUNDS} rounds are compared with one another.",
+                remedy="Give an example with more tokens.",
+                where=where,
+            )
+        )
+        missing = _LEAST_ROUNDS - rounds
+        error.sizes = {str(symbol): missing for symbol in count.free_symbols}
+        raise error
 
     def _token(self, loop: int, place: int, name: str) -> torch.SymInt:
         mode = get_proxy_mode()
@@ -223,6 +262,8 @@ class Loops:
         """Refuses to tell the length of a list that the rounds of a loop fill."""
         if self.active is None or not isinstance(value, list) or not self.round:
             return
+        if is_of_this_package(sys._getframe(2).f_code.co_filename):
+            return
         if any(self._round_of(part) is not None for part in value[-1:]):
             self.refuse(
                 "The body of a loop over the tokens asks for the length of a list that it fills.",
@@ -231,20 +272,62 @@ class Loops:
                 user_line(sys._getframe(2)),
             )
 
+    def is_of_this_round(self, value: torch.Tensor) -> bool:
+        """Whether the round that runs made a tensor."""
+        found = self._round_of(value)
+        return bool(found and self.active and found[:2] == (self.active.number, self.round))
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Lets what is traced inside have no place among what a round makes."""
+        nodes, self.nodes = self.nodes, _ASIDE
+        try:
+            yield
+        finally:
+            self.nodes = nodes
+
     def _round_of(self, value: Any) -> tuple[int, int, int] | None:
         node = node_of(value) if isinstance(value, torch.Tensor) else None
         return None if node is None else node.meta.get(LOOP)
 
-    def of_rows(self, parts: Any) -> Loop | None:
-        """The loop whose rounds gave one tensor each of a sequence; None where none did."""
+    def of_rows(self, parts: Any) -> tuple[Loop, slice] | None:
+        """The loop whose rounds gave one tensor each of a sequence; None where none did.
+
+        Returns:
+            The loop, and which parts of the sequence they are.
+        """
         if not isinstance(parts, (list, tuple)) or not parts:
             return None
-        rounds = [self._round_of(part) for part in parts]
-        made = next((found for found in reversed(rounds) if found is not None), None)
-        if made is None:
+        made = [found[:2] if found else None for found in map(self._round_of, parts)]
+        number = next((found[0] for found in reversed(made) if found is not None), None)
+        if number is None or not self.found[number].is_over:
             return None
-        loop = self.found[made[0]]
-        return loop if loop.is_over and len(parts) == loop.rounds else None
+        place = one_of_each(made, number, self.found[number].rounds)
+        return None if place is None else (self.found[number], place)
+
+
+def one_of_each(made: Sequence[Any], loop: int, rounds: int) -> slice | None:
+    """Which parts of a sequence the rounds of a loop gave, one each and in order.
+
+    Or one of the round before each, and something else before the first. Beside them there may be
+    others, but none of an earlier round than the last.
+
+    Args:
+        made: The loop and the round of each part, or anything else.
+        loop: The loop's number.
+        rounds: How often it was run.
+    """
+    for late in (0, 1):
+        due = [(loop, turn) for turn in range(rounds - late)]
+        for begin in range(len(made) - rounds + 1):
+            place = slice(begin, begin + rounds)
+            others = [*made[:begin], *made[begin : begin + late], *made[begin + rounds :]]
+            if list(made[place])[late:] == due and not any(
+                isinstance(other, tuple) and other[0] == loop and other[1] != rounds - 1
+                for other in others
+            ):
+                return place
+    return None
 
 
 def _is_operator(target: Any) -> bool:
@@ -261,92 +344,3 @@ def node_of(value: torch.Tensor) -> Any:
         return None
     slot: Any = get_proxy_slot(value, mode.tracer, None)
     return None if slot is None else slot.proxy.node
-
-
-class TokenRange:
-    """``range(n)`` of a symbolic size, and sequences of as many tensors.
-
-    Args:
-        loops: Who listens.
-        count: How many.
-        item: What a round is given for the token's place.
-
-    Attributes:
-        seen: Is told what a round is given, and the round.
-    """
-
-    def __init__(
-        self, loops: Loops, count: torch.SymInt, item: Callable[[torch.SymInt], Any] | None = None
-    ) -> None:
-        self.loops = loops
-        self.count = count
-        self.item = item
-        self.seen: Callable[[Any, int], None] | None = None
-
-    def at(self, place: Any, number: int) -> Any:
-        """What a round is given.
-
-        Args:
-            place: The token's place.
-            number: The same as a plain number, from the end where it is negative.
-        """
-        if self.item is None:
-            return place
-        part = self.item(place)
-        if self.seen is not None:
-            self.seen(part, number)
-        return part
-
-    is_loop_over_tokens = True
-
-    def __iter__(self) -> Iterator[Any]:
-        return _Rounds(self)
-
-    def __len__(self) -> int:
-        return self.count  # type: ignore[return-value]
-
-    def __getitem__(self, place: Any) -> Any:
-        if self.item is None or isinstance(place, slice):
-            return list(range(int(self.count)))[place]
-        return self.at(place, place if isinstance(place, int) else self.loops.round)
-
-
-class _Rounds:
-    """One run of a loop. A second one beside it, as in ``zip``, takes part in it."""
-
-    def __init__(self, source: TokenRange) -> None:
-        self.source = source
-        self.loop: Loop | None = None
-        self.is_guest = False
-        self.place = 0
-
-    is_loop_over_tokens = True
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        loops, frame = self.source.loops, sys._getframe(1)
-        if self.loop is None:
-            self.is_guest = (
-                loops.active is not None
-                and loops.frame is frame
-                and loops.round == 0
-                and loops.active.count == expression(self.source.count)
-            )
-            self.loop = loops.active if self.is_guest else loops.begin(self.source.count, frame)
-        assert self.loop is not None
-        if self.is_guest and self.loop.is_over and self.place == self.loop.rounds:
-            raise StopIteration
-        if self.is_guest:
-            if loops.active is not self.loop or loops.round != self.place:
-                loops.refuse(
-                    "A loop over the tokens runs within another one.",
-                    "one round would be another loop, of which no single step is known",
-                    "Compute one of the two over all tokens at once.",
-                    user_line(frame),
-                )
-        elif not loops.turn(self.loop, frame):
-            raise StopIteration
-        self.place += 1
-        return self.source.at(loops.tokens[self.place - 1], self.place - 1)

@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import sympy
 import torch
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.loops import Loop
+from cachefree.placed_rows import (
+    Written,
+    has_token,
+    part_at,
+    put_in_order,
+    read_again,
+    rows_in_order,
+    written_rows,
+)
 from cachefree.terms import SCAN, Table, Term, operands, replace_operands, topological
-from cachefree.token_places import is_token
 from cachefree.token_rows import rows_operator
 
-__all__ = ["Made", "OneRound", "has_token", "irregular"]
+__all__ = ["Made", "OneRound", "irregular"]
 
 aten = torch.ops.aten
 _Lanes = tuple[Term, ...]  # one value a round
@@ -72,7 +79,7 @@ class OneRound:
             lanes = self._lanes(term)
             rows = self._written_rows(lanes)
             if self._is_rows(term) or rows is not None:
-                lanes = rows[0] if rows is not None else lanes
+                lanes = rows.lanes if rows is not None else lanes
                 if self._of(lanes) not in self.rows.values():
                     stacked[lanes] = self._of(lanes)
             else:
@@ -136,6 +143,13 @@ class OneRound:
             if value in self.known:
                 pending.pop()
                 continue
+            again = read_again(self.table, value, self.symbols)
+            if again is not None and self._is_from_before(again, value):
+                if again in self.known:
+                    self.known[value] = self.known[again]
+                else:
+                    pending.append(again)
+                continue
             leaf = self._leaf(value)
             if leaf is not None:
                 self.known[value] = leaf
@@ -147,6 +161,12 @@ class OneRound:
                 continue
             self.known[value] = self._built(value[0], [self.known[part] for part in below])
         return self.known[lanes]
+
+    def _is_from_before(self, again: _Lanes, value: _Lanes) -> bool:
+        """Whether what the first round reads back, if it wrote none, is of before the loop."""
+        if again[0].op is not value[0].op or again[0].args[0] is not value[0].args[0]:
+            return True
+        return self.written.born.get(value[0].args[0], (-1, 0)) < (self.loop.number, 0)
 
     def _built(self, like: Term, below: Sequence[Term]) -> Term:
         parts = iter(below)
@@ -185,21 +205,22 @@ class OneRound:
 
     def _row(self, lanes: _Lanes) -> Term | None:
         """A row that the scan hands in: the part of a tensor at the token's place."""
-        found = [_part_at(term, self.symbols[turn]) for turn, term in enumerate(lanes)]
-        if any(part is None or part != found[0] for part in found):
+        found = [part_at(term, self.symbols[turn]) for turn, term in enumerate(lanes)]
+        part = found[0]
+        if part is None or any(other != part for other in found):
             return None
-        assert found[0] is not None
-        source, dim, is_kept = found[0]
-        if any(has_token(below, self.symbols) for below in topological([source])):
+        if any(has_token(below, self.symbols) for below in topological([part.source])):
             return None
-        if sympy.expand(sympy.sympify(source.sizes[dim]) - self.loop.count) != 0:
+        source = rows_in_order(self.table, part, self.loop.count)
+        if source is None:
             return None
+        dim = part.dim
         shape = tuple(size for axis, size in enumerate(source.sizes) if axis != dim)
         row = self.rows.get((source, dim))
         if row is None:
             row = self._bound(f"row {len(self.rows)}", shape, source)
             self.rows[source, dim] = row
-        if not is_kept:
+        if not part.is_kept:
             return row
         return self.table.like(row, aten.unsqueeze.default, (row, dim), lanes[0].sizes)
 
@@ -255,29 +276,12 @@ class OneRound:
             raise irregular(self.loop, first.line, f"they use the token's place ({first.name})")
         return list(zip(*(operands(term) for term in lanes), strict=True))
 
-    def _written_rows(self, lanes: _Lanes) -> tuple[_Lanes, int, bool] | None:
+    def _written_rows(self, lanes: _Lanes) -> Written | None:
         """The rows, where each round writes one of its own into a tensor of all tokens."""
-        values, before = [], None
-        dim, is_kept = 0, False
-        for turn, term in enumerate(lanes):
-            symbol = self.symbols[turn]
-            if term.op is aten.select_scatter.default and term.args[3] == symbol:
-                is_kept = False
-            elif term.op is aten.slice_scatter.default and term.args[3:] == (symbol, symbol + 1, 1):
-                is_kept = True
-            else:
-                return None
-            whole, value, dim = term.args[:3]
-            if before is not None and whole is not before:
-                return None
-            before = term
-            values.append(value)
-        dim %= len(lanes[0].sizes)
-        if sympy.expand(sympy.sympify(lanes[0].sizes[dim]) - self.loop.count) != 0:
+        found = written_rows(lanes, self.symbols, self.loop.count)
+        if found is None or self.written.born.get(found.before, (-1, 0)) >= (self.loop.number, 0):
             return None
-        if self.written.born.get(lanes[0].args[0], (-1, 0)) >= (self.loop.number, 0):
-            return None
-        return tuple(values), dim, is_kept
+        return found
 
     def _scan(
         self, stacked: Mapping[_Lanes, Term], ends: Mapping[_Lanes, Term]
@@ -372,17 +376,22 @@ class OneRound:
         if self._is_rows(term):
             dim, is_joined = term.args[2], term.args[3]
         elif written is not None:
-            lanes, dim, is_joined = written
+            lanes, dim, is_joined = written.lanes, written.dim, written.is_kept
         else:
             assert scan is not None
             return self._item(scan, place["end", lanes])
-        rows = self._of_all(lanes, scan, place)
+        rows = self._along(self._of_all(lanes, scan, place), dim, lanes[0], is_joined=is_joined)
+        return rows if written is None else put_in_order(self.table, written, rows)
+
+    def _along(self, rows: Term, dim: int, like: Term, *, is_joined: bool) -> Term:
+        """The rows of all rounds, moved from axis 0 to the one that they have after the loop."""
         rank = len(rows.sizes)
         if is_joined:  # of size 1 along that axis
             rest = [axis for axis in range(1, rank) if axis != dim + 1]
             rest.insert(dim, 0)
             moved = self._permuted(rows, (*rest[: dim + 1], dim + 1, *rest[dim + 1 :]))
-            return self.table.like(moved, "reshape", (moved, term.sizes), term.sizes)
+            sizes = (*like.sizes[:dim], self.loop.count, *like.sizes[dim + 1 :])
+            return self.table.like(moved, "reshape", (moved, sizes), sizes)
         rest = list(range(1, rank))
         rest.insert(dim, 0)
         return self._permuted(rows, tuple(rest))
@@ -402,31 +411,6 @@ def _aligned(made: list[dict[tuple[int, bool], Term]]) -> list[dict[tuple[int, b
         {(order - more, is_base): term for (order, is_base), term in made[0].items()},
         *made[1:],
     ]
-
-
-def _part_at(term: Term, symbol: sympy.Symbol) -> tuple[Term, int, bool] | None:
-    """``x.select(dim, t)`` and ``x[t : t + 1]`` as what they are a part of."""
-    if term.op is aten.select.int and term.args[2] == symbol:
-        return term.args[0], term.args[1] % len(term.args[0].sizes), False
-    if term.op is aten.slice.Tensor and term.args[2:] == (symbol, symbol + 1, 1):
-        return term.args[0], term.args[1] % len(term.args[0].sizes), True
-    return None
-
-
-def has_token(term: Term, symbols: Sequence[sympy.Symbol] | None) -> bool:
-    """Whether a term has the place of a token among its own numbers."""
-    found = False
-
-    def look(arg: Any) -> Any:
-        nonlocal found
-        if isinstance(arg, sympy.Basic):
-            for symbol in arg.free_symbols:
-                found = found or (is_token(symbol) if symbols is None else symbol in symbols)
-        return arg
-
-    replace_operands(term.args, look)
-    replace_operands(term.shape or (), look)
-    return found
 
 
 def _same_but_terms(one: Any, other: Any) -> bool:

@@ -204,7 +204,7 @@ def refuse_frozen_sizes(*programs: Program) -> None:
             f"A size is turned into a Python number: {question.fact.lhs} is frozen as "
             f"{question.fact.rhs}.",
             why="The graph would be right at this one size only.",
-            remedy="Compute with the size itself; loop over all tokens, range(size), from 0 in "
+            remedy="Compute with the size itself; loop over all tokens in "
             "steps of 1. Where the loop steps a state from token to token, rewrite the method that "
             "takes one token (method=), and call it for each.",
             where=question.where,

@@ -8,9 +8,10 @@ token, or a memory of one row that is not there at first. Each is proved in the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+import sympy
 from torch import nn
 
 from cachefree.certify import Certified, certify
@@ -97,7 +98,7 @@ def proved(
             except CacheFreeError as error:
                 log.debug("no graph from the path at %s: %s", beyond.hints, error)
                 continue
-            if len(there[3].missed) < len(missed):
+            if len(there[3].missed) < len(missed) and _serves(there[3], attempt.hints):
                 return there
         return shown
     assert reason is not None
@@ -111,6 +112,18 @@ def proved(
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
     raise reason
+
+
+def _serves(certified: Certified, sizes: Mapping[str, int]) -> bool:
+    """Whether both calls are served at some sizes: no limit's other side is worth the examples."""
+    known = {size_symbol(name): size for name, size in sizes.items()}
+    return all(
+        any(
+            all(condition.fact.subs(known) == sympy.true for condition in regime.region.conditions)
+            for regime in regimes
+        )
+        for _, regimes in certified.shown
+    )
 
 
 def _joined(

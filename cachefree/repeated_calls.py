@@ -15,7 +15,7 @@ import sympy
 
 from cachefree.dataflow import Source
 from cachefree.faithful import TorchCall
-from cachefree.loops import Loop
+from cachefree.loops import Loop, one_of_each
 from cachefree.sizes import compiled
 
 __all__ = ["places_of", "repeated"]
@@ -95,7 +95,9 @@ class _Repetition:
             found.append((number, None))
 
     def _call(self, call: TorchCall, at: _At | None) -> TorchCall:
-        args, sources = self._operand(call.args, call.sources, at)
+        operands = zip(call.args, call.sources, strict=True)
+        moved = [self._operand(arg, source, at) for arg, source in operands]
+        args, sources = (tuple(part) for part in zip(*moved, strict=True)) if moved else ((), ())
         same = {k: self._source(source, at) for k, source in call.same.items()}
         return dataclasses.replace(call, args=args, sources=sources, same=same)
 
@@ -110,33 +112,33 @@ class _Repetition:
             return ("tensor", shape, *arg[2:]), self._source(source, at)
         sources = source if source is not None else (None,) * len(arg)
         parts = list(zip(arg, sources, strict=True))
-        loop = self._one_of_each_round(sources)
-        if loop is not None:
+        loop, place = self._one_of_each_round(sources)
+        if loop is not None and (at is None or at.loop != loop.number):
+            begin, end = place.start, place.stop
             turns = [_At(loop.number, min(k, loop.rounds - 1), k)
                      for k in range(self.counts[loop.number])]  # fmt: skip
-            moved = [self._operand(*parts[turn.turn], turn) for turn in turns]
+            moved = [self._operand(one, other, at) for one, other in parts[:begin]]
+            for turn in turns:
+                one, other = parts[begin + turn.turn]
+                moved.append(self._operand(one, other, turn))
+            moved += [self._operand(one, other, at) for one, other in parts[end:]]
         else:
             moved = [self._operand(*part, at) for part in parts]
         return tuple(one for one, _ in moved), None if source is None else tuple(
             other for _, other in moved
         )
 
-    def _one_of_each_round(self, sources: Sequence[Any]) -> Loop | None:
-        """The loop of which a list has one tensor of each round, in order.
-
-        Or one of the round before each, and something else before the first.
-        """
+    def _one_of_each_round(self, sources: Sequence[Any]) -> tuple[Loop | None, slice]:
+        """The loop of which a list has one tensor of each round, and which parts they are."""
         found = [
-            self.turns.get(source[1], (-1, 0)) if source and source[0] == "call" else (-1, 0)
+            self.turns.get(source[1]) if source and source[0] == "call" else None
             for source in sources
         ]
-        number = found[-1][0] if found else -1
-        if number < 0 or len(found) != self.loops[number].rounds:
-            return None
-        for late in (0, 1):
-            if found[late:] == [(number, turn) for turn in range(len(found) - late)]:
-                return self.loops[number]
-        return None
+        number = next((turn[0] for turn in reversed(found) if turn is not None), None)
+        if number is None:
+            return None, slice(0)
+        place = one_of_each(found, number, self.loops[number].rounds)
+        return (None, slice(0)) if place is None else (self.loops[number], place)
 
     def _size(self, size: Any, at: _At | None) -> Any:
         if not isinstance(size, sympy.Basic) or not size.free_symbols:

@@ -48,6 +48,7 @@ from cachefree.reading import Program, read
 from cachefree.refills import refills
 from cachefree.report import Report
 from cachefree.rewritten import Rewritten
+from cachefree.rowless import inputs_without_rows
 from cachefree.scans import loops_in
 from cachefree.steps import steps_of
 from cachefree.surroundings import forget, unmoved
@@ -217,6 +218,8 @@ def _rewritten(
             subject, table, names, discovery, later, len(certified.shown[-1][1])
         )
         parts = assembled(subject, discovery, later, one, certified, spare)
+        rowless = inputs_without_rows(subject, table, names, discovery, one, certified, check)
+        parts.calling.leave_out(*rowless)
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None and not one.absent:
             parts.encoder.argument = states_argument(
@@ -266,6 +269,7 @@ def _rewritten(
             *_stand_in_notes(first, later),
             *left_alone,
             *_remembered_notes(remembered),
+            *(f"{name} may be left out, which then has no rows" for name in rowless[0]),
             *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),

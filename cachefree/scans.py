@@ -23,7 +23,8 @@ from torch import fx
 
 from cachefree.errors import CaptureError, Refusal
 from cachefree.loops import LOOP, Loop
-from cachefree.one_round import Made, OneRound, has_token, irregular
+from cachefree.one_round import Made, OneRound, irregular
+from cachefree.placed_rows import has_token
 from cachefree.provenance import LINE
 from cachefree.terms import SCAN, Table, Term, operands, outer_operands, topological
 from cachefree.token_rows import rows_operator

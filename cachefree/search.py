@@ -128,7 +128,27 @@ class Search:
                 note = f"{' and '.join(absent)} given on the first call alone"
                 return replace(found, absent=absent, notes=(*found.notes, note))
         self.trials.absent, self.trials.failures = (), failures
+        found = self._of_any_name()
+        if found is not None:
+            return found
+        self.trials.failures = failures
         raise self._not_found()
+
+    def _of_any_name(self) -> Found | None:
+        """An argument that takes a state of fixed size, whatever it is called.
+
+        Nothing grows, so that only what later calls compute of it tells that it is a state.
+        """
+        self.trials.takes_any_name = True
+        try:
+            found = None if self.wanted else self._found()
+        finally:
+            self.trials.takes_any_name = False
+        if found is None:
+            return None
+        places = " and ".join(link.place.path for link in found.links)
+        note = f"{places} taken for the cache: a later call computes something of what it returned"
+        return replace(found, notes=(*found.notes, note))
 
     def _absent_choices(self) -> Iterator[tuple[str, ...]]:
         """Arguments that later calls may leave out, where the user gave them to the first one."""
@@ -231,7 +251,8 @@ class Search:
                 runs = self.trials.first_runs(call, query)
                 if runs is None:
                     continue
-                offered = candidates(self.signature, args, kwargs, runs.part, self.wanted)
+                named = tuple(namesakes(self.model, runs.part))
+                offered = candidates(self.signature, args, kwargs, runs.part, self.wanted, named)
                 for score, links in offered:
                     told = self.wanted or self.carry
                     if not (is_sure if told else least <= score < most):
@@ -384,7 +405,14 @@ def _unlikely_tokens(call: Call, group: Sequence[Dimension]) -> tuple[bool, bool
 def _likeliest(accepted: list[tuple[float, Found]]) -> Found:
     """The likeliest find, where all are at the same places; else a refusal."""
     places = {tuple(link.place.path for link in found.links) for _, found in accepted}
-    if len(places) > 1:
+    largest = max(places, key=len)
+    if all(set(largest).issuperset(place) for place in places):
+        accepted = [
+            (score, found)
+            for score, found in accepted
+            if tuple(link.place.path for link in found.links) == largest
+        ]
+    elif len(places) > 1:
         several = ", ".join(sorted(" and ".join(place) for place in places))
         raise CacheNotFoundError(
             Refusal(

@@ -233,14 +233,14 @@ def _is_operator(frame: FrameType | None) -> bool:
     return not asked_in_python
 
 
-def _is_of_this_package(file: str) -> bool:
+def is_of_this_package(file: str) -> bool:
     """Whether a file is cachefree's own, and no example that is shipped with it."""
     return file.startswith(_HERE) and not os.path.basename(file).startswith("demo")
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_foreign_file(file: str) -> bool:
-    return file.startswith((TORCH, "<frozen")) or _is_of_this_package(file)
+    return file.startswith((TORCH, "<frozen")) or is_of_this_package(file)
 
 
 def user_line(frame: FrameType | None) -> SourceLine | None:
@@ -258,7 +258,7 @@ def is_users(file: str) -> bool:
     """Whether a file is the user's: not torch, not cachefree, not the standard library."""
     return not (
         file.startswith((TORCH, *_WRITTEN_BY_MACHINES))
-        or _is_of_this_package(file)
+        or is_of_this_package(file)
         or is_standard(file)
     )
 

@@ -21,8 +21,9 @@ import torch
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.isolation import is_plain_object
-from cachefree.loops import TokenRange, heard_loops
+from cachefree.loops import heard_loops
 from cachefree.sizes import is_standard, is_users
+from cachefree.token_ranges import numbered, token_range
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
 
@@ -97,17 +98,30 @@ class _Range(metaclass=_RangeType):
     """``range`` whose rounds are heard where a size says how many there are."""
 
     def __new__(cls, *args: Any) -> Any:
-        loops = heard_loops()
-        is_from_zero = len(args) == 1 or (len(args) in (2, 3) and args[0] == 0)
-        if (
-            loops is not None
-            and is_from_zero
-            and isinstance(args[-1 if len(args) == 1 else 1], torch.SymInt)
-            and args[2:] in ((), (1,))
-            and is_users(sys._getframe(1).f_code.co_filename)
-        ):
-            return TokenRange(loops, args[-1 if len(args) == 1 else 1])
-        return _RANGE(*args)
+        heard = token_range(args)
+        return _RANGE(*args) if heard is None else heard
+
+
+class _EnumerateType(type):
+    """``enumerate`` for ``isinstance`` and ``issubclass``."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _ENUMERATE)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, _ENUMERATE)
+
+
+_ENUMERATE = enumerate
+
+
+class _Enumerate(metaclass=_EnumerateType):
+    """``enumerate`` that numbers tokens by their places."""
+
+    def __new__(cls, iterable: Any, start: Any = 0) -> Any:
+        if heard_loops() is None or not is_users(sys._getframe(1).f_code.co_filename):
+            return _ENUMERATE(iterable, start)
+        return numbered(iterable, start)
 
 
 def _numbers_of(original: Any) -> Any:
@@ -190,6 +204,7 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "max", _symbolic("max", torch.sym_max)),
         (builtins, "len", _symbolic_len()),
         (builtins, "range", _Range),
+        (builtins, "enumerate", _Enumerate),
         (math, "sqrt", _symbolic_root()),
         *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
         (operator, "is_", _numbers_of(operator.is_)),

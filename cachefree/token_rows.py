@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from cachefree.loops import TokenRange, heard_loops
+from cachefree.loops import heard_loops
+from cachefree.sizes import expression
+from cachefree.token_ranges import TokenRange
 
-__all__ = ["rows", "rows_operator", "sequence"]
+__all__ = ["JOINS", "rows", "rows_operator", "sequence"]
 
 
 @functools.cache
@@ -44,11 +46,13 @@ def rows(func: Any, args: tuple[Any, ...], kwargs: Any) -> torch.Tensor | None:
     loops = heard_loops()
     if loops is None or func not in _PUT_TOGETHER or not args:
         return None
-    loop = loops.of_rows(args[0])
-    if loop is None:
+    found = loops.of_rows(args[0])
+    if found is None:
         return None
+    loop, place = found
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
-    parts = list(args[0])
+    first, parts = list(args[0][: place.start]), list(args[0][place])
+    last = list(args[0][place.stop :])
     is_joined = func is not torch.stack
     rank = parts[0].dim() + (not is_joined)
     is_regular = all(part.shape == parts[0].shape for part in parts)
@@ -59,36 +63,48 @@ def rows(func: Any, args: tuple[Any, ...], kwargs: Any) -> torch.Tensor | None:
         return None
     count = loops.environment.size_of(loop.count)
     result: torch.Tensor = rows_operator()(parts, count, dim, is_joined, loop.number)
-    return result
+    if not first and not last:
+        return result
+    if is_joined:
+        return torch.cat([*first, result, *last], dim)
+    beside = [torch.stack(others, dim) if others else None for others in (first, last)]
+    return torch.cat([part for part in (beside[0], result, beside[1]) if part is not None], dim)
 
 
-_PUT_TOGETHER = (torch.stack, torch.cat, torch.concat, torch.concatenate)
-_TAKEN_APART = {
-    torch.unbind: None,
-    torch.Tensor.unbind: None,
-    torch.Tensor.__iter__: None,
-    torch.split: 1,
-    torch.Tensor.split: 1,
-}
+JOINS = (torch.cat, torch.concat, torch.concatenate)
+_PUT_TOGETHER = (torch.stack, *JOINS)
+_UNBOUND = (torch.unbind, torch.Tensor.unbind, torch.Tensor.__iter__)
+_SPLIT = (torch.split, torch.Tensor.split)
+_CHUNKED = (torch.chunk, torch.Tensor.chunk, torch.tensor_split, torch.Tensor.tensor_split)
+_NAMES_OF_WIDTH = ("split_size", "split_size_or_sections", "chunks", "indices_or_sections")
 
 
 def sequence(func: Any, args: tuple[Any, ...], kwargs: Any) -> TokenRange | None:
     """The parts of a tensor along an axis of symbolic size, where a call takes it apart."""
     loops = heard_loops()
-    if loops is None or func not in _TAKEN_APART or not isinstance(args[0], torch.Tensor):
+    is_apart = func in _UNBOUND or func in _SPLIT or func in _CHUNKED
+    if loops is None or not is_apart or not args or not isinstance(args[0], torch.Tensor):
         return None
     source, *rest = args
-    width = _TAKEN_APART[func]
-    if width is not None and (rest[:1] or [kwargs.get("split_size")]) != [width]:
-        return None
-    place = 0 if width is None else 1
-    dim = rest[place] if len(rest) > place else kwargs.get("dim", 0)
+    is_kept = func not in _UNBOUND
+    width = None
+    if is_kept:
+        named = [kwargs[name] for name in _NAMES_OF_WIDTH if name in kwargs]
+        width = rest.pop(0) if rest else (named or [None])[0]
+    dim = rest[0] if rest else kwargs.get("dim", 0)
     if not source.dim() or not isinstance(source.shape[dim], torch.SymInt):
+        return None
+    count = source.shape[dim]
+    if func in _SPLIT and not (isinstance(width, int) and width == 1):
+        return None
+    if func in _CHUNKED and not (
+        isinstance(width, torch.SymInt) and expression(width) == expression(count)
+    ):
         return None
 
     def item(at: Any) -> Any:
         with torch._C.DisableTorchFunction():
             part = torch.select(source, dim, at)
-            return part if width is None else part.unsqueeze(dim)
+            return part.unsqueeze(dim) if is_kept else part
 
-    return TokenRange(loops, source.shape[dim], item)
+    return TokenRange(loops, count, item)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from cachefree.errors import CacheFreeError, Refusal
@@ -19,7 +20,11 @@ __all__ = ["token_scan"]
 
 
 def token_scan(
-    body: Any, first: Sequence[Any], sources: Sequence[Any], outside: Sequence[Any]
+    body: Any,
+    first: Sequence[Any],
+    sources: Sequence[Any],
+    outside: Sequence[Any],
+    may_be_none: bool = False,
 ) -> tuple[Any, ...]:
     """Runs a body for one token after the other.
 
@@ -28,6 +33,7 @@ def token_scan(
         first: What is carried to the first token.
         sources: Tensors that have the tokens along axis 0; each round takes one row.
         outside: What every round takes as it is.
+        may_be_none: Whether there may be no tokens, which torch's operator does not take.
 
     Returns:
         What is carried after the last token, and what all rounds gave, along axis 0.
@@ -38,7 +44,7 @@ def token_scan(
     given = (*first, *sources, *outside)
     proxy = next((value for value in given if isinstance(value, fx.Proxy)), None)
     if proxy is not None:
-        args = (body, list(first), list(sources), tuple(outside))
+        args = (body, list(first), list(sources), tuple(outside), may_be_none)
         made: Any = proxy.tracer.create_proxy("call_function", token_scan, args, {})
         return made  # type: ignore[no-any-return]
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -56,12 +62,40 @@ def token_scan(
         and not torch.compiler.is_compiling()
         and not any(torch._C._functorch.is_functorch_wrapped_tensor(value) for value in given)
     )
+    if not is_plain and may_be_none and sources:
+        return _with_spare_round(body, first, sources, outside)
     if not is_plain:
         results: tuple[Any, ...] = torch.ops.higher_order.scan(
             body, list(first), list(sources), tuple(outside)
         )
         return results
     return _run(body, first, sources, outside)
+
+
+def _with_spare_round(
+    body: Any, first: Sequence[Any], sources: Sequence[Any], outside: Sequence[Any]
+) -> tuple[Any, ...]:
+    """The loop with one more round at its end, which hands on what it is given."""
+    count, kept = sources[0].shape[0], len(first)
+    rows = [F.pad(source, _one_more(source.dim())) for source in sources]
+    is_token = F.pad(sources[0].new_ones(count, dtype=torch.int64), (0, 1)) > 0
+
+    def spare(*values: Any) -> tuple[Any, ...]:
+        place = kept + len(rows)
+        results = body(*values[:place], *values[place + 1 :])
+        carried = [
+            torch.where(values[place], new, old)
+            for new, old in zip(results[:kept], values[:kept], strict=True)
+        ]
+        return (*carried, *results[kept:])
+
+    results = torch.ops.higher_order.scan(spare, list(first), [*rows, is_token], tuple(outside))
+    return (*results[:kept], *(value[:count] for value in results[kept:]))
+
+
+def _one_more(rank: int) -> tuple[int, ...]:
+    """How one row more along axis 0 is said to ``pad``."""
+    return (*(0,) * (2 * rank - 1), 1)
 
 
 def _run(
@@ -76,4 +110,8 @@ def _run(
         results = body(*itertools.chain(carried, rows, outside))
         carried = results[:kept]
         given.append(results[kept:])
+    if not given:
+        zeros = [source.new_zeros(source.shape[1:]) for source in sources]
+        like = body(*itertools.chain(carried, zeros, outside))[kept:]
+        return (*carried, *(value.new_empty((0, *value.shape)) for value in like))
     return (*carried, *(torch.stack(values) for values in zip(*given, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from cachefree.places import Link, select
 from cachefree.structure import Structure, flatten, leaf_paths
 
 __all__ = ["Trials"]
+
+log = logging.getLogger(__name__)
 
 _LENGTHS = {"past": 5, "query": 3}
 
@@ -71,6 +74,8 @@ class Trials:
         grown: Places and axes of the cache's tensors that grew by one in the last call that was
             accepted without an axis for tokens.
         counts: Arguments that later calls are given the number of past tokens at.
+        grows: Whether a tensor of the cache grew in the last call that ran.
+        takes_any_name: Whether what does not grow need not have a cache's name, if it is read.
     """
 
     def __init__(self, model: nn.Module, names: Mapping[int, str], *, is_told: bool) -> None:
@@ -83,6 +88,8 @@ class Trials:
         self.opaque: dict[str, None] = {}
         self.grown: frozenset[Dimension] = frozenset()
         self.counts: tuple[Count, ...] = ()
+        self.takes_any_name = False
+        self.grows = False
         self._first_runs: dict[Any, FirstRuns] = {}
 
     def first_runs(self, call: Call, query: Sequence[Dimension]) -> FirstRuns | None:
@@ -137,6 +144,10 @@ class Trials:
                 if self._runs_later(resized(call, new), links, runs.part, expected, calls):
                     if total == frozenset(query) and not self._is_cut(call, new, calls):
                         continue
+                    needs_reading = not (self.grows or self.is_told)
+                    if needs_reading and not self._is_read(resized(call, new), calls):
+                        self._note(links, True, "it computes nothing of what is past")
+                        continue
                     if tokens == 1 and not total and self._wants_all(call, query, links, runs):
                         return frozenset(query), tokens
                     return total, tokens
@@ -188,7 +199,11 @@ class Trials:
         Else it ignores what is past.
         """
         first = CallLog()
-        run_on_fakes(self.model, call, {}, first)
+        try:
+            run_on_fakes(self.model, call, {}, first)
+        except Exception as error:  # noqa: BLE001 - the model may raise anything
+            log.debug("no first call of the sizes of a later one runs: %s", error)
+            return True
         return [(c.name, c.args) for c in first.calls] != [(c.name, c.args) for c in calls.calls]
 
     def _is_cut(self, call: Call, new: dict[Dimension, int], calls: CallLog) -> bool:
@@ -270,14 +285,14 @@ class Trials:
             if not _is_alike(result, part):
                 self._note(links, named, "its result has another structure than a first call's")
                 return False
-            if not (grows or named or self.is_told):
+            if not (grows or named or self.is_told or self.takes_any_name):
                 self.failures.insert(
                     0,
                     f"{links[0].place.path}: a later call runs, but nothing grows, and by its name "
                     f"it may be anything: if it is the cache, say cache={links[0].place.path!r}",
                 )
                 return False
-            self.grown = grown or frozenset()
+            self.grown, self.grows = grown or frozenset(), grows
             return True
         except Exception as error:  # noqa: BLE001 - the model may raise anything
             self.failures.append(f"{links[0].place.path}: {told(error)}")

@@ -139,9 +139,27 @@ def test_the_operator_is_torchs_own() -> None:
     same(tuple(mine), tuple(theirs))
 
 
-@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_loop_without_tokens_is_exported_with_a_spare_round() -> None:
+    def body(carried, row, scale):
+        total = carried / row + scale  # the spare round divides by zero
+        return total, total.clone()
+
+    class Loop(torch.nn.Module):
+        def forward(self, first, rows, scale):
+            return token_scan(body, [first], [rows], [scale], may_be_none=True)
+
+    example = torch.ones(3), torch.rand(5, 3) + 1, torch.tensor(2.0)
+    length = torch.export.Dim("length")
+    program = torch.export.export(Loop(), example, dynamic_shapes=(None, {0: length}, None))
+    for tokens in (0, 1, 7):
+        given = torch.ones(3), torch.rand(tokens, 3) + 1, torch.tensor(2.0)
+        same(tuple(program.module()(*given)), Loop()(*given))
+        assert Loop()(*given)[1].shape == (tokens, 3)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_scan_of_one_token_is_its_body(tokens: int, index: int) -> None:
+def test_a_scan_of_one_token_is_its_body_and_of_none_its_start(tokens: int, index: int) -> None:
     table, add = Table(), torch.ops.aten.add.Tensor
     kind = (torch.float32, torch.device("cpu"))
     shapes = ((2, 3), (tokens, 2, 3))
@@ -161,7 +179,9 @@ def test_a_scan_of_one_token_is_its_body(tokens: int, index: int) -> None:
     result = table.make("item", (scan, index), shapes[index], *kind)
     normaliser = Normaliser(table, Facts(()), is_exact=True)
     (normal,) = normaliser.normal([result])
-    assert ("one-token" in {step.law.name for step in normaliser.steps}) is (tokens == 1)
+    laws = {step.law.name for step in normaliser.steps}
+    assert ("one-token" in laws) is (tokens == 1)
+    assert ("no-token" in laws) is (tokens == 0 and index == 0)
     given = torch.randn(2, 3), torch.randn(tokens, 2, 3)
     inputs = [("h", h), ("x", x)]
     one, other = (emit(torch.nn.Module(), inputs, [("y", value)]) for value in (result, normal))

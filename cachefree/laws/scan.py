@@ -1,4 +1,4 @@
-"""A loop over tokens that has one token."""
+"""A loop over tokens that has one token, or none."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def _one_token(term: Term, rewriter: Rewriter) -> Term | None:
     if value is None or index < len(following):
         return value
     return rewriter.build("reshape", (value, term.sizes), term.sizes, term)
+
+
+def _no_token(term: Term, rewriter: Rewriter) -> Term | None:
+    scan, index = term.args
+    if scan.op != SCAN or index >= len(scan.args[5]):
+        return None  # what the rounds gave is empty, which is seen by its size
+    if not rewriter.facts.equal(scan.args[0], 0):
+        return None
+    first: Term = scan.args[2][index]
+    return first
 
 
 def _put_in(body: Term, values: dict[Term, Term], rewriter: Rewriter) -> Term | None:
@@ -51,5 +61,12 @@ SCAN_LAWS: tuple[Law, ...] = (
         ("item",),
         _one_token,
     ),
+    Law(
+        "no-token",
+        "scan(0, body, h, x) = h",
+        "exact",
+        ("item",),
+        _no_token,
+    ),
 )
-"""What a loop over one token is: its body."""
+"""What a loop over one token is: its body; and over none: what it starts from."""

@@ -38,6 +38,7 @@ from cachefree.graph import is_body
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.networks import network_operator
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
+from cachefree.onnx.spare_rounds import cut_to, with_spare_round, with_spare_row
 from cachefree.sizes import SizeEnvironment, size_symbol
 from cachefree.token_scan import token_scan
 
@@ -273,9 +274,16 @@ class _ProgramWriter:
         target = aten.sym_size.int if node.op == "call_method" else network_operator(node.target)
         return self._create(node, target, args, kwargs)
 
-    def _write_scan(self, node: fx.Node, args: Any) -> fx.Node:
+    def _write_scan(self, node: fx.Node, args: Any) -> fx.Node | tuple[fx.Node, ...]:
         """A loop over tokens, with its body as a graph beside this one."""
-        body, first, sources, outside = args
+        body, first, sources, outside, may_be_none = args
+        module = getattr(self.module, str(body.target))
+        count = None
+        if may_be_none:
+            module = with_spare_round(module, len(first), len(sources))
+            sources, count = with_spare_row(
+                lambda target, args: self._create(node, target, args, {}), sources
+            )
         shapes = [value.meta["val"] for value in (*first, *sources, *outside)]
         rows = range(len(first), len(first) + len(sources))
         with self.mode:
@@ -286,21 +294,32 @@ class _ProgramWriter:
                 for place, value in enumerate(shapes)
             ]
         name = str(body.target)
-        inner = _BodyWriter(getattr(self.module, name), self)
+        inner = _BodyWriter(module, self)
         self.bodies[name] = inner.run_body(fakes)
         new = self.graph.call_function(
             torch.ops.higher_order.scan,
             (self.graph.get_attr(name), list(first), list(sources), tuple(outside)),
         )
-        count = shapes[len(first)].shape[0]
+        rounds = shapes[len(first)].shape[0]
         results = [result.meta["val"] for result in inner.returned]
         with self.mode:
             given = [
-                torch.empty((count, *value.shape), dtype=value.dtype, device=value.device)
+                torch.empty((rounds, *value.shape), dtype=value.dtype, device=value.device)
                 for value in results[len(first) :]
             ]
         new.meta["val"] = (*results[: len(first)], *given)
-        return new
+        return new if count is None else self._without_spare(node, new, len(first), count)
+
+    def _without_spare(
+        self, node: fx.Node, scan: fx.Node, carried: int, count: fx.Node
+    ) -> tuple[fx.Node, ...]:
+        """The results of a loop with a spare round, without those of that round."""
+
+        def create(target: Any, args: tuple[Any, ...]) -> fx.Node:
+            return self._create(node, target, args, {})
+
+        parts = [create(operator.getitem, (scan, place)) for place in range(len(scan.meta["val"]))]
+        return (*parts[:carried], *(cut_to(create, part, count) for part in parts[carried:]))
 
     def _write_steps(
         self, node: fx.Node, steps: Sequence[tuple[Any, tuple[Any, ...]]], kwargs: Any

@@ -196,16 +196,6 @@ class OffByOne(Cells):
         return self.head(torch.stack(ys, 1)), h
 
 
-class AllButOne(Cells):
-    def forward(self, ids, state=None):
-        x, ys = self.embed(ids), []
-        h = self.start(x, state)
-        for t in range(x.shape[1] - 1):
-            h = self.cell(x[:, t], h)
-            ys.append(h)
-        return self.head(torch.stack([*ys, h], 1)), h
-
-
 class PlaceAsNumber(Cells):
     def forward(self, ids, state=None):
         x, ys = self.embed(ids), []
@@ -355,7 +345,6 @@ REFUSED_LOOPS: tuple[RefusalCase, ...] = (
     _refused("last_eight", LastEight, _LATER, "sum(ys[-8:])"),
     _refused("another_first_token", AnotherFirstToken, _ALIKE, "tanh.default", "gru_cell"),
     _refused("off_by_one", OffByOne, "compute different things", error="UnsupportedBranchError"),
-    _refused("all_but_one", AllButOne, "query - 1 may run not even once"),
     _refused("place_as_number", PlaceAsNumber, _ALIKE, "use the token's place"),
     _refused("places_of_a_table", PlacesOfATable, "asks which token it is at", "< 64"),
     _refused("stops", Stops, "ends before its last token", "break and return"),
