@@ -6,7 +6,8 @@ Before: ``if state is None: memory = encode(source)``, ``else: memory = state[0]
 After: the graph has the input ``source`` all the same; a later call that leaves it out gets zeros.
 
 Why equal: the model's later path does not depend on the argument, and the path that the model takes
-where it is None is the same path, value for value, with no other question about sizes.
+where it is None is the same path, value for value, with no other question about sizes. It returns
+its values in the same containers, with the same numbers, and leaves nothing on the model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cachefree.capture import capture
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError
 from cachefree.reading import Program, read
+from cachefree.results import is_same_result
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
 from cachefree.terms import Table, topological
@@ -60,7 +62,7 @@ def arguments_left_out(
         return ()
     known = {question.fact for question in later.captured.questions}
     asks = any(question.fact not in known for question in program.captured.questions)
-    return () if asks or program.outputs != later.outputs else unread
+    return () if asks or not is_same_result(later, program) else unread
 
 
 def _unread(model: nn.Module, discovery: Discovery, later: Program) -> tuple[str, ...]:
