@@ -18,6 +18,7 @@ from cachefree.call_checks import (
     mismatch,
     mismatch_of,
     missing,
+    missing_flag,
     solved,
     wrong_count,
     wrong_size,
@@ -90,6 +91,7 @@ class Calling:
         absent: Sizes of these, by symbol, where they are left out.
         present: Sizes of what is computed of them, where they are given.
         spare: The arguments that later calls may leave out, since they do not read them.
+        needed: Flags that a call may not leave out.
         counts: The arguments that are the number of past tokens.
     """
 
@@ -109,6 +111,7 @@ class Calling:
     absent: Mapping[str, int] = field(default_factory=dict)
     present: Mapping[str, Any] = field(default_factory=dict)
     spare: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[Check] = field(default_factory=list)
@@ -283,6 +286,8 @@ class Calling:
         """What stands for an argument that a call leaves out."""
         child = self.structure.children[place]
         if child.leaf_count == 0 and child.kind == "constant":
+            if name in self.needed:
+                raise DomainError(missing_flag(name, child.value))
             return child.value  # a flag: the value that the graph was captured with
         if name in self.counts:
             default = self.signature.parameters[name].default
