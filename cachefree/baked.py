@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.reach import PLAIN, get, reached
+from cachefree.reach import PLAIN, get, reached_by
 from cachefree.structure import flatten
 
 __all__ = ["Flags", "Modes", "asks_for_devices", "moved_to"]
@@ -66,7 +66,7 @@ class Flags:
 
 def _outside(model: nn.Module) -> Iterator[tuple[Any, str]]:
     """Flags that the model's code reaches outside of the model, with what they are in."""
-    found = reached(tuple(dict.fromkeys(type(module) for module in model.modules())))
+    found = reached_by(model)
     steps = [step for code in found.codes for step in dis.get_instructions(code)]
     read = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for place in found.places:
@@ -175,8 +175,7 @@ def _variables(model: nn.Module) -> set[str] | None:
 
     Those are the texts that stand beside it in the code; all variables, where there are none.
     """
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    codes = [code for code in reached(classes).codes if _ENVIRONMENT & {*code.co_names}]
+    codes = [code for code in reached_by(model).codes if _ENVIRONMENT & {*code.co_names}]
     texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
     if not codes:
         return None
@@ -186,5 +185,4 @@ def _variables(model: nn.Module) -> set[str] | None:
 
 def _names(model: nn.Module) -> set[str]:
     """The names of globals and attributes in the model's own code."""
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    return {name for code in reached(classes).codes for name in code.co_names}
+    return {name for code in reached_by(model).codes for name in code.co_names}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.reach import CONTAINERS, PLAIN, Reached, get, is_installed, reached
+from cachefree.reach import CONTAINERS, PLAIN, Reached, get, is_installed, reached_by
 
 __all__ = ["Held"]
 
@@ -56,7 +56,7 @@ class Held:
         self.has_parameters = False
         for path, module in model.named_modules():
             self._module(path, module, without)
-        self._code(reached(tuple(dict.fromkeys(type(module) for module in model.modules()))))
+        self._code(reached_by(model))
         self._values = self._now()
         self._marks = list(map(_mark, self._constants))
 

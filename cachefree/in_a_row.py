@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.held_code import has_slots
 from cachefree.isolation import StateChange, is_plain_object
 from cachefree.regimes import Kind
 from cachefree.sizes import size_symbol, substitute
 from cachefree.structure import flatten
 
 __all__ = [
-    "ABSENT",
     "EARLIER",
     "InARow",
     "earlier_symbols",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 EARLIER = "earlier_"
-ABSENT = "nothing"
+ABSENT = object()
 Place = tuple[str, str, Any]
 """Module, attribute, and the key in it; None for the whole."""
 
@@ -38,27 +38,41 @@ Place = tuple[str, str, Any]
 def names_of(changes: Sequence[StateChange]) -> tuple[str, ...]:
     """What calls leave on a model, each by its name: ``layers.0.mask``."""
     places = places_of(changes) or ()
-    found = [
-        f"{module}.{attribute if key is None else key}".lstrip(".")
-        for module, attribute, key in places
-    ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(map(_name, places)))
+
+
+def _name(place: Place) -> str:
+    module, attribute, key = place
+    parts = (module, "" if attribute == "_buffers" else attribute, key or "")
+    return ".".join(part for part in parts if part)
 
 
 def places_of(changes: Iterable[StateChange]) -> tuple[Place, ...] | None:
-    """Module, attribute and key (None for the whole) of what changes; None where it has no name."""
+    """Module, attribute and key (None for the whole) of what changes; None where it has no name.
+
+    An entry that is the same object, and may hold others, may be the one that has changed inside.
+    """
     found: dict[Place, None] = {}
     for change in changes:
+        whole = (change.module, change.attribute, None)
         before, after = _entries(change.before), _entries(change.after)
         if before is None or after is None:
-            found[change.module, change.attribute, None] = None
+            found[whole] = None
             continue
-        for key in {**before, **after}:
-            if not isinstance(key, str):
-                return None
-            if before.get(key, ABSENT) is not after.get(key, ABSENT):
-                found[change.module, change.attribute, key] = None
+        if not all(isinstance(key, str) for key in {**before, **after}):
+            return None
+        keys = [
+            key
+            for key in {**before, **after}
+            if before.get(key, ABSENT) is not after.get(key, ABSENT) or not _is_flat(before[key])
+        ]
+        found |= {(change.module, change.attribute, key): None for key in keys} or {whole: None}
     return tuple(found)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether nothing can be changed inside of a value, but by writing to a tensor."""
+    return type(value) in _PLAIN or isinstance(value, torch.Tensor)
 
 
 def _entries(value: Any) -> dict[Any, Any] | None:
@@ -110,30 +124,44 @@ class InARow(nn.Module):
         return _copied(value)
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, nn.Module, nn.Parameter)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_SIZES = (torch.SymInt, torch.SymFloat)
+_HOLDERS = (list, tuple, dict, OrderedDict, defaultdict, deque)
 _DEPTH = 6
 
 
-def _copied(value: Any, depth: int = _DEPTH) -> Any:
-    """A value as it is now, whatever is written to it later; what is unknown equals nothing."""
-    if isinstance(value, (*_PLAIN, torch.dtype, torch.device, torch.SymInt, torch.SymFloat)):
-        return value
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, (set, frozenset)) and all(isinstance(part, _PLAIN) for part in value):
-        return frozenset(value)
-    if depth and isinstance(value, (list, tuple, deque)):
-        return (type(value), *[_copied(part, depth - 1) for part in value])
-    if depth and (isinstance(value, dict) or is_plain_object(value)):
-        parts = value if isinstance(value, dict) else vars(value)
-        return (type(value), *[(key, _copied(part, depth - 1)) for key, part in parts.items()])
-    return value if callable(value) and not hasattr(value, "__next__") else _Unknown()
+class _Absent:
+    """What stands where nothing is."""
 
 
 class _Unknown:
     """Something that equals nothing else."""
 
     __slots__ = ()
+
+
+def _copied(value: Any, depth: int = _DEPTH) -> Any:
+    """A value as it is now, whatever is written to it later; what is unknown equals nothing.
+
+    Modules, functions and objects with slots are unknown: what they hold is not seen here.
+    """
+    kind = type(value)
+    if value is ABSENT:
+        return _Absent
+    if kind in _PLAIN or isinstance(value, (type, *_SIZES)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if kind in (set, frozenset) and all(type(part) in _PLAIN for part in value):
+        return (kind, frozenset(value))
+    if depth and kind in (list, tuple, deque):
+        return (kind, *[_copied(part, depth - 1) for part in value])
+    is_object = is_plain_object(value) and not isinstance(value, _HOLDERS) and not has_slots(kind)
+    if depth and (kind in (dict, OrderedDict, defaultdict) or is_object):
+        parts = vars(value) if is_object else value
+        copied = [(_copied(key, 1), _copied(part, depth - 1)) for key, part in parts.items()]
+        return (kind, *copied)
+    return _Unknown()
 
 
 @dataclass(frozen=True)

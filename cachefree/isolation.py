@@ -27,6 +27,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _one_thread = threading.RLock()
 _CONTAINERS = (list, dict, set, deque)
+_FOREIGN = ("builtins", "torch", "collections", "threading", "functools")
 _ABSENT = object()
 
 
@@ -141,7 +142,7 @@ def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
         return {key: (part, _contents(part, above)) for key, part in vars(value).items()}
     if isinstance(value, dict):
         return {key: (part, _contents(part, above)) for key, part in value.items()}
-    if isinstance(value, (list, deque)):
+    if isinstance(value, (list, deque, tuple)):
         return [(part, _contents(part, above)) for part in value]
     if isinstance(value, set):
         return set(value)
@@ -150,12 +151,9 @@ def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def is_plain_object(value: Any) -> bool:
     """Whether a value is an object of the user's that holds its state in attributes."""
-    if isinstance(value, (torch.nn.Module, torch.Tensor, type)) or callable(value):
+    if isinstance(value, (torch.nn.Module, torch.Tensor, type)):
         return False
-    home = type(value).__module__.split(".")[0]
-    return home not in ("builtins", "torch", "collections", "types", "threading") and hasattr(
-        value, "__dict__"
-    )
+    return type(value).__module__.split(".")[0] not in _FOREIGN and hasattr(value, "__dict__")
 
 
 def _put_back(
@@ -184,7 +182,7 @@ def _holds(value: Any, contents: Any) -> bool:
         return value.keys() == contents.keys() and all(
             value[key] is part and _holds(part, below) for key, (part, below) in contents.items()
         )
-    if isinstance(value, (list, deque)):
+    if isinstance(value, (list, deque, tuple)):
         return len(value) == len(contents) and all(
             now is part and _holds(part, below)
             for now, (part, below) in zip(value, contents, strict=True)
@@ -205,12 +203,13 @@ def _restore(value: Any, contents: Any) -> None:
                 _restore(part, below)
             value.clear()
             value.update({key: part for key, (part, _) in contents.items()})
-    elif isinstance(value, (list, deque)):
+    elif isinstance(value, (list, deque, tuple)):
         if not _holds(value, contents):
             for part, below in contents:
                 _restore(part, below)
-            value.clear()
-            value.extend(part for part, _ in contents)
+            if not isinstance(value, tuple):
+                value.clear()
+                value.extend(part for part, _ in contents)
     elif isinstance(value, set) and value != contents:
         value.clear()
         value.update(contents)

@@ -28,7 +28,6 @@ from cachefree.discover import Discovery
 from cachefree.errors import CaptureError, Refusal
 from cachefree.facts import Facts
 from cachefree.in_a_row import (
-    ABSENT,
     EARLIER,
     InARow,
     earlier_symbols,
@@ -44,7 +43,7 @@ from cachefree.reading import Program, read
 from cachefree.regimes import Kind, Regime, Survey, survey
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Domain
-from cachefree.structure import MismatchError, Structure, leaf_paths
+from cachefree.structure import Structure
 from cachefree.terms import Table, Term, topological
 
 __all__ = ["StateMattersError", "confirm_remembered"]
@@ -82,10 +81,10 @@ def confirm_remembered(
     places = places_of(changes)
     if places is None or discovery.asked:
         raise StateMattersError(*_kept(changes).refusals)
-    calls = (discovery.first, discovery.later)
     both = InARow(model, places)
     shown = _Shown(both, table, names, discovery.hints, domain)
     first, later = paths
+    calls = (first.captured.call, later.captured.call)
     found = [
         shown.after(calls[0], calls[0], first, FIRST_CALL),
         shown.after(calls[0], calls[1], later, LATER_CALLS),
@@ -156,17 +155,8 @@ class _Held:
 
     def is_like(self, other: _Held) -> bool:
         """Whether another one is made of the same parts."""
-        if list(map(type, self.leaves)) != list(map(type, other.leaves)) and (
-            [isinstance(leaf, Term) for leaf in self.leaves]
-            != [isinstance(leaf, Term) for leaf in other.leaves]
-        ):
-            return False
-        try:
-            for one, two in ((self, other), (other, self)):
-                one.structure.take(two.structure.rebuild([ABSENT + "?"] * len(two.leaves)))
-        except MismatchError:
-            return False
-        return leaf_paths(self.structure) == leaf_paths(other.structure)
+        mine, others = ([isinstance(leaf, Term) for leaf in held.leaves] for held in (self, other))
+        return mine == others and self.structure.difference(other.structure) is None
 
     def is_of(self, symbols: set[sympy.Symbol]) -> bool:
         """Whether nothing but these sizes, and the model's own tensors, is in it."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cachefree.reach import reached
+from cachefree.reach import reached_by
 from cachefree.sizes import is_users
 
 __all__ = ["sizes_like_integers"]
@@ -72,8 +72,7 @@ def _is_instance(value: Any, kinds: Any, /) -> bool:
 
 def _homes(model: torch.nn.Module) -> list[dict[str, Any]]:
     """The names of the modules that the model's code is in, where they do not redefine it."""
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    found = reached(classes)
+    found = reached_by(model)
     files = {code.co_filename for code in found.codes}
     named = {cls.__module__ for cls in found.classes}
     homes: list[ModuleType] = [

@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 import torch
 
-from cachefree.reach import reached
+from cachefree.reach import reached_by
 from cachefree.sizes import expression, is_users
 from cachefree.token_places import is_token
 
@@ -41,7 +41,7 @@ def values_of(
         for attribute, value in vars(module).items():
             if attribute not in _OF_TORCH:
                 found[f"{name}.{attribute}".lstrip(".")] = summary(value)
-    for text, value in reached(tuple(dict.fromkeys(map(type, model.modules())))).others:
+    for text, value in reached_by(model).others:
         found[text] = summary(value)
     return found
 

@@ -15,7 +15,7 @@ from types import CodeType, FunctionType
 
 import torch
 
-from cachefree.reach import is_installed, reached
+from cachefree.reach import is_installed, reached_by
 from cachefree.sizes import SizeEnvironment, compiled
 
 __all__ = ["many_rounds", "other_sizes"]
@@ -36,8 +36,7 @@ def other_sizes(
         environment: Of the captured path.
         sizes: The example size of each symbol.
     """
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    codes = [code for code in reached(classes).codes if not is_installed(code.co_filename)]
+    codes = [code for code in reached_by(model).codes if not is_installed(code.co_filename)]
     if not any(map(_is_hard_to_hear, codes)):
         return
     numbers = sorted({n + more for code in codes for n in _numbers(code) for more in (0, 1)})
@@ -58,10 +57,9 @@ def many_rounds(model: torch.nn.Module) -> int:
 
     Attributes that it reads count too, but for large ones, which are widths.
     """
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
     codes = [
         code
-        for code in reached(classes).codes
+        for code in reached_by(model).codes
         if not is_installed(code.co_filename) and code.co_name != "__init__"
     ]
     held = [value for module in model.modules() for value in vars(module).values()]

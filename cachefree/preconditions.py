@@ -14,7 +14,7 @@ from cachefree.errors import (
     SourceLine,
     UnsupportedBranchError,
 )
-from cachefree.reach import is_installed, reached
+from cachefree.reach import is_installed, reached_by
 from cachefree.reading import Program
 from cachefree.terms import Term, topological
 
@@ -126,9 +126,8 @@ def refuse_questions_of_tracing(model: nn.Module) -> None:
     Raises:
         CaptureError: it asks, all lines are listed.
     """
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
     refusals = []
-    for code in reached(classes).codes:
+    for code in reached_by(model).codes:
         used = {*code.co_names, *(part for part in code.co_consts if isinstance(part, str))}
         if used & _TRACING and not is_installed(code.co_filename):
             name = sorted(used & _TRACING)[0]

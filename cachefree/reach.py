@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cachefree.held_code import held_code
 from cachefree.sizes import is_users
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "is_iterator",
     "put",
     "reached",
+    "reached_by",
 ]
 
 Memoised = type(functools.lru_cache(lambda: None))
@@ -76,12 +78,22 @@ _NO_STEPS = ("PRECALL", "CACHE", "PUSH_NULL", "RESUME", "NOP", "EXTENDED_ARG")
 _APPENDS = ("append", "appendleft", "extend", "add")
 
 
+def reached_by(model: torch.nn.Module) -> Reached:
+    """What a model's methods and the code that it holds reach."""
+    code = held_code(model)
+    classes = dict.fromkeys(type(module) for module in model.modules())
+    return reached((*classes, *code.classes), tuple(code.functions))
+
+
 @functools.lru_cache(maxsize=16)
-def reached(classes: tuple[type, ...]) -> Reached:
-    """What the methods of these classes reach, and what those functions reach in turn."""
+def reached(classes: tuple[type, ...], functions: tuple[types.FunctionType, ...] = ()) -> Reached:
+    """What these functions and the methods of classes reach, and what those reach in turn."""
     walk = _Walk({cls.__module__.partition(".")[0] for cls in classes} - {"torch"})
     for cls in classes:
         walk.add(cls)
+    for function in functions:
+        walk.add(function)
+        walk.others.setdefault(id(function), (function.__qualname__, function))
     walk.run()
     places, others = tuple(walk.places.values()), tuple(walk.others.values())
     return Reached(places, tuple(walk.classes), tuple(walk.codes), others)

@@ -50,7 +50,7 @@ from cachefree.report import Report
 from cachefree.rewritten import Rewritten
 from cachefree.scans import loops_in
 from cachefree.steps import steps_of
-from cachefree.surroundings import forget
+from cachefree.surroundings import forget, unmoved
 from cachefree.terms import Table, Term
 
 __all__ = ["rewrite"]
@@ -177,7 +177,7 @@ def _rewritten(
     refuse_unusual_parameters(model)
     forget()
     refuse_questions_of_tracing(model)
-    with stages(4, progress) as begin, MEMOS.confirmed():
+    with stages(4, progress) as begin, unmoved(model), MEMOS.confirmed():
         begin("first path")
         subject, discovery = find_subject(
             model, example_inputs, cache, carry, method, remembers=remembers

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
-from cachefree.reach import reached
+from cachefree.reach import reached_by
 from cachefree.sizes import is_users
 
 __all__ = ["asks_for_sameness", "refuse_sameness"]
@@ -31,8 +31,7 @@ _Place = tuple[int | None, ...]
 
 def asks_for_sameness(model: torch.nn.Module) -> bool:
     """Whether the model's code may compare two numbers by ``is``."""
-    classes = tuple(dict.fromkeys(type(module) for module in model.modules()))
-    return any(_comparisons(code) for code in reached(classes).codes)
+    return any(_comparisons(code) for code in reached_by(model).codes)
 
 
 @contextlib.contextmanager

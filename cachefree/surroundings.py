@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from cachefree.memos import Additions, added
+from cachefree.held_code import HeldCode, held_code
+from cachefree.memos import Additions, added, outside_state
 from cachefree.reach import (
     ABSENT,
     CONTAINERS,
@@ -33,10 +34,11 @@ from cachefree.reach import (
     is_iterator,
     put,
     reached,
+    reached_by,
 )
 from cachefree.remembered import memory_of
 
-__all__ = ["Outside", "forget", "surroundings"]
+__all__ = ["Outside", "forget", "surroundings", "unmoved"]
 
 
 @dataclass
@@ -58,12 +60,14 @@ class Outside:
 def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     """Puts what the model's code reaches outside of the model back, whatever the block does."""
     found = Outside()
-    found_there = reached(tuple(dict.fromkeys(type(module) for module in model.modules())))
+    code = held_code(model)
+    found_there = reached_by(model)
     before = [(place, get(place), _contents(get(place))) for place in found_there.places]
     own = [(cls, set(vars(cls))) for cls in found_there.classes]
     generators = [*_generators(model, before), *_numpy()]
     states = [(generator, pickle.dumps(_state(generator))) for generator in generators]
-    memories = _memories(model, found_there)
+    remembering = _remembering(model, found_there, code)
+    memories = memory_of(value for _, value in remembering)
     environment = dict(os.environ)
     results: list[tuple[str, Any, Any]] = []
     for place, value, _ in before:
@@ -91,8 +95,12 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
             if pickle.dumps(_state(generator)) != state:
                 found.drew_random = True
                 _restore_state(generator, pickle.loads(state))
-        now = _memories(model, found_there)
-        others += [name for name, told in memories.items() if now.get(name) != told]
+        now = memory_of(value for _, value in remembering)
+        others += [
+            name
+            for (name, _), was, told in zip(remembering, memories, now, strict=True)
+            if told != was
+        ]
         if dict(os.environ) != environment:
             others.append("os.environ")
             os.environ.clear()
@@ -102,12 +110,31 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
             found.additions = None
 
 
-def _memories(model: torch.nn.Module, found_there: Reached) -> dict[str, Any]:
-    """What is held by all that is reached and has no place that could be put back."""
+@contextlib.contextmanager
+def unmoved(model: torch.nn.Module) -> Iterator[None]:
+    """Sees to it that nothing that cannot be put back has changed when the block ends.
+
+    Raises:
+        CaptureError: something has, in a run whose outcome was not looked at.
+    """
+    remembering = _remembering(model, reached_by(model), held_code(model))
+    before = memory_of(value for _, value in remembering)
+    yield
+    now = memory_of(value for _, value in remembering)
+    names = [
+        name for (name, _), was, told in zip(remembering, before, now, strict=True) if told != was
+    ]
+    if names:
+        raise outside_state(names)
+
+
+def _remembering(
+    model: torch.nn.Module, found_there: Reached, code: HeldCode
+) -> list[tuple[str, Any]]:
+    """All that is reached or held and has no place that could be put back."""
     own = {id(module) for module in model.modules()}
-    others = [(name, value) for name, value in found_there.remembering if id(value) not in own]
-    told = memory_of(value for _, value in others)
-    return {name: memory for (name, _), memory in zip(others, told, strict=True)}
+    reached_ = [(name, value) for name, value in found_there.remembering if id(value) not in own]
+    return [*reached_, *code.opaque]
 
 
 def _new_names(own: list[tuple[type, set[str]]]) -> Iterator[str]:

@@ -20,7 +20,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
     for line in (
         "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
         "execution checker sizes calls places fixed stand_ins token_scan",
-        "token_places reach",
+        "token_places held_code",
+        "reach",
         "loop_values",
         "loops",
         "token_rows loop_questions",

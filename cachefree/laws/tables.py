@@ -27,6 +27,8 @@ def _slice_of_pointwise(term: Term, rewriter: Rewriter) -> Term | None:
     )
     if not is_pointwise or not _is_table(source):
         return None
+    if any(isinstance(arg, (tuple, list)) for arg in source.args):
+        return None  # operands in a list would stay as they are
 
     def part(arg: Any) -> Any:
         if not isinstance(arg, Term):

@@ -169,6 +169,20 @@ class BlockThatCountsInAnObject(BlockWithAMaskEachTime):
         return super().forward(2 * x if self.uses.count > 3 else x, past)
 
 
+class BlockThatCountsDeepInside(BlockWithAMaskEachTime):
+    """Nothing is put in another's place: a number changes in a dict of an object."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.uses = Uses()
+        self.uses.by_name = {"block": 0}
+
+    def forward(self, x, past=None):
+        count = min(self.uses.by_name["block"] + 1, 4)
+        self.uses.by_name["block"] = count
+        return super().forward(2 * x if count > 3 else x, past)
+
+
 class BlockOfTheFirstLength(Block):
     """The first call's length scales all that come after it."""
 
@@ -240,5 +254,6 @@ REFUSED_TABLES: tuple[RefusalCase, ...] = (
     _refused("warms_up_later", BlockThatWarmsUpLater),
     _refused("counts_in_a_tensor", BlockThatCountsInATensor),
     _refused("counts_in_an_object", BlockThatCountsInAnObject),
+    _refused("counts_deep_inside", BlockThatCountsDeepInside),
     _refused("of_the_first_length", BlockOfTheFirstLength),
 )
