@@ -20,7 +20,7 @@ from torch import nn
 from cachefree.reach import PLAIN, get, reached_by
 from cachefree.structure import flatten
 
-__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to"]
+__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to", "names_in_code"]
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
 _ENVIRONMENT = frozenset(("environ", "getenv"))
@@ -166,7 +166,7 @@ def moved_to(model: nn.Module, example_inputs: Any) -> Any:
 
 def asks_for_devices(model: nn.Module) -> bool:
     """Whether the model's code may go another way on another kind of device."""
-    names = _names(model)
+    names = {name for code in reached_by(model).codes for name in code.co_names}
     return bool(names & _KINDS) or {"device", "type"} <= names
 
 
@@ -183,6 +183,8 @@ def _variables(model: nn.Module) -> set[str] | None:
     return texts if is_named else {*os.environ, *texts}
 
 
-def _names(model: nn.Module) -> set[str]:
-    """The names of globals and attributes in the model's own code."""
-    return {name for code in reached_by(model).codes for name in code.co_names}
+def names_in_code(model: nn.Module) -> frozenset[str]:
+    """The names of globals and attributes in the model's own code, and the texts in it."""
+    codes = reached_by(model).codes
+    texts = {part for code in codes for part in code.co_consts if isinstance(part, str)}
+    return frozenset(texts | {name for code in codes for name in code.co_names})

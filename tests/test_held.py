@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -17,12 +19,30 @@ from cachefree.origin import Origin
 from .assertions import same
 
 SETTINGS = {"by": 1.0}
+OBJECTS = {"settings": types.SimpleNamespace(by=1.0)}
+
+
+def scaled(x: torch.Tensor, by: float = 1.0) -> torch.Tensor:
+    return x * by
+
+
+class Slotted:
+    __slots__ = ("by",)
+
+    def __init__(self) -> None:
+        self.by = 1.0
+
+
+class Twice(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
 
 
 class Held(nn.Module):
     """Reads what is held in many ways besides parameters."""
 
     numbers = {"by": 1.0}  # noqa: RUF012 - what instances share is one of these ways
+    level = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +55,9 @@ class Held(nn.Module):
         self.lists, self.dicts, self.sets = [1.0, [1.0]], {"by": 1.0}, {1}
         self.plain, self.tensors = torch.ones(4), [torch.ones(4)]
         self.function = torch.tanh
+        self.slotted, self.array = Slotted(), numpy.ones(1)
+        self.hidden = [nn.Linear(4, 4)]
+        self.partial = functools.partial(scaled, by=1.0)
         self.idle: Any = torch.zeros(1)
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,6 +70,8 @@ class Held(nn.Module):
         if past is not None:
             rows = torch.cat([past, rows], dim=1)
         y = rows.cumsum(1)[:, -ids.shape[1] :] * self.options.by * self.options.inner.by
+        y = scaled(y, getattr(self.rows, "gain", 1.0)) * OBJECTS["settings"].by * self.level
+        y = self.hidden[0](self.partial(y)) * self.slotted.by * float(self.array[0])
         y = self.normed(self.function(y)) * self.plain * self.tensors[0] * self.scale.shape[0]
         y = (
             y
@@ -83,12 +108,24 @@ NOTICED: dict[str, Change] = {
     "a global dict": lambda m, p: p.setitem(SETTINGS, "by", 2.0),
     "a dict of a class": lambda m, p: p.setitem(m.numbers, "by", 2.0),
     "a method of a class": lambda m, p: p.setattr(Held, "normed", lambda _, x: x * 2),
+    "an object with slots": lambda m, p: setattr(m.slotted, "by", 2.0),
+    "an array": lambda m, p: m.array.__setitem__(0, 2.0),
+    "a weight of a module in a list": lambda m, p: setattr(m.hidden[0], "weight", _square()),
+    "a hook of a module in a list": lambda m, p: m.hidden[0].register_forward_hook(_twice),
+    "a keyword of a partial": lambda m, p: p.setitem(m.partial.keywords, "by", 2.0),
+    "an object in a global dict": lambda m, p: p.setattr(OBJECTS["settings"], "by", 2.0),
+    "a default of a function": lambda m, p: p.setattr(scaled, "__defaults__", (2.0,)),
+    "a function by its name": lambda m, p: p.setitem(globals(), "scaled", torch.mul),
+    "a class of a module": lambda m, p: setattr(m.rows, "__class__", Twice),
+    "an attribute that hides one of the class": lambda m, p: setattr(m, "level", 2.0),
+    "an attribute that code asks for": lambda m, p: setattr(m.rows, "gain", 2.0),
     "another hook": lambda m, p: m.rows._forward_hooks.__setitem__(_only(m), _twice),
 }
 NOT_NOTICED: dict[str, Change] = {
     "new values of a parameter": lambda m, p: m.scale.data.mul_(2),
     "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
     "an attribute that no path reads": lambda m, p: setattr(m, "idle", torch.ones(1)),
+    "an attribute that no code names": lambda m, p: setattr(m, "noted", 2.0),
     "an equal number": lambda m, p: m.lists.__setitem__(0, float("1.0")),
     "a flag of autograd": lambda m, p: m.requires_grad_(False),
 }
@@ -96,6 +133,10 @@ NOT_NOTICED: dict[str, Change] = {
 
 def _weight() -> nn.Parameter:
     return nn.Parameter(torch.ones(7, 4))
+
+
+def _square() -> nn.Parameter:
+    return nn.Parameter(torch.ones(4, 4))
 
 
 def _only(model: Held) -> int:
