@@ -56,7 +56,7 @@ class Held(nn.Module):
         self.plain, self.tensors = torch.ones(4), [torch.ones(4)]
         self.function = torch.tanh
         self.slotted, self.array = Slotted(), numpy.ones(1)
-        self.hidden = [nn.Linear(4, 4)]
+        self.hidden = [nn.Linear(4, 4).requires_grad_(False)]
         self.partial = functools.partial(scaled, by=1.0)
         self.idle: Any = torch.zeros(1)
 
