@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -95,6 +97,53 @@ def test_numbers_that_follow_from_sizes_are_returned() -> None:
         own, mine = model(IDS[:, :length]), rewritten(IDS[:, :length])
         assert mine[2:] == own[2:]
         assert rewritten(IDS, mine[1])[2:] == model(IDS, own[1])[2:]
+
+
+class ClassOfASize(Small):
+    def forward(self, ids, past=None):
+        return *super().forward(ids, past), ids.shape[1].__class__
+
+
+class QuotientOfATenth(Small):
+    def forward(self, ids, past=None):
+        return *super().forward(ids, past), ids.shape[1] // 0.1
+
+
+@pytest.mark.parametrize("build", [ClassOfASize, QuotientOfATenth])
+def test_what_only_a_symbol_returns_is_refused(build) -> None:
+    with pytest.raises(cachefree.CaptureError, match="returns something else when its sizes"):
+        rewritten_small(small(build))
+
+
+class RootOfTokens(Small):
+    def forward(self, ids, past=None):
+        return *super().forward(ids, past), math.sqrt(ids.shape[1]), ids.shape[1] // 2.5
+
+
+def test_numbers_that_are_no_integers_are_pythons_own() -> None:
+    model = small(RootOfTokens)
+    rewritten = rewritten_small(model)
+    for length in (1, 4, 5):
+        given = rewritten(IDS[:, :length])[2:]
+        assert given == model(IDS[:, :length])[2:]
+        assert [type(number) for number in given] == [float, float]
+
+
+class AsksForTenths(Small):
+    """At 9 tokens Python's sum is above 8.7, and that of 0.1 and 0.2 taken together is not."""
+
+    def forward(self, ids, past=None):
+        logits, cache = super().forward(ids, past)
+        return logits * 2 if cache[0].shape[1] - 0.1 - 0.2 > 8.7 else logits, cache
+
+
+def test_a_size_at_which_rounding_decides_is_outside_the_domain() -> None:
+    model = small(AsksForTenths)
+    rewritten = rewritten_small(model)
+    ids = torch.arange(20)[None] % 12
+    torch.testing.assert_close(rewritten(ids[:, :8])[0], model(ids[:, :8])[0])
+    with pytest.raises(cachefree.DomainError, match="outside the domain"):
+        rewritten(ids[:, :9])
 
 
 class CountsSource(Translator):
