@@ -7,6 +7,7 @@ torch gives to numbers, and whether it casts by itself.
 from __future__ import annotations
 
 import dis
+import itertools
 import operator
 import os
 import types
@@ -23,6 +24,7 @@ from cachefree.structure import flatten
 __all__ = ["Flags", "Modes", "asks_for_devices", "moved_to", "names_in_code"]
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
+_READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _ENVIRONMENT = frozenset(("environ", "getenv"))
 _KINDS = frozenset(("is_cuda", "is_cpu", "is_mps", "is_xpu", "get_device", "current_device"))
 
@@ -184,7 +186,8 @@ def _variables(model: nn.Module) -> set[str] | None:
 
 
 def names_in_code(model: nn.Module) -> frozenset[str]:
-    """The names of globals and attributes in the model's own code, and the texts in it."""
+    """The names that the model's own code reads, and the texts in it, which may be names."""
     codes = reached_by(model).codes
     texts = {part for code in codes for part in code.co_consts if isinstance(part, str)}
-    return frozenset(texts | {name for code in codes for name in code.co_names})
+    steps = itertools.chain.from_iterable(map(dis.get_instructions, codes))
+    return frozenset(texts | {step.argval for step in steps if step.opname in _READS})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -59,7 +60,11 @@ class Origin:
             if _is_watched(name, names[name]) and f"{path}.{name}".lstrip(".") not in without
         ]
         self._own = _Lengths(own)
-        self._names = [(module, set(vars(module))) for module in modules.values() if own]
+        self._names = [
+            (module, set(vars(module)) | _names_at(path, without))
+            for path, module in modules.items()
+            if own
+        ]
         self._read = names_in_code(model) if own else frozenset()
         self._modules = list(modules.values())
         self._classes = list(map(type, self._modules))
@@ -184,6 +189,12 @@ class _Lengths:
     def have_changed(self) -> bool:
         """Whether any of them does."""
         return list(map(len, self._namespaces)) != self._known
+
+
+def _names_at(path: str, paths: Iterable[str]) -> set[str]:
+    """The attributes of one module among some paths."""
+    plain = (re.split(r"[\[(]", other, maxsplit=1)[0].rpartition(".") for other in paths)
+    return {name for module, _, name in plain if module == path}
 
 
 _OF_TORCH = frozenset(vars(nn.Module()))

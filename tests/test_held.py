@@ -90,6 +90,7 @@ class Hidden(Held):
         self.partial = functools.partial(scaled, by=1.0)
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
         x = scaled(x, getattr(self.rows, "gain", 1.0)) * OBJECTS["settings"].by * self.level
         return self.hidden[0](self.partial(x)) * self.slotted.by * float(self.array[0])
 
@@ -135,6 +136,7 @@ NOT_NOTICED: dict[str, Change] = {
     "new values of a parameter": lambda m, p: m.scale.data.mul_(2),
     "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
     "an attribute that no path reads": lambda m, p: setattr(m, "idle", torch.ones(1)),
+    "an attribute that code only sets": lambda m, p: setattr(m, "seen", torch.ones(1)),
     "an attribute that no code names": lambda m, p: setattr(m, "noted", 2.0),
     "an equal number": lambda m, p: m.lists.__setitem__(0, float("1.0")),
     "a flag of autograd": lambda m, p: m.requires_grad_(False),
