@@ -69,6 +69,7 @@ def assembled(
     one: OneCall,
     certified: Certified,
     spare: tuple[str, ...] = (),
+    needed: tuple[str, ...] = (),
 ) -> Assembled:
     """The interface of the one graph, and how the model's own call goes through it.
 
@@ -79,8 +80,9 @@ def assembled(
         one: What the one graph is made from.
         certified: What was shown of it.
         spare: Arguments that later calls may leave out.
+        needed: Flags that calls may not leave out.
     """
-    make = _Maker(model, discovery, later, one, certified, spare)
+    make = _Maker(model, discovery, later, one, certified, spare, needed)
     return make.plain() if one.encoder is None else make.decoder(one.encoder)
 
 
@@ -93,9 +95,11 @@ class _Maker:
         one: OneCall,
         certified: Certified,
         spare: tuple[str, ...],
+        needed: tuple[str, ...],
     ) -> None:
         self.model = model
         self.spare = spare
+        self.needed = needed
         self.discovery = discovery
         self.later = later
         self.one = one
@@ -228,6 +232,7 @@ class _Maker:
             spare=tuple(
                 name for name in self.spare if name in arguments and name not in first_only
             ),
+            needed=self.needed,
         )
 
 

@@ -7,6 +7,7 @@ torch gives to numbers, and whether it casts by itself.
 from __future__ import annotations
 
 import dis
+import itertools
 import operator
 import os
 import types
@@ -20,9 +21,10 @@ from torch import nn
 from cachefree.reach import PLAIN, get, reached_by
 from cachefree.structure import flatten
 
-__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to"]
+__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to", "names_in_code"]
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
+_READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _ENVIRONMENT = frozenset(("environ", "getenv"))
 _KINDS = frozenset(("is_cuda", "is_cpu", "is_mps", "is_xpu", "get_device", "current_device"))
 
@@ -166,7 +168,7 @@ def moved_to(model: nn.Module, example_inputs: Any) -> Any:
 
 def asks_for_devices(model: nn.Module) -> bool:
     """Whether the model's code may go another way on another kind of device."""
-    names = _names(model)
+    names = {name for code in reached_by(model).codes for name in code.co_names}
     return bool(names & _KINDS) or {"device", "type"} <= names
 
 
@@ -183,6 +185,9 @@ def _variables(model: nn.Module) -> set[str] | None:
     return texts if is_named else {*os.environ, *texts}
 
 
-def _names(model: nn.Module) -> set[str]:
-    """The names of globals and attributes in the model's own code."""
-    return {name for code in reached_by(model).codes for name in code.co_names}
+def names_in_code(model: nn.Module) -> frozenset[str]:
+    """The names that the model's own code reads, and the texts in it, which may be names."""
+    codes = reached_by(model).codes
+    texts = {part for code in codes for part in code.co_consts if isinstance(part, str)}
+    steps = itertools.chain.from_iterable(map(dis.get_instructions, codes))
+    return frozenset(texts | {step.argval for step in steps if step.opname in _READS})

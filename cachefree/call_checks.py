@@ -22,6 +22,7 @@ __all__ = [
     "mismatch",
     "mismatch_of",
     "missing",
+    "missing_flag",
     "solved",
     "wrong_count",
     "wrong_size",
@@ -111,6 +112,16 @@ def missing(name: str) -> Refusal:
         why="The graph was captured with it: whether it is given chooses a path of the "
         "model's code.",
         remedy=f"Give {name!r}, or rewrite again with example_inputs that leave it out.",
+    )
+
+
+def missing_flag(name: str, value: Any) -> Refusal:
+    """The refusal of a call without a flag that is another one than the model's default."""
+    return Refusal(
+        f"The argument {name!r} is missing.",
+        why=f"The graph was captured with {name}={value!r}, which is not what the model takes "
+        "where it is left out.",
+        remedy=f"Give {name}={value!r}, or rewrite again with example_inputs that leave it out.",
     )
 
 

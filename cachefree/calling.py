@@ -18,6 +18,7 @@ from cachefree.call_checks import (
     mismatch,
     mismatch_of,
     missing,
+    missing_flag,
     solved,
     wrong_count,
     wrong_size,
@@ -93,6 +94,7 @@ class Calling:
         rowless: The arguments that calls may leave out, all or none, since they then have no rows.
         rowless_sizes: Sizes of these, by symbol, where they are left out.
         rowless_regions: The calls that may leave them out.
+        needed: Flags that a call may not leave out.
         counts: The arguments that are the number of past tokens.
     """
 
@@ -115,6 +117,7 @@ class Calling:
     rowless: tuple[str, ...] = ()
     rowless_sizes: Mapping[str, int] = field(default_factory=dict)
     rowless_regions: tuple[Region, ...] = ()
+    needed: tuple[str, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
     _checks: list[Check] = field(default_factory=list)
@@ -297,6 +300,8 @@ class Calling:
         """What stands for an argument that a call leaves out."""
         child = self.structure.children[place]
         if child.leaf_count == 0 and child.kind == "constant":
+            if name in self.needed:
+                raise DomainError(missing_flag(name, child.value))
             return child.value  # a flag: the value that the graph was captured with
         if name in self.counts:
             default = self.signature.parameters[name].default

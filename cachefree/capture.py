@@ -229,7 +229,14 @@ def capture(
     refuse_questions(result["loops"], environment)
     jumps: Jumps = {}
     doubt = CapturedCalls(
-        model, call, environment, result["calls"], result["loops"], hints, asked or {}
+        model,
+        call,
+        environment,
+        result["calls"],
+        (result["leaves"], result["structure"]),
+        result["loops"],
+        hints,
+        asked or {},
     ).compare(jumps if is_watched else None)
     attributes = {
         str(node.target): getattr(module, str(node.target))

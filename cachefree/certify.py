@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ import sympy
 import torch
 
 from cachefree.align import Comparison, Divergence
+from cachefree.capture import Captured
 from cachefree.common_sizes import with_common_size
 from cachefree.discover import Discovery
 from cachefree.domains import merged
@@ -19,9 +21,11 @@ from cachefree.errors import Refusal, SourceLine, UnsupportedBranchError
 from cachefree.facts import Facts
 from cachefree.laws import Law
 from cachefree.neutral import FirstValues, neutral_words
+from cachefree.preconditions import next_values
 from cachefree.reading import Program
 from cachefree.regimes import Exclusion, Kind, Regime, Survey, conditions_of, survey
 from cachefree.report import Verdict
+from cachefree.results import refusal_of_result
 from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
@@ -80,10 +84,12 @@ def certify(
     starts: FirstValues,
     check: str,
     pinned: Mapping[sympy.Symbol, int] | None = None,
+    general: Program | None = None,
 ) -> Certified:
     """Finds one graph that is both paths, and shows that it is.
 
-    The later path stands for the sizes in ``pinned`` alone, where there are such.
+    The later path stands for the sizes in ``pinned`` alone, where there are such. The one graph's
+    result is put together as that of ``general`` is; None: as the later path's.
 
     Raises:
         UnsupportedBranchError: the paths differ in a way that no rule closes; all refusals are
@@ -101,14 +107,23 @@ def certify(
     )
     outputs = one.outputs
     closings: list[Closing] = []
+    given = (general or later).captured
     surveys = _surveys(
-        model, table, names, outputs, kinds, (first, later), discovery, pinned=pinned or {}
+        model, table, names, outputs, kinds, (first, later), discovery, given, pinned=pinned or {}
     )
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
         improved = None
         for closing in _closings(table, outputs, surveys, kinds, past):
             again = _surveys(
-                model, table, names, closing.outputs, kinds, (first, later), discovery, surveys
+                model,
+                table,
+                names,
+                closing.outputs,
+                kinds,
+                (first, later),
+                discovery,
+                given,
+                surveys,
             )
             if _is_better(again, surveys):
                 improved = closing, again
@@ -196,6 +211,7 @@ def _surveys(
     kinds: tuple[Kind, Kind],
     programs: tuple[Program, Program],
     discovery: Discovery,
+    given: Captured,
     before: tuple[Survey, ...] = (),
     pinned: Mapping[sympy.Symbol, int] | None = None,
 ) -> tuple[Survey, ...]:
@@ -211,8 +227,27 @@ def _surveys(
             if pinned and kind.name == LATER_CALLS
             else []
         )
-        found.append(survey(model, table, names, outputs, kind, program, discovery.hints, known))
+        unfit = functools.partial(_unfit, kind.name, given, discovery)
+        found.append(
+            survey(model, table, names, outputs, kind, program, discovery.hints, known, unfit=unfit)
+        )
     return tuple(found)
+
+
+def _unfit(
+    kind: str,
+    given: Captured,
+    discovery: Discovery,
+    own: Program,
+    facts: Facts,
+    sizes: Mapping[sympy.Symbol, Any],
+) -> Refusal | None:
+    """Why no graph with a result like the given one serves a path, whatever its tensors are."""
+
+    def returned(term: Term) -> list[Term]:
+        return next_values(discovery, own, term) if kind == LATER_CALLS else []
+
+    return refusal_of_result(kind, given, own, facts, sizes, discovery.carried, returned)
 
 
 def _as_pinned(

@@ -19,6 +19,7 @@ from cachefree.encoder import Encoder
 from cachefree.errors import CacheFreeError
 from cachefree.facts import Facts
 from cachefree.reading import Program, read
+from cachefree.results import other_result
 from cachefree.sizes import symbols_of
 from cachefree.structure import flatten, leaf_paths
 from cachefree.terms import Table
@@ -79,6 +80,10 @@ def _is_same(
         return False
     sizes = symbols_of(size for leaf in call.tensors for size in leaf.shape)
     facts = Facts(tuple(size >= 1 for size in sizes))
+    if other_result(path.captured, program.captured, facts, {}) is not None:
+        return False
+    if program.captured.changes or program.written.keys() - path.written.keys():
+        return False
     inputs = {where: encoder.output}
     return compare(table, program.outputs, path.outputs, facts, {}, inputs).is_equal
 

@@ -18,16 +18,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from cachefree.held_code import file_of, is_installed
-from cachefree.reach import CONTAINERS, PLAIN, Reached, get, reached_by
+from cachefree.held_code import file_of, has_slots, held_code, is_installed
+from cachefree.reach import (
+    CONTAINERS,
+    PLAIN,
+    Reached,
+    get,
+    is_generator,
+    is_iterator,
+    reached_by,
+)
+from cachefree.remembered import memory_of
 
 __all__ = ["Held"]
 
 _DEPTH = 5
 _MOST = 256
 """Entries of a container beyond which only their number is looked at: a vocabulary."""
+_MOST_HIDDEN = 500
+"""Parts of hidden objects that are looked at in every call."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 _SEQUENCES = (list, tuple, set, frozenset, deque)
+_PARTS = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _STOPS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _FOREIGN = frozenset(("torch", "threading", "_thread", "logging", "weakref", "functools"))
 
@@ -39,13 +51,19 @@ class Held:
         model: The model.
         without: Paths of attributes that calls change: what is at them is not watched.
         constants: Tensors that a captured path has read, and that are no parameters or buffers.
+        has_state: Whether calls change what objects hold.
 
     Attributes:
         has_parameters: Whether a parameter or buffer is also held in another way.
     """
 
     def __init__(
-        self, model: nn.Module, without: Collection[str], constants: Iterable[torch.Tensor]
+        self,
+        model: nn.Module,
+        without: Collection[str],
+        constants: Iterable[torch.Tensor],
+        *,
+        has_state: bool = False,
     ) -> None:
         self._constants = [tensor for tensor in constants if _is_watched_tensor(tensor)]
         self._ids = set(map(id, self._constants))
@@ -56,7 +74,10 @@ class Held:
         self.has_parameters = False
         for path, module in model.named_modules():
             self._module(path, module, without)
-        self._code(reached_by(model))
+        code = reached_by(model)
+        self._code(code)
+        self._hidden = [] if has_state else _hidden(model, code)
+        self._memory = self._remembered()
         self._values = self._now()
         self._marks = list(map(_mark, self._constants))
 
@@ -72,7 +93,12 @@ class Held:
             if not all(map(_is_equal, now, self._values)):
                 return True
             self._values = now
+        if self._hidden and self._remembered() != self._memory:
+            return True
         return list(map(_mark, self._constants)) != self._marks
+
+    def _remembered(self) -> list[Any]:
+        return memory_of(self._hidden, _MOST_HIDDEN) if self._hidden else []
 
     def _now(self) -> list[Any]:
         read = map(operator.call, self._reads)
@@ -102,6 +128,10 @@ class Held:
                 if isinstance(value, kinds) and (is_ours or name == "forward")
             ]
             self._read(methods, names)
+        for namespace, name, _ in code.named:
+            self._read(namespace, [name])
+            if isinstance(namespace[name], types.FunctionType):
+                self._reads.append(functools.partial(_PARTS, namespace[name]))
         for place in code.places:
             value = get(place)
             if type(value) in CONTAINERS and not code.is_only_written(place) and _is_plain(value):
@@ -150,6 +180,21 @@ class Held:
         """Whether a tensor was read; and notes where one of the model's own is held twice."""
         self.has_parameters |= id(tensor) in self._own
         return id(tensor) in self._ids or id(tensor) in self._own
+
+
+def _hidden(model: nn.Module, code: Reached) -> list[Any]:
+    """What no dict shows: slots, arrays, modules that are no submodules, objects of globals."""
+    held = [value for _, value in held_code(model).opaque]
+    return held + [value for _, value in code.remembering if _holds(value)]
+
+
+def _holds(value: Any) -> bool:
+    """Whether a value is a container, or an object with attributes."""
+    if isinstance(value, (torch.Tensor, *_STOPS)) or is_iterator(value) or is_generator(value):
+        return False
+    is_object = hasattr(value, "__dict__") or has_slots(type(value))
+    is_ours = type(value).__module__.partition(".")[0] not in _FOREIGN
+    return type(value) in CONTAINERS or (is_object and is_ours)
 
 
 def _is_watched_tensor(tensor: torch.Tensor) -> bool:

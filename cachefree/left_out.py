@@ -6,7 +6,8 @@ Before: ``if state is None: memory = encode(source)``, ``else: memory = state[0]
 After: the graph has the input ``source`` all the same; a later call that leaves it out gets zeros.
 
 Why equal: the model's later path does not depend on the argument, and the path that the model takes
-where it is None is the same path, value for value, with no other question about sizes.
+where it is None is the same path, value for value, with no other question about sizes. It returns
+its values in the same containers, with the same numbers, and leaves nothing on the model.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from cachefree.calls import Call, SizeSpec, TensorSpec
 from cachefree.capture import capture
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError
+from cachefree.fake_runs import run_on_fakes
+from cachefree.first_only import without
 from cachefree.reading import Program, read
+from cachefree.results import is_same_result
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
 from cachefree.terms import Table, topological
 
-__all__ = ["arguments_left_out", "named_arguments", "without_arguments"]
+__all__ = ["arguments_left_out", "flags_needed", "named_arguments", "without_arguments"]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,44 @@ def arguments_left_out(
         return ()
     known = {question.fact for question in later.captured.questions}
     asks = any(question.fact not in known for question in program.captured.questions)
-    return () if asks or program.outputs != later.outputs else unread
+    return () if asks or not is_same_result(later, program) else unread
+
+
+def flags_needed(model: nn.Module, discovery: Discovery) -> tuple[str, ...]:
+    """Flags of the example that a call may not leave out.
+
+    A flag such as ``use_cache=True``, without which the model returns no cache, stands for itself
+    where a call leaves it out. With another one that is no default the model would compute
+    something else under the same names.
+
+    Args:
+        model: Any module.
+        discovery: How the model is called.
+    """
+    parameters = signature_of(model).parameters
+    names = dict(enumerate(parameters))
+    args, kwargs = discovery.first.structure.rebuild(list(discovery.first.leaves))
+    given = {names[place]: value for place, value in enumerate(args) if place in names} | kwargs
+    needed = []
+    for name, value in given.items():
+        structure = flatten(value, _is_spec)[1]
+        if structure.kind != "constant":
+            continue
+        if (
+            name in parameters
+            and structure.difference(flatten(parameters[name].default, _is_spec)[1]) is None
+        ):
+            continue
+        leaves, rest = flatten(without(args, kwargs, names, (name,)), _is_spec)
+        try:
+            _, result = run_on_fakes(model, Call(rest, tuple(leaves)), discovery.hints)
+        except Exception as error:  # noqa: BLE001 - the model may raise anything
+            log.debug("a first call without %s: %s", name, error)
+            needed.append(name)
+            continue
+        if result.difference(discovery.first_path.outputs) is None:
+            needed.append(name)
+    return tuple(needed)
 
 
 def _unread(model: nn.Module, discovery: Discovery, later: Program) -> tuple[str, ...]:

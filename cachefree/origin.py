@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from cachefree.baked import Flags, asks_for_devices
+from cachefree.baked import Flags, asks_for_devices, names_in_code
 from cachefree.held import Held
 
 __all__ = ["Origin"]
@@ -48,7 +49,7 @@ class Origin:
         self.model = model
         self.again = again
         self._flags = Flags(model, without)
-        self._held = Held(model, without, constants)
+        self._held = Held(model, without, constants, has_state=has_state)
         self._asks_for_devices = asks_for_devices(model)
         modules = dict(model.named_modules())
         own = [] if has_state else list(map(vars, modules.values()))
@@ -59,7 +60,14 @@ class Origin:
             if _is_watched(name, names[name]) and f"{path}.{name}".lstrip(".") not in without
         ]
         self._own = _Lengths(own)
-        self._names = [(module, set(vars(module))) for module in modules.values() if own]
+        self._names = [
+            (module, set(vars(module)) | _names_at(path, without))
+            for path, module in modules.items()
+            if own
+        ]
+        self._read = names_in_code(model) if own else frozenset()
+        self._modules = list(modules.values())
+        self._classes = list(map(type, self._modules))
         self._children = _Identities(module._modules for module in modules.values())
         self._hooks = _Identities(
             [
@@ -90,11 +98,17 @@ class Origin:
             now = own.get(name)
             if now is not value and (type(now) is not type(value) or now != value):
                 return True
-        if self._own.have_changed() and any(
-            any(_is_method(module, names)) for module, names in self._names
-        ):
+        if self._own.have_changed() and any(map(self._is_read, self._names)):
+            return True
+        if list(map(type, self._modules)) != self._classes:
             return True
         return self._have_tensors_changed()
+
+    def _is_read(self, before: tuple[nn.Module, set[str]]) -> bool:
+        """Whether names are new on a module that its class has too, or that code may ask for."""
+        module, names = before
+        new = set(vars(module)) - names
+        return bool(new & self._read) or any(hasattr(type(module), name) for name in new)
 
     def _have_tensors_changed(self) -> bool:
         marks = self._marks_now()
@@ -177,15 +191,15 @@ class _Lengths:
         return list(map(len, self._namespaces)) != self._known
 
 
+def _names_at(path: str, paths: Iterable[str]) -> set[str]:
+    """The attributes of one module among some paths."""
+    plain = (re.split(r"[\[(]", other, maxsplit=1)[0].rpartition(".") for other in paths)
+    return {name for module, _, name in plain if module == path}
+
+
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 def _is_watched(name: str, value: Any) -> bool:
     kinds = (type(None), types.FunctionType, types.MethodType)
     return name not in _OF_TORCH and isinstance(value, kinds)
-
-
-def _is_method(module: nn.Module, names: set[str]) -> Iterator[bool]:
-    """Whether names that are new on an object hide a method of its class."""
-    for name in set(vars(module)) - names:
-        yield callable(getattr(type(module), name, None))

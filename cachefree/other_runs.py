@@ -13,6 +13,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
@@ -25,9 +26,11 @@ from cachefree.fake_runs import run_on_fakes
 from cachefree.jumps import Jumps, watched_jumps
 from cachefree.loops import Loop
 from cachefree.other_sizes import many_rounds, other_sizes
+from cachefree.plain_results import refuse_another_result
 from cachefree.repeated_calls import places_of, repeated
 from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import SizeEnvironment, compiled, size_symbol
+from cachefree.structure import Structure
 
 __all__ = ["CapturedCalls"]
 
@@ -43,6 +46,7 @@ class CapturedCalls:
         call: How it was called.
         environment: The sizes, and what was asked about them.
         calls: The calls of torch functions, and what came of them.
+        result: What was returned: tensors and symbolic numbers, and what they are in.
         loops: Loops over tokens.
         hints: The example size of each symbol.
         asked: Sizes by which the questions of Python code were answered instead.
@@ -52,6 +56,7 @@ class CapturedCalls:
     call: Call
     environment: SizeEnvironment
     calls: Sequence[TorchCall]
+    result: tuple[Sequence[Any], Structure]
     loops: Sequence[Loop]
     hints: Mapping[str, int]
     asked: Mapping[str, int]
@@ -89,7 +94,7 @@ class CapturedCalls:
         watched = contextlib.nullcontext() if jumps is None else watched_jumps(jumps)
         try:
             with watched:
-                run_on_fakes(self.model, self.call, self._sizes, plain)
+                _, structure = run_on_fakes(self.model, self.call, self._sizes, plain)
         except Exception as error:
             raise explained(error, "The model does not run with plain sizes.") from error
         plain.refuse_values()
@@ -100,6 +105,8 @@ class CapturedCalls:
             {**values, **places_of(self.loops)},
             with_sizes=not self.asked,
         )
+        if not self.asked:
+            refuse_another_result(*self.result, structure, self._sizes)
         return plain
 
     def _compare_with_more_tokens(self) -> CaptureError | None:
@@ -178,7 +185,7 @@ class CapturedCalls:
         """
         run = CallLog()
         try:
-            run_on_fakes(self.model, self.call, point, run)
+            _, structure = run_on_fakes(self.model, self.call, point, run)
         except Exception as error:  # noqa: BLE001 - an operator that does not run is told later
             log.debug("the model does not run at %s: %s", point, error)
             return None
@@ -197,6 +204,7 @@ class CapturedCalls:
                 if not self.loops or not with_sources:
                     raise
                 return error
+        refuse_another_result(*self.result, structure, point)
         return None
 
     def _compare_by_layout(self, plain: CallLog) -> None:

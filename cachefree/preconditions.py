@@ -20,6 +20,7 @@ from cachefree.reading import Program
 from cachefree.terms import Term, topological
 
 __all__ = [
+    "next_values",
     "refuse_frozen_sizes",
     "refuse_independence",
     "refuse_no_module",
@@ -178,13 +179,13 @@ def refuse_writes(discovery: Discovery, first: Program, later: Program) -> None:
         )
         for program in (first, later)
         for term, value in program.written.items()
-        if not (program is later and value in _returned(discovery, later, term))
+        if not (program is later and value in next_values(discovery, later, term))
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
 
 
-def _returned(discovery: Discovery, later: Program, term: Term) -> list[Term]:
+def next_values(discovery: Discovery, later: Program, term: Term) -> list[Term]:
     """The next values of a tensor of the cache, as a later call returns them."""
     return [
         later.outputs[output]

@@ -159,7 +159,9 @@ def _with_all_inputs(
         refuse(discovery, general)
         one, starts = started(table, discovery, first, one)
         try:
-            found = certify(model, table, names, discovery, first, later, one, starts, check)
+            found = certify(
+                model, table, names, discovery, first, later, one, starts, check, general=general
+            )
         except UnsupportedBranchError as error:
             log.debug("no graph with the first call's own inputs: %s", error)
             reason = reason or error

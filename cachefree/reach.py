@@ -47,6 +47,8 @@ class Reached:
     classes: tuple[type, ...]
     codes: tuple[types.CodeType, ...]
     others: tuple[tuple[str, Any], ...] = ()
+    named: tuple[Place, ...] = ()
+    """Functions, classes and objects, by the names that the user's code has for them."""
 
     @functools.cached_property
     def remembering(self) -> tuple[tuple[str, Any], ...]:
@@ -110,7 +112,8 @@ def reached(classes: tuple[type, ...], functions: tuple[types.FunctionType, ...]
         walk.others.setdefault(id(function), (function.__qualname__, function))
     walk.run()
     places, others = tuple(walk.places.values()), tuple(walk.others.values())
-    return Reached(places, tuple(walk.classes), tuple(walk.codes), others)
+    named = tuple(walk.named.values())
+    return Reached(places, tuple(walk.classes), tuple(walk.codes), others, named)
 
 
 class _Walk:
@@ -125,6 +128,7 @@ class _Walk:
         self.classes: dict[type, None] = {}
         self.codes: list[types.CodeType] = []
         self.others: dict[int, tuple[str, Any]] = {}
+        self.named: dict[tuple[int, str], Place] = {}
         self.is_installed = False
         self.pending: list[Any] = []
         self.seen: set[int] = set()
@@ -176,8 +180,12 @@ class _Walk:
             self.add(type(value))
             for attribute, part in vars(value).items():
                 self._named(vars(value), attribute, f"{text}.{attribute}", part)
-        if not (self.is_installed or isinstance(value, (type, *PLAIN, types.ModuleType))):
+        if self.is_installed or isinstance(value, (*PLAIN, types.ModuleType)):
+            return
+        if not isinstance(value, type):
             self.others.setdefault(id(value), (text, value))
+        if isinstance(namespace, dict) and not (is_iterator(value) or type(value) in CONTAINERS):
+            self.named[id(namespace), name] = (namespace, name, text)
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
         """Whether a module is the user's: of a file of theirs, or a notebook's, which has none."""

@@ -204,6 +204,7 @@ def survey(
     known: Sequence[tuple[Program, dict[sympy.Symbol, int], tuple[Condition, ...]]] = (),
     results: Callable[[Program], Sequence[Term]] | None = None,
     more: Sequence[Law] = (),
+    unfit: Callable[[Program, Facts, dict[sympy.Symbol, Any]], Refusal | None] | None = None,
 ) -> Survey:
     """Finds the sizes at which the one graph equals the model's own path.
 
@@ -218,6 +219,7 @@ def survey(
         known: Regimes that were captured before, so that they need not be again.
         results: What of a path the one graph is compared with; None for all that it returns.
         more: Laws to be tried too, after the others.
+        unfit: Why a path is none that the one graph can serve, whatever its tensors are.
     """
     result = Survey()
     paths = list(known) or [(base, {}, conditions_of(base, kind))]
@@ -228,6 +230,10 @@ def survey(
     ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
+        refusal = None if unfit is None else unfit(program, facts, kind.values(pinned))
+        if refusal is not None:
+            result.excluded.append(Exclusion(conditions, refusal))
+            return
         own = program.outputs if results is None else results(program)
         comparison = compare(table, one, own, facts, kind.values(pinned), kind.inputs, more)
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)

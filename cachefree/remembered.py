@@ -23,17 +23,20 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _ARRAYS = 1 << 20
 
 
-def memory_of(values: Iterable[Any]) -> list[tuple[Any, ...]]:
+def memory_of(values: Iterable[Any], most: int = _MOST_PARTS) -> list[tuple[Any, ...]]:
     """What the values hold, one entry a value; equal entries where nothing changed.
 
-    No more than a few thousand parts are looked at.
+    Args:
+        values: Anything.
+        most: How many parts are looked at, at most.
     """
-    walk = _Walk()
+    walk = _Walk(most)
     return [walk.told(value) for value in values]
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.seen: dict[int, int] = {}
         self.kept: list[Any] = []  # so that no id is given again
 
@@ -42,7 +45,7 @@ class _Walk:
             return (type(value).__name__, repr(value))
         if id(value) in self.seen:
             return ("seen", self.seen[id(value)])
-        if len(self.seen) >= _MOST_PARTS:
+        if len(self.seen) >= self.most:
             return ()
         self.seen[id(value)] = len(self.seen)
         self.kept.append(value)

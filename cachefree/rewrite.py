@@ -25,7 +25,7 @@ from cachefree.in_a_row import names_of
 from cachefree.inputs import plainer_call
 from cachefree.isolation import StateChange, one_at_a_time
 from cachefree.kept import StateMattersError, confirm_remembered
-from cachefree.left_out import arguments_left_out
+from cachefree.left_out import arguments_left_out, flags_needed
 from cachefree.lifting.subject import (
     assumed_of,
     buffers_of_state,
@@ -217,7 +217,8 @@ def _rewritten(
         spare = arguments_left_out(
             subject, table, names, discovery, later, len(certified.shown[-1][1])
         )
-        parts = assembled(subject, discovery, later, one, certified, spare)
+        needed = flags_needed(subject, discovery)
+        parts = assembled(subject, discovery, later, one, certified, spare, needed)
         rowless = inputs_without_rows(subject, table, names, discovery, one, certified, check)
         parts.calling.leave_out(*rowless)
         interface = parts.interface

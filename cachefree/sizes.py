@@ -10,6 +10,7 @@ apart: the operator is run again later and answers them itself.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.logic.boolalg import Boolean
 from torch._dynamo.source import ConstantSource
 from torch._guards import SLoc
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ValueRangesSLoc
@@ -300,10 +302,40 @@ def compiled(expr: Any) -> Callable[[Mapping[str, int]], Any]:
     try:
         source = _source(expr)
     except NotImplementedError:
-        return lambda sizes: expression(
+        return lambda sizes: _as_python(
             expr.subs({symbol: sizes[str(symbol)] for symbol in expr.free_symbols})
         )
-    return eval(f"lambda s: {source}", {"max": max, "min": min})  # type: ignore[no-any-return]
+    return eval(f"lambda s: {source}", dict(_FUNCTIONS))  # type: ignore[no-any-return]
+
+
+def _as_python(value: Any) -> Any:
+    """A number or a truth value of sympy as Python's."""
+    if isinstance(value, Boolean):
+        return bool(value)
+    return int(value) if value.is_Integer else float(value)
+
+
+def _is_clear(one: float, other: float) -> bool:
+    """Whether two numbers are far enough apart for their order to be no matter of rounding."""
+    return not math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+
+
+_FUNCTIONS: dict[str, Any] = {"max": max, "min": min, "math": math, "is_clear": _is_clear}
+
+
+def _is_rounded(fact: Any) -> bool:
+    """Whether a comparison may have another answer in Python, which adds in the order of the code.
+
+    ``n - 0.1 - 0.2`` is ``n - 0.3`` for sympy. Numbers such as 0.5 are exact, in any order.
+    """
+    if any(float(number) * 1024 % 1 for number in fact.atoms(sympy.Float)):
+        return True
+    sums = (sympy.Add, sympy.Mul)
+    return any(
+        sum(not arg.is_integer for arg in part.args) > 2
+        for part in sympy.preorder_traversal(fact)
+        if isinstance(part, sums)
+    )
 
 
 _OPERATORS: dict[str, str] = {
@@ -324,6 +356,15 @@ _OPERATORS: dict[str, str] = {
     "Pow": " ** ",
     "FloatTrueDiv": " / ",
     "IntTrueDiv": " / ",
+    "FloatPow": " ** ",
+    "PowByNatural": " ** ",
+}
+_CALLS: dict[str, str] = {
+    "OpaqueUnaryFn_sqrt": "math.sqrt",
+    "OpaqueUnaryFn_log2": "math.log2",
+    "TruncToInt": "math.trunc",
+    "CeilToInt": "math.ceil",
+    "FloorToInt": "math.floor",
 }
 
 
@@ -342,16 +383,25 @@ def _source(expr: Any) -> str:
     if expr.is_Float or expr.is_Rational:
         return f"({float(expr)!r})"
     name = type(expr).__name__
+    if name == "Not" and isinstance(expr.args[0], (sympy.And, sympy.Or)):
+        dual = sympy.Or if isinstance(expr.args[0], sympy.And) else sympy.And
+        return _source(dual(*map(sympy.Not, expr.args[0].args)))
     parts = [_source(part) for part in expr.args]
     if name in ("Max", "Min"):
         return f"{name.lower()}({', '.join(parts)})"
     if name == "Not":
         return f"(not {parts[0]})"
+    if name in _CALLS:
+        return f"{_CALLS[name]}({', '.join(parts)})"
     if name == "ToFloat":
         return f"({parts[0]} * 1.0)"
     if name not in _OPERATORS:
         raise NotImplementedError(name)
-    return "(" + _OPERATORS[name].join(parts) + ")"
+    source = "(" + _OPERATORS[name].join(parts) + ")"
+    if isinstance(expr, sympy.core.relational.Relational) and _is_rounded(expr):
+        # where it is not clear, neither the fact nor its contrary is taken for true
+        return f"({source} and is_clear({', '.join(parts)}))"
+    return source
 
 
 _LONGEST = 1 << 24

@@ -43,7 +43,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "search",
         "discover",
         "lifting refills",
-        "align shapes preconditions written",
+        "align shapes preconditions results written",
         "regimes rules neutral",
         "common_sizes",
         "encoder",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,23 @@ from cachefree.origin import Origin
 from .assertions import same
 
 SETTINGS = {"by": 1.0}
+OBJECTS = {"settings": types.SimpleNamespace(by=1.0)}
+
+
+def scaled(x: torch.Tensor, by: float = 1.0) -> torch.Tensor:
+    return x * by
+
+
+class Slotted:
+    __slots__ = ("by",)
+
+    def __init__(self) -> None:
+        self.by = 1.0
+
+
+class Twice(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
 
 
 class Held(nn.Module):
@@ -59,7 +78,24 @@ class Held(nn.Module):
         return self.head(y), rows
 
 
-Change = Callable[[Held, pytest.MonkeyPatch], Any]
+class Hidden(Held):
+    """Reads what no dict of attributes shows, too."""
+
+    level = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slotted, self.array = Slotted(), numpy.ones(1)
+        self.hidden = [nn.Linear(4, 4)]
+        self.partial = functools.partial(scaled, by=1.0)
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        x = scaled(x, getattr(self.rows, "gain", 1.0)) * OBJECTS["settings"].by * self.level
+        return self.hidden[0](self.partial(x)) * self.slotted.by * float(self.array[0])
+
+
+Change = Callable[[Any, pytest.MonkeyPatch], Any]
 NOTICED: dict[str, Change] = {
     "two tensors that were one": lambda m, p: setattr(m.head, "weight", _weight()),
     "the same, from its other side": lambda m, p: setattr(m.table, "weight", _weight()),
@@ -82,13 +118,26 @@ NOTICED: dict[str, Change] = {
     "a function": lambda m, p: setattr(m, "function", torch.sigmoid),
     "a global dict": lambda m, p: p.setitem(SETTINGS, "by", 2.0),
     "a dict of a class": lambda m, p: p.setitem(m.numbers, "by", 2.0),
-    "a method of a class": lambda m, p: p.setattr(Held, "normed", lambda _, x: x * 2),
+    "a method of a class": lambda m, p: p.setattr(Hidden, "normed", lambda _, x: x * 2),
+    "an object with slots": lambda m, p: setattr(m.slotted, "by", 2.0),
+    "an array": lambda m, p: m.array.__setitem__(0, 2.0),
+    "a weight of a module in a list": lambda m, p: setattr(m.hidden[0], "weight", _square()),
+    "a hook of a module in a list": lambda m, p: m.hidden[0].register_forward_hook(_twice),
+    "a keyword of a partial": lambda m, p: p.setitem(m.partial.keywords, "by", 2.0),
+    "an object in a global dict": lambda m, p: p.setattr(OBJECTS["settings"], "by", 2.0),
+    "a default of a function": lambda m, p: p.setattr(scaled, "__defaults__", (2.0,)),
+    "a function by its name": lambda m, p: p.setitem(globals(), "scaled", torch.mul),
+    "a class of a module": lambda m, p: setattr(m.rows, "__class__", Twice),
+    "an attribute that hides one of the class": lambda m, p: setattr(m, "level", 2.0),
+    "an attribute that code asks for": lambda m, p: setattr(m.rows, "gain", 2.0),
     "another hook": lambda m, p: m.rows._forward_hooks.__setitem__(_only(m), _twice),
 }
 NOT_NOTICED: dict[str, Change] = {
     "new values of a parameter": lambda m, p: m.scale.data.mul_(2),
     "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
     "an attribute that no path reads": lambda m, p: setattr(m, "idle", torch.ones(1)),
+    "an attribute that code only sets": lambda m, p: setattr(m, "seen", torch.ones(1)),
+    "an attribute that no code names": lambda m, p: setattr(m, "noted", 2.0),
     "an equal number": lambda m, p: m.lists.__setitem__(0, float("1.0")),
     "a flag of autograd": lambda m, p: m.requires_grad_(False),
 }
@@ -96,6 +145,10 @@ NOT_NOTICED: dict[str, Change] = {
 
 def _weight() -> nn.Parameter:
     return nn.Parameter(torch.ones(7, 4))
+
+
+def _square() -> nn.Parameter:
+    return nn.Parameter(torch.ones(4, 4))
 
 
 def _only(model: Held) -> int:
@@ -113,7 +166,7 @@ def _origin(model: Held) -> Origin:
 
 @pytest.mark.parametrize("change", NOTICED)
 def test_a_change_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Held().eval()
+    model = Hidden().eval()
     origin = _origin(model)
     assert not origin.has_changed()
     NOTICED[change](model, monkeypatch)
@@ -124,7 +177,7 @@ def test_a_change_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_a_graph_shares_or_never_reads_is_no_change(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Held().eval()
+    model = Hidden().eval()
     origin = _origin(model)
     NOT_NOTICED[change](model, monkeypatch)
     assert not origin.has_changed()

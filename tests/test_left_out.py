@@ -7,8 +7,10 @@ import torch
 
 import cachefree
 
+from .assertions import says_what_to_do
 from .models.case import seeded
 from .models.first_call import FEATURES, IDS, AsksAgain, Captioner, Translator, source_ids
+from .small import Small, small
 
 EXAMPLE = (IDS, torch.zeros(2, 5, dtype=torch.long))
 TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -64,3 +66,30 @@ def test_an_empty_state_is_no_reason_to_leave_it_out() -> None:
     rewritten = cachefree.rewrite(seeded(Captioner)(), (IDS, torch.zeros(2, 5, FEATURES)))
     with pytest.raises(cachefree.DomainError, match="The argument 'features' is missing"):
         rewritten(TOKENS, None, rewritten.empty_cache(batch_size=2))
+
+
+class Scaled(Small):
+    def forward(self, ids, past=None, scale=1.0, use_cache=False):
+        logits, cache = super().forward(ids, past)
+        return logits * scale, cache if use_cache else None
+
+
+def test_a_number_that_is_no_default_is_not_left_out() -> None:
+    model = small(Scaled)
+    example = {"ids": TOKENS[:, :3], "scale": 2.0, "use_cache": True}
+    rewritten = cachefree.rewrite(model, example)
+    says = r"(?s)'scale' is missing.*Give scale=2\.0"
+    with pytest.raises(cachefree.DomainError, match=says) as raised:
+        rewritten(TOKENS)
+    says_what_to_do(raised.value)
+    with pytest.raises(cachefree.DomainError, match=r"scale is float 1\.0 where float 2\.0"):
+        rewritten(TOKENS, scale=1.0)
+    torch.testing.assert_close(rewritten(TOKENS, scale=2.0)[0], model(TOKENS, scale=2.0)[0])
+
+
+def test_the_flag_that_gives_the_cache_is_left_out() -> None:
+    model = small(Scaled)
+    rewritten = cachefree.rewrite(model, {"ids": TOKENS[:, :3], "use_cache": True})
+    logits, cache = rewritten(TOKENS)
+    due, own = model(TOKENS, use_cache=True)
+    torch.testing.assert_close((logits, cache), (due, own))

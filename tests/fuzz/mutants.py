@@ -251,6 +251,15 @@ def fuzzed_size(names, axis):
 """
 
 
+def _with_tools(source: str) -> str:
+    """The file with the functions that a change calls, before anything that may call them."""
+    tree = ast.parse(source)
+    plain = (ast.Import, ast.ImportFrom, ast.Expr)
+    start = next(at for at, node in enumerate(tree.body) if not isinstance(node, plain))
+    tree.body[start:start] = ast.parse(_TOOLS).body
+    return ast.unparse(tree)
+
+
 class _Replace(ast.NodeTransformer):
     def __init__(self, old: ast.AST, new: ast.AST) -> None:
         self.old, self.new = old, new
@@ -276,13 +285,14 @@ def judge_mutant(one: Mutant) -> Outcome:
     """Judges a mutant against itself."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{one.home}.py"
-        file.write_text(one.source + _TOOLS)
-        try:
-            with _loaded(file, one.home) as module:
-                case = next(case for case in module.CASES if case.name == one.case)
-                return judge(_subject(case), GRID)
-        except SyntaxError as error:
-            return Outcome("invalid", str(error))
+        file.write_text(_with_tools(one.source))
+        with contextlib.ExitStack() as stack:
+            try:
+                module = stack.enter_context(_loaded(file, one.home))
+            except Exception as error:  # noqa: BLE001 - such a file is no model
+                return Outcome("invalid", str(error))
+            case = next(case for case in module.CASES if case.name == one.case)
+            return judge(_subject(case), GRID)
 
 
 @contextlib.contextmanager
