@@ -13,9 +13,10 @@ sizes leaves: so, by induction, the same holds after any number of calls.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -23,7 +24,7 @@ from torch import nn
 
 from cachefree.align import Comparison, compare
 from cachefree.calls import Call, TensorSpec
-from cachefree.capture import capture
+from cachefree.capture import Captured, capture
 from cachefree.discover import Discovery
 from cachefree.errors import CaptureError, Refusal
 from cachefree.facts import Facts
@@ -41,6 +42,7 @@ from cachefree.isolation import StateChange
 from cachefree.laws import TABLE_LAWS
 from cachefree.reading import Program, read
 from cachefree.regimes import Kind, Regime, Survey, survey
+from cachefree.results import other_result
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Domain
 from cachefree.structure import Structure
@@ -239,6 +241,7 @@ class _Shown:
             hints,
             results=lambda path: path.outputs[:count],
             more=TABLE_LAWS,
+            unfit=functools.partial(_other_result, alone.captured),
         )
         left = [change for path in found.served for change in path.program.captured.changes]
         if self.both.has_left_more(left):
@@ -332,6 +335,17 @@ def _readings(
     plain: dict[sympy.Symbol, Any] = dict(earlier)
     total = {**plain, size_symbol(f"{EARLIER}query"): past + query}
     return [total, plain] if {query, past} <= own else [plain]
+
+
+def _other_result(
+    alone: Captured, program: Program, facts: Facts, sizes: Mapping[sympy.Symbol, Any]
+) -> Refusal | None:
+    """The refusal of a call that returns something else after another one than alone."""
+    own = program.captured
+    result = own.outputs.children[0]
+    after = replace(own, outputs=result, output_leaves=own.output_leaves[: result.leaf_count])
+    problem = other_result(alone, after, facts, sizes)
+    return None if problem is None else Refusal(f"A call after another one differs: {problem}.")
 
 
 def _basics(program: Program) -> tuple[Any, ...]:

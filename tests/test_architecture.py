@@ -31,6 +31,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "surroundings baked held like_integers sameness other_sizes",
         "isolation spec terms faithful jumps origin",
         "call_checks exact_slices symbolic_python size_nodes fake_runs repeated_calls counted",
+        "plain_results",
         "other_runs",
         "graph report facts capture placed_rows",
         "one_round",

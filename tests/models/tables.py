@@ -183,6 +183,21 @@ class BlockThatCountsDeepInside(BlockWithAMaskEachTime):
         return super().forward(2 * x if count > 3 else x, past)
 
 
+class DecoderThatTellsOfItsTable(nn.Module):
+    """Beside the logits, whether the mask was there already."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder, self.mask = Decoder(BlockWithAMaskEachTime), None
+
+    def forward(self, ids, past=None):
+        was_there = self.mask is not None
+        if not was_there:
+            self.mask = torch.ones(3)
+        logits, past = self.decoder(ids, past)
+        return logits, past, was_there
+
+
 class BlockOfTheFirstLength(Block):
     """The first call's length scales all that come after it."""
 
@@ -256,4 +271,11 @@ REFUSED_TABLES: tuple[RefusalCase, ...] = (
     _refused("counts_in_an_object", BlockThatCountsInAnObject),
     _refused("counts_deep_inside", BlockThatCountsDeepInside),
     _refused("of_the_first_length", BlockOfTheFirstLength),
+    RefusalCase(
+        "tells_of_its_table",
+        seeded(DecoderThatTellsOfItsTable),
+        "CaptureError",
+        ("keeps state on itself",),
+        **calls(tokens(VOCAB)),
+    ),
 )
