@@ -13,6 +13,7 @@ from cachefree.errors import (
     CertificateError,
     DomainError,
     EquivalenceError,
+    StageError,
     UnsupportedBranchError,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
+    from cachefree.scale import pipeline
     from cachefree.verification import verify
 
 __version__ = "0.1.0"
@@ -39,12 +41,14 @@ __all__ = [
     "Greedy",
     "Report",
     "Rewritten",
+    "StageError",
     "UnsupportedBranchError",
     "Verdict",
     "Weights",
     "check_certificate",
     "explain",
     "load_onnx",
+    "pipeline",
     "rewrite",
     "to_onnx",
     "verify",
@@ -61,6 +65,7 @@ _HOMES = {
     "check_certificate": "cachefree.checker",
     "explain": "cachefree.explain",
     "load_onnx": "cachefree.onnx",
+    "pipeline": "cachefree.scale",
     "rewrite": "cachefree.rewrite",
     "to_onnx": "cachefree.onnx",
     "verify": "cachefree.verification",

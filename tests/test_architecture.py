@@ -18,7 +18,7 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
+        "errors structure dataflow signatures vocabulary progress fakes recurrent offered cutting",
         "execution checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code",
         "reach",
@@ -49,7 +49,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "one_token prefix",
         "encoder_argument left_out outlines",
         "certify onnx branches",
-        "assembly certificate proof steps kept",
+        "assembly certificate proof steps kept scale",
         "hoisting",
         "rewritten advice",
         "explanation",
