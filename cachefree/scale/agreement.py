@@ -13,7 +13,7 @@ from cachefree.errors import DomainError, Refusal
 from cachefree.onnx.domain import read_sizes
 from cachefree.spec import Interface
 
-__all__ = ["Said", "agreed"]
+__all__ = ["Said", "agreed", "checksum"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class Said:
         return cls(
             {name: size for name, size in sizes.items() if name in told},
             not any(name in given for name in own) if own else None,
-            {spec.name: _sum(given[spec.name]) for spec in interface.inputs if not spec.is_cache},
+            {
+                spec.name: checksum(given[spec.name])
+                for spec in interface.inputs
+                if not spec.is_cache
+            },
         )
 
 
@@ -90,6 +94,7 @@ def _unlike(why: str) -> Refusal:
     )
 
 
-def _sum(tensor: torch.Tensor) -> int:
+def checksum(tensor: torch.Tensor) -> int:
+    """A number that is another one for another shape, dtype or values."""
     held: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return zlib.crc32(held, zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode()))

@@ -56,7 +56,9 @@ class Links:
             )
         if not timeout > 0:
             raise CacheFreeError(
-                Refusal(f"timeout={timeout} is no time to wait.", remedy="Give seconds, such as 60.")
+                Refusal(
+                    f"timeout={timeout} is no time to wait.", remedy="Give seconds, such as 60."
+                )
             )
         self.ranks: list[int] = dist.get_process_group_ranks(group or dist.group.WORLD)
         self.count = len(self.ranks)
@@ -121,7 +123,9 @@ class Links:
                 take = lambda tensor: dist.broadcast(tensor, src=at, group=self.group)  # noqa: E731
                 return _filled(said[0], device, take)
             for tensor in _tensors(values):
-                dist.broadcast(_as_bytes(tensor.detach().cpu().contiguous()), src=at, group=self.group)
+                dist.broadcast(
+                    _as_bytes(tensor.detach().cpu().contiguous()), src=at, group=self.group
+                )
         return list(values)
 
     def _named(self, stage: int) -> str:
@@ -144,8 +148,7 @@ class Links:
 
     def _refusal(self, why: str) -> Refusal:
         return Refusal(
-            "A stage of the pipeline is gone, or did not answer within "
-            f"{self.timeout:g} seconds.",
+            f"A stage of the pipeline is gone, or did not answer within {self.timeout:g} seconds.",
             why=why,
             remedy="Start all processes again; the caches of the call are lost. Where a stage only "
             "needs longer, give pipeline(..., timeout=) more seconds.",

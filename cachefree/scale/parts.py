@@ -6,7 +6,6 @@ What is computed of sizes alone is computed in each part that reads it, so that 
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,9 +109,7 @@ class _Cutter:
         self.input_names = dict(zip(inputs, (spec.name for spec in interface.inputs), strict=True))
         cuts = self._cuts(stages)
         self.count = len(cuts) + 1
-        self.stage = {
-            node: sum(unit >= cut for cut in cuts) for node, unit in self.units.items()
-        }
+        self.stage = {node: sum(unit >= cut for cut in cuts) for node, unit in self.units.items()}
         self.homes = [self._home(slot) for slot in range(len(self.pasts))]
 
     # Cutting.
@@ -120,7 +117,7 @@ class _Cutter:
     def _cuts(self, stages: int | Sequence[str]) -> list[int]:
         count = max(self.units.values(), default=-1) + 1
         if not isinstance(stages, int):
-            return self._named_cuts(stages)
+            return self._named_cuts(stages, count)
         if stages < 1 or stages > max(count, 1):
             raise CacheFreeError(
                 Refusal(
@@ -133,27 +130,35 @@ class _Cutter:
             return []
         return cut_places(self._weights(count), crossings(count, self._lives()), stages)
 
-    def _named_cuts(self, modules: Sequence[str]) -> list[int]:
+    def _named_cuts(self, modules: Sequence[str], count: int) -> list[int]:
+        """Before each module's first weight, where fewest values cross since the weight before."""
+        crossing = crossings(count, self._lives())
+        reads: dict[int, set[str]] = {}
+        for node, unit in self.units.items():
+            names = {str(s.target) for s in node.all_input_nodes if s.op == "get_attr"}
+            reads.setdefault(unit, set()).update(names)
         cuts: list[int] = []
         for module in modules:
-            start = re.sub(r"\W+", "_", module).strip("_")
-            found = [
-                unit
-                for node, unit in self.units.items()
-                if node.name == start or node.name.startswith(f"{start}_")
+            own = [
+                u for u, names in reads.items() if any(n.startswith(f"{module}.") for n in names)
             ]
-            if not found or min(found) <= (cuts[-1] if cuts else 0):
+            first = min(own, default=0)
+            since = max(
+                (unit for unit, names in reads.items() if names and unit < first), default=0
+            )
+            places = range(max([since, *cuts]) + 1, first + 1)
+            if not places:
                 raise CacheFreeError(
                     Refusal(
                         f"No stage can begin with the module {module!r}.",
-                        why="Nothing in the graph was computed there."
-                        if not found
-                        else "It runs first, or before the modules that were named before it.",
+                        why="It runs first, or before the modules that were named before it."
+                        if own
+                        else "The graph reads no weight of it.",
                         remedy="Name modules in the order in which they run, as in "
                         'stages=["layers.8", "layers.16"], or give a number.',
                     )
                 )
-            cuts.append(min(found))
+            cuts.append(min(reversed(places), key=crossing.__getitem__))
         return cuts
 
     def _weights(self, count: int) -> list[int]:
@@ -173,15 +178,34 @@ class _Cutter:
         return sums
 
     def _lives(self) -> Iterable[tuple[int, int, int]]:
+        tables = self._tables()
         for node, unit in self.units.items():
             readers = [self.units[user] for user in node.users if user in self.units]
-            yield unit, max(readers, default=unit), 1
+            yield unit, max(readers, default=unit), int(node not in tables)
         for past, place in zip(self.pasts, self.presents, strict=True):
             reads = [self.units[user] for user in past.users if user in self.units]
             made = self.units.get(self.outputs[place])
             every = [*reads, *([] if made is None else [made])]
             if every:
                 yield min(every), max(every), _HEAVY
+
+    def _tables(self) -> set[fx.Node]:
+        """Masks and tables of positions: every layer reads them, so they cross wherever is cut."""
+        found: set[fx.Node] = set()
+        for node in self.units:
+            read = node.all_input_nodes
+            read = read[:1] if node.target is torch.ops.aten.type_as.default else read
+            sources = [source for source in read if source not in found]
+            if not any(self._is_learned(source) for source in sources):
+                found.add(node)
+        return found
+
+    def _is_learned(self, source: fx.Node) -> bool:
+        if source in self.units or source in self.pasts:
+            return True
+        if source.op != "get_attr" or not _is_tensor(self.whole, source):
+            return False
+        return isinstance(_attribute(self.whole, str(source.target)), torch.nn.Parameter)
 
     def _home(self, slot: int) -> int:
         """The stage that a slot stays with: the first that reads it, or makes its next value."""
@@ -290,9 +314,7 @@ class _Cutter:
             if _is_device(node):
                 copies[node] = device
             elif (
-                node.op == "placeholder"
-                or _is_size(node)
-                or self.stage.get(node, number) != number
+                node.op == "placeholder" or _is_size(node) or self.stage.get(node, number) != number
             ):
                 if _is_size(node):
                     sizes[node.name] = (self.input_names[node.args[0]], node.args[1])
@@ -314,7 +336,10 @@ def _free(nodes: Sequence[fx.Node]) -> set[fx.Node]:
             free.add(node)
         elif node.op == "call_function" and _is_repeatable(node.target):
             sources = node.all_input_nodes
-            if all(source in free and source.op not in ("placeholder", "get_attr") for source in sources):
+            if all(
+                source in free and source.op not in ("placeholder", "get_attr")
+                for source in sources
+            ):
                 free.add(node)
     return free
 

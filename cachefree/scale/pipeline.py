@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from cachefree.calls import TensorSpec
-from cachefree.errors import CacheFreeError, DomainError, Refusal, StageError
-from cachefree.onnx.calling import bind_arguments
-from cachefree.onnx.domain import check_domain, concrete, read_sizes
-from cachefree.onnx.generation import Options, generate
-from cachefree.onnx.metadata import FileDescription
-from cachefree.onnx.names import name_interface
-from cachefree.onnx.stepping import take_rows
-from cachefree.scale.agreement import Said, agreed
+from cachefree.errors import CacheFreeError, Refusal, StageError
+from cachefree.onnx.domain import concrete
+from cachefree.scale.agreement import checksum
+from cachefree.scale.decoder import JointDecoder
 from cachefree.scale.links import Failure, Links
 from cachefree.scale.loading import load
 from cachefree.scale.parts import Part, parted
 from cachefree.spec import Interface
-from cachefree.vocabulary import vocabulary_sizes
 
 __all__ = ["PipelinedDecoder", "pipeline"]
 
@@ -71,9 +64,11 @@ def pipeline(
         slots = [interface.cache[slot] for slot in part.slots]
         neutral = load(part, rewritten, slots, weights, where)
         made = PipelinedDecoder(part, links, rewritten, neutral, where)
-        graph = hashlib.sha256(f"{rewritten.graph_module.graph}{stages}".encode()).hexdigest()
+        graph = _fingerprint(rewritten, stages, are_own=weights is None)
     except Exception as error:
-        said = str(error) if isinstance(error, CacheFreeError) else f"{type(error).__name__}: {error}"
+        said = (
+            str(error) if isinstance(error, CacheFreeError) else f"{type(error).__name__}: {error}"
+        )
     told = links.all_told((said, graph))
     failed = [(stage, text) for stage, (text, _) in enumerate(told) if text]
     if failed:
@@ -84,12 +79,22 @@ def pipeline(
         raise CacheFreeError(
             Refusal(
                 "The processes rewrote different models, or cut them differently.",
-                why="The stages of one pipeline are parts of one graph.",
-                remedy="Run the same script with the same model in each process.",
+                why="The stages of one pipeline are parts of one graph, with the weights of one model.",
+                remedy="Run the same script with the same model in each process: the same seed "
+                "where its weights are random, or weights= for all.",
             )
         )
     assert made is not None
     return made
+
+
+def _fingerprint(rewritten: Any, stages: Any, *, are_own: bool) -> str:
+    """Another text for another graph, other cuts, and other weights where they are the model's."""
+    told = [str(rewritten.graph_module.graph), str(stages)]
+    if are_own:
+        tensors = (*rewritten.named_parameters(), *rewritten.named_buffers())
+        told += [f"{name} {checksum(tensor)}" for name, tensor in tensors]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _checked(stages: int | Sequence[str] | None, count: int) -> int | Sequence[str]:
@@ -105,7 +110,7 @@ def _checked(stages: int | Sequence[str] | None, count: int) -> int | Sequence[s
     return count if stages is None else stages
 
 
-class PipelinedDecoder:
+class PipelinedDecoder(JointDecoder):
     """One process's stage of the one graph; a call of it is a call of all stages.
 
     Every process calls it with the same inputs, and gets the same outputs; the cache is each
@@ -127,25 +132,23 @@ class PipelinedDecoder:
         neutral: Mapping[str, torch.Tensor],
         device: torch.device,
     ) -> None:
-        self.stage, self.stages = links.number, links.count
-        self.graph_module = part.graph_module
-        self.device = device
-        self._part, self._links, self._neutral = part, links, neutral
-        self._whole: Interface = rewritten.interface
-        self._calling = copy.copy(rewritten.calling)  # which does not hold on to the model
-        slots = tuple(self._whole.cache[slot] for slot in part.slots)
+        whole: Interface = rewritten.interface
+        slots = tuple(whole.cache[slot] for slot in part.slots)
         own = {slot.past.name for slot in slots}
-        self.interface = replace(
-            self._whole,
-            inputs=tuple(s for s in self._whole.inputs if not s.is_cache or s.name in own),
+        interface = replace(
+            whole,
+            inputs=tuple(s for s in whole.inputs if not s.is_cache or s.name in own),
             outputs=tuple(
                 spec
-                for place, spec in enumerate(self._whole.outputs)
+                for place, spec in enumerate(whole.outputs)
                 if not spec.is_cache or place in part.outputs
             ),
             cache=slots,
         )
-        self._description = _description(rewritten, self.interface)
+        super().__init__(rewritten, interface, links, neutral, device)
+        self.stage, self.stages = links.number, links.count
+        self.graph_module = part.graph_module
+        self._part = part
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.graph_module.parameters())
@@ -154,100 +157,10 @@ class PipelinedDecoder:
             f"{len(self.interface.cache)} cache tensors; {self.device})"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Runs all stages once.
-
-        Args:
-            args: The model's arguments by position, in plain tuples, lists and dicts.
-            kwargs: The same by name, or tensors by their names in ``interface``. A cache is this
-                stage's: what `next_cache` gave. Left out (or None), it is the neutral one.
-
-        Returns:
-            Output name → tensor: the outputs beside the cache, and this stage's part of the cache.
-
-        Raises:
-            DomainError: in every process: an input is missing, of another dtype or size than the
-                graph takes, or not the same in all of them.
-            StageError: a stage is gone, does not answer, or could not compute its part.
-        """
-        return self._call(args, kwargs, None)
-
-    def next_cache(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """This stage's cache for the next call, by input name, from the outputs of one."""
-        return {slot.past.name: outputs[slot.present.name] for slot in self.interface.cache}
-
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        max_new_tokens: int = 20,
-        *,
-        eos_token_id: int | Sequence[int] | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        num_beams: int = 1,
-        seed: int | None = None,
-        prefill_chunk: int | None = None,
-        streamer: Any = None,
-        progress: Callable[[int, int], None] | None = None,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        """Continues token ids, with the cache; the arguments are those of `OnnxDecoder.generate`.
-
-        Every process gives the same arguments and gets the same ids. Without a ``seed`` the first
-        stage draws one for all.
-
-        Raises:
-            DomainError: the graph takes no token ids or gives no scores, a call is outside the
-                domain, or the options contradict one another.
-            StageError: a stage is gone, does not answer, or could not compute its part.
-        """
-        ends = () if eos_token_id is None else eos_token_id
-        if do_sample and seed is None:
-            seed = self._links.all_told(torch.Generator().seed() >> 1)[0]
-        options = Options(
-            max_new_tokens,
-            (ends,) if isinstance(ends, int) else tuple(ends),
-            do_sample=do_sample,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            num_beams=num_beams,
-            seed=seed,
-            prefill_chunk=prefill_chunk,
-            streamer=streamer,
-            progress=progress,
-        )
-        return generate(_LastScores(self), self._description, input_ids, inputs, options)
-
-    def reordered(
-        self, cache: Mapping[str, torch.Tensor], rows: torch.Tensor
+    def _run(
+        self, given: Mapping[str, torch.Tensor], sizes: Mapping[str, int], last_of: str | None
     ) -> dict[str, torch.Tensor]:
-        """Rows of the batch of this stage's cache, some perhaps twice."""
-        batch = read_sizes(self.interface, cache).get("batch", 1) if cache else 1
-        return {
-            slot.past.name: take_rows(cache[slot.past.name], slot.past, rows, batch)
-            for slot in self.interface.cache
-        }
-
-    # One call.
-
-    def _call(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], last_of: str | None
-    ) -> dict[str, torch.Tensor]:
-        given: dict[str, torch.Tensor] = {}
-        said = Said()
-        try:
-            given = bind_arguments(self.interface, args, kwargs)
-            said = Said.of_call(self.interface, given)
-        except DomainError as error:
-            said = Said(refusals=error.refusals)
-        sizes, is_first = agreed(self._links.all_told(said), self._whole)
-        check_domain(self._whole, sizes, is_first=is_first)
-        with torch.no_grad():
-            values = self._computed(given, sizes)
-            return self._handed_out(values, last_of)
+        return self._handed_out(self._computed(given, sizes), last_of)
 
     def _computed(
         self, given: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
@@ -269,9 +182,7 @@ class PipelinedDecoder:
             failure = self._received(stage, names, values) or failure
         return failure or values
 
-    def _received(
-        self, stage: int, names: Sequence[str], values: dict[str, Any]
-    ) -> Failure | None:
+    def _received(self, stage: int, names: Sequence[str], values: dict[str, Any]) -> Failure | None:
         found = self._links.receive(stage, self.device)
         if isinstance(found, Failure):
             return found
@@ -291,23 +202,6 @@ class PipelinedDecoder:
             values[name] = concrete((shapes[spec][axis],), sizes)[0]
         results = self.graph_module(*(values[name] for name in part.inputs))
         return {**values, **dict(zip(part.results, results, strict=True))}
-
-    def _input(
-        self, name: str, given: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
-    ) -> torch.Tensor:
-        if name in given:
-            return given[name].to(self.device)
-        path = next(spec.path for spec in self._whole.inputs if spec.name == name)
-        spec = next(
-            leaf
-            for place in self._calling.caches
-            for leaf in place.leaves
-            if isinstance(leaf, TensorSpec) and leaf.path == path
-        )
-        known = {**dict.fromkeys(self._whole.symbols, 0), **sizes}
-        return self._calling.neutral(
-            spec, known, self.device, attribute=self._neutral.__getitem__
-        )
 
     def _handed_out(
         self, values: dict[str, Any] | Failure, last_of: str | None
@@ -337,34 +231,6 @@ class PipelinedDecoder:
         return outputs
 
 
-class _LastScores:
-    """A decoder whose scores are those of the last token: no more of them are sent around."""
-
-    def __init__(self, decoder: PipelinedDecoder) -> None:
-        self.decoder = decoder
-        self.next_cache, self.reordered = decoder.next_cache, decoder.reordered
-
-    def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
-        return self.decoder._call((), inputs, self.decoder._description.logits)
-
-
 def _last(scores: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
     axis = next((axis for axis, size in enumerate(shape) if str(size) == "query"), None)
     return scores if axis is None else scores.narrow(axis, -1, 1)
-
-
-def _description(rewritten: Any, interface: Interface) -> FileDescription:
-    """Which input takes the tokens, and which output scores them."""
-    whole: Interface = rewritten.interface
-    rows = zip(whole.inputs, vocabulary_sizes(rewritten.graph_module), strict=True)
-    vocabulary = {spec.name: size for spec, size in rows if size is not None}
-    names = name_interface(whole, "model", vocabulary)
-    inputs = dict(zip(names.inputs, whole.inputs, strict=True))
-    outputs = dict(zip(names.outputs, whole.outputs, strict=True))
-    return FileDescription(
-        interface,
-        (),
-        str(rewritten.report.verdict),
-        None if names.tokens is None else inputs[names.tokens].name,
-        None if names.logits is None else outputs[names.logits].name,
-    )
