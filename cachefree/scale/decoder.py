@@ -59,7 +59,7 @@ class JointDecoder:
                 process's: what `next_cache` gave. Left out (or None), it is the neutral one.
 
         Returns:
-            Output name → tensor: the outputs beside the cache, and this process's part of the cache.
+            Output name → tensor: the outputs beside the cache, and this process's cache.
 
         Raises:
             DomainError: in every process: an input is missing, of another dtype or size than the
@@ -167,7 +167,10 @@ class JointDecoder:
             if isinstance(leaf, TensorSpec) and leaf.path == path
         )
         known = {**dict.fromkeys(self._whole.symbols, 0), **sizes}
-        return self._calling.neutral(spec, known, self.device, attribute=self._neutral.__getitem__)
+        own: torch.Tensor = self._calling.neutral(
+            spec, known, self.device, attribute=self._neutral.__getitem__
+        )
+        return own
 
 
 class _LastScores:

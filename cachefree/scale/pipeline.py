@@ -65,7 +65,7 @@ def pipeline(
         neutral = load(part, rewritten, slots, weights, where)
         made = PipelinedDecoder(part, links, rewritten, neutral, where)
         graph = _fingerprint(rewritten, stages, are_own=weights is None)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told to all, and raised in all
         said = (
             str(error) if isinstance(error, CacheFreeError) else f"{type(error).__name__}: {error}"
         )
@@ -79,7 +79,7 @@ def pipeline(
         raise CacheFreeError(
             Refusal(
                 "The processes rewrote different models, or cut them differently.",
-                why="The stages of one pipeline are parts of one graph, with the weights of one model.",
+                why="The stages of one pipeline are parts of one graph of one model.",
                 remedy="Run the same script with the same model in each process: the same seed "
                 "where its weights are random, or weights= for all.",
             )
@@ -173,7 +173,7 @@ class PipelinedDecoder(JointDecoder):
         if failure is None:
             try:
                 values |= self._own(given, sizes, values)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - told to all, and raised in all
                 failure = Failure(self.stage, f"{type(error).__name__}: {error}")
         for links in (self._part.given, self._part.sent_back):
             for stage, names in links.items():

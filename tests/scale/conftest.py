@@ -57,9 +57,11 @@ def folder(whole: Llama, without_weights: cachefree.Rewritten, tmp_path: Path) -
 
 @pytest.fixture
 def start(folder: Path) -> Started:
-    """Starts processes with torchrun; gives what each of them wrote, None where it wrote nothing."""
+    """Starts processes; gives what each of them wrote, None where it wrote nothing."""
 
     def run(count: int, *, together: bool = True, **told: Any) -> list[dict[str, Any] | None]:
+        for older in folder.glob("found-*.json"):
+            older.unlink()
         usual = {"weights": [["model.safetensors.index.json", "tables.pt"]], "new": 6}
         (folder / "told.json").write_text(json.dumps({**usual, **told}))
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
