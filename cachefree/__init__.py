@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
-    from cachefree.scale import pipeline
+    from cachefree.scale import pipeline, tensor_parallel
     from cachefree.verification import verify
 
 __version__ = "0.1.0"
@@ -50,6 +50,7 @@ __all__ = [
     "load_onnx",
     "pipeline",
     "rewrite",
+    "tensor_parallel",
     "to_onnx",
     "verify",
 ]
@@ -67,6 +68,7 @@ _HOMES = {
     "load_onnx": "cachefree.onnx",
     "pipeline": "cachefree.scale",
     "rewrite": "cachefree.rewrite",
+    "tensor_parallel": "cachefree.scale",
     "to_onnx": "cachefree.onnx",
     "verify": "cachefree.verification",
 }

@@ -21,7 +21,7 @@ from cachefree.scale.links import Links
 from cachefree.spec import Interface
 from cachefree.vocabulary import vocabulary_sizes
 
-__all__ = ["JointDecoder"]
+__all__ = ["JointDecoder", "last_token"]
 
 
 class JointDecoder:
@@ -182,6 +182,12 @@ class _LastScores:
 
     def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
         return self.decoder._call((), inputs, self.decoder._description.logits)
+
+
+def last_token(scores: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
+    """What an output is for the last token; all of it where it has no axis of tokens."""
+    axis = next((axis for axis, size in enumerate(shape) if str(size) == "query"), None)
+    return scores if axis is None else scores.narrow(axis, -1, 1)
 
 
 def _description(rewritten: Any, interface: Interface) -> FileDescription:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,12 @@ __all__ = ["load"]
 
 
 def load(
-    part: Part, rewritten: Any, slots: Sequence[CacheSlot], weights: Any, device: torch.device
+    part: Part,
+    rewritten: Any,
+    slots: Sequence[CacheSlot],
+    weights: Any,
+    device: torch.device,
+    shard: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Gives a stage the values of its weights; the model's own are left as they are.
 
@@ -28,6 +33,7 @@ def load(
         slots: The stage's slots of the cache.
         weights: As in `cachefree.to_onnx`; None for the model's own.
         device: Where they go.
+        shard: What is kept of each weight; None for all of it.
 
     Returns:
         Parameter or buffer → its values, for what the stage's neutral cache is computed of.
@@ -43,26 +49,31 @@ def load(
     neutral = {name for recipe in recipes.values() for name in recipe.attributes}
     own = _Own(part.graph_module, rewritten, recipes)
     matched = None if weights is None else matched_weights(weights, own)
-    names = dict.fromkeys([*part.weights, *sorted(neutral)])
-    found: dict[str, torch.Tensor] = {}
-    for name in names:
-        tensor = _attribute(rewritten.graph_module, name)
-        is_stored = matched is not None and name in matched.stored
-        if not is_stored and has_no_values(tensor):
-            raise CacheFreeError(
-                Refusal(
-                    f"{name} has no values.",
-                    why="The model is on the meta device, or its weights are fake.",
-                    remedy="Give its weights: pipeline(rewritten, weights=path).",
-                )
+    values: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys([*part.weights, *sorted(neutral)]):
+        tensor = _value(rewritten, name, matched, device)
+        if name in neutral:
+            values[name] = tensor
+        if name in part.weights:
+            _put(part.graph_module, name, tensor if shard is None else shard(name, tensor))
+    return values
+
+
+def _value(rewritten: Any, name: str, matched: Any, device: torch.device) -> torch.Tensor:
+    """A weight where it is to be computed with."""
+    tensor = _attribute(rewritten.graph_module, name)
+    if matched is not None and name in matched.stored:
+        # a copy: what is read of the file later would be of a file that may have changed
+        return matched.value(name, tensor).to(device, copy=True)  # type: ignore[no-any-return]
+    if has_no_values(tensor):
+        raise CacheFreeError(
+            Refusal(
+                f"{name} has no values.",
+                why="The model is on the meta device, or its weights are fake.",
+                remedy="Give its weights: pipeline(rewritten, weights=path).",
             )
-        if matched is not None and is_stored:
-            # a copy: what is read of the file later would be of a file that may have changed
-            tensor = matched.value(name, tensor).to(device, copy=True)
-        found[name] = tensor.detach().to(device)
-    for name in part.weights:
-        _put(part.graph_module, name, found[name])
-    return {name: found[name] for name in sorted(neutral)}
+        )
+    return tensor.detach().to(device)
 
 
 class _Own:

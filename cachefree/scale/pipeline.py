@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 
 from cachefree.errors import CacheFreeError, Refusal, StageError
 from cachefree.onnx.domain import concrete
-from cachefree.scale.agreement import checksum
-from cachefree.scale.decoder import JointDecoder
+from cachefree.scale.agreement import same_in_all
+from cachefree.scale.decoder import JointDecoder, last_token
 from cachefree.scale.links import Failure, Links
 from cachefree.scale.loading import load
 from cachefree.scale.parts import Part, parted
@@ -53,48 +52,17 @@ def pipeline(
     """
     links = Links(group, timeout)
     where = torch.device(device if device is not None else "cpu")
-    made: PipelinedDecoder | None = None
-    said, graph = "", ""
-    try:
+
+    def made() -> PipelinedDecoder:
         rewritten.refresh()
         interface: Interface = rewritten.interface
-        part = parted(
-            rewritten.graph_module, interface, _checked(stages, links.count), links.number, where
-        )
+        wanted = _checked(stages, links.count)
+        part = parted(rewritten.graph_module, interface, wanted, links.number, where)
         slots = [interface.cache[slot] for slot in part.slots]
         neutral = load(part, rewritten, slots, weights, where)
-        made = PipelinedDecoder(part, links, rewritten, neutral, where)
-        graph = _fingerprint(rewritten, stages, are_own=weights is None)
-    except Exception as error:  # noqa: BLE001 - told to all, and raised in all
-        said = (
-            str(error) if isinstance(error, CacheFreeError) else f"{type(error).__name__}: {error}"
-        )
-    told = links.all_told((said, graph))
-    failed = [(stage, text) for stage, (text, _) in enumerate(told) if text]
-    if failed:
-        raise CacheFreeError(
-            *(f"Stage {stage + 1} of {links.count} was not made: {text}" for stage, text in failed)
-        )
-    if len({graph for _, graph in told}) > 1:
-        raise CacheFreeError(
-            Refusal(
-                "The processes rewrote different models, or cut them differently.",
-                why="The stages of one pipeline are parts of one graph of one model.",
-                remedy="Run the same script with the same model in each process: the same seed "
-                "where its weights are random, or weights= for all.",
-            )
-        )
-    assert made is not None
-    return made
+        return PipelinedDecoder(part, links, rewritten, neutral, where)
 
-
-def _fingerprint(rewritten: Any, stages: Any, *, are_own: bool) -> str:
-    """Another text for another graph, other cuts, and other weights where they are the model's."""
-    told = [str(rewritten.graph_module.graph), str(stages)]
-    if are_own:
-        tensors = (*rewritten.named_parameters(), *rewritten.named_buffers())
-        told += [f"{name} {checksum(tensor)}" for name, tensor in tensors]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    return same_in_all(links, made, rewritten, stages, are_own=weights is None)
 
 
 def _checked(stages: int | Sequence[str] | None, count: int) -> int | Sequence[str]:
@@ -226,11 +194,6 @@ class PipelinedDecoder(JointDecoder):
                 continue
             own = [] if name is None else [values[name]]
             if own and spec.name == last_of:
-                own = [_last(own[0], spec.shape)]
+                own = [last_token(own[0], spec.shape)]
             outputs[spec.name] = self._links.share(self._part.makers[place], own, self.device)[0]
         return outputs
-
-
-def _last(scores: torch.Tensor, shape: Sequence[Any]) -> torch.Tensor:
-    axis = next((axis for axis, size in enumerate(shape) if str(size) == "query"), None)
-    return scores if axis is None else scores.narrow(axis, -1, 1)

@@ -13,8 +13,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 import cachefree
+
+
+def held(tensor: torch.Tensor) -> int:
+    """The bytes of a parameter in this process."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.untyped_storage().nbytes()
 
 
 def main(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
@@ -22,18 +30,23 @@ def main(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
     rank = dist.get_rank()
     rewritten = pickle.loads((folder / "rewritten.pickle").read_bytes())
     weights = told["weights"][rank % len(told["weights"])]
-    decoder = cachefree.pipeline(
-        rewritten,
-        stages=told.get("stages"),
-        weights=[folder / name for name in weights],
-        timeout=told.get("timeout", 60.0),
-    )
+    options = {
+        "weights": [folder / name for name in weights],
+        "timeout": told.get("timeout", 60.0),
+    }
+    if "plan" in told:
+        styles = {"columns": ColwiseParallel(), "rows": RowwiseParallel()}
+        plan = {path: styles[style] for path, style in told["plan"].items()}
+        decoder = cachefree.tensor_parallel(rewritten, plan, **options)
+    else:
+        decoder = cachefree.pipeline(rewritten, stages=told.get("stages"), **options)
     del rewritten
     ids = torch.tensor(told["ids"])
     found: dict[str, Any] = {
         "weights": sorted(decoder.graph_module.state_dict()),
         "slots": [slot.past.path for slot in decoder.interface.cache],
         "meta": any(tensor.is_meta for tensor in decoder.graph_module.state_dict().values()),
+        "held": sum(held(tensor) for tensor in decoder.graph_module.parameters()),
     }
     if rank in told.get("other_ids", ()):
         ids = ids + 1
