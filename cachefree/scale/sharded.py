@@ -128,10 +128,10 @@ class ShardedDecoder(JointDecoder):
         part = self._part
         shapes = {spec.name: spec.shape for spec in self.interface.inputs}
         values: dict[str, Any] = {
-            name: self._input(spec, given, sizes) for name, spec in part.of_call.items()
+            name: self._input(source, given, sizes) for name, source in part.of_call.items()
         }
-        for name, (spec, axis) in part.sizes.items():
-            values[name] = concrete((shapes[spec][axis],), sizes)[0]
+        for name, (source, axis) in part.sizes.items():
+            values[name] = concrete((shapes[source][axis],), sizes)[0]
         outputs = {}
         with implicit_replication():
             results = self.graph_module(*(values[name] for name in part.inputs))
@@ -210,6 +210,7 @@ def _layers(
     module: fx.GraphModule,
 ) -> Iterator[tuple[str, tuple[type[nn.Module], str, str | None]]]:
     """Module path → its kind and the names of its weight and bias, as the graph uses them."""
+    kind: type[nn.Module]
     for node in module.graph.nodes:
         if node.target is aten.linear.default:
             kind, tensors = nn.Linear, node.args[1:3]
