@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from tests.scale.conftest import Started
+from tests.scale.conftest import ROOT, Started
 from tests.scale.test_pipeline import IDS, greedy
 
 PLAN = {
@@ -43,3 +45,20 @@ def test_a_process_that_is_killed_is_an_error_at_once(start: Started) -> None:
     assert found is not None
     assert found["error"] == "StageError"
     assert found["seconds"] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [[], ["--sharded"]])
+def test_the_script_that_torchrun_starts(way: list[str]) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = ["-m", "benchmarks.pipelined", "--layers", "2", "--tokens", "4", *way]
+    finished = subprocess.run(
+        [sys.executable, *launch, *script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "4 tokens on 2 processes" in finished.stdout
+    assert "equal to those of one" in finished.stdout
