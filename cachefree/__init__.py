@@ -13,6 +13,7 @@ from cachefree.errors import (
     CertificateError,
     DomainError,
     EquivalenceError,
+    StageError,
     UnsupportedBranchError,
 )
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cachefree.report import Report, Verdict
     from cachefree.rewrite import rewrite
     from cachefree.rewritten import Rewritten
+    from cachefree.scale import pipeline, tensor_parallel
     from cachefree.verification import verify
 
 __version__ = "0.1.0"
@@ -39,13 +41,16 @@ __all__ = [
     "Greedy",
     "Report",
     "Rewritten",
+    "StageError",
     "UnsupportedBranchError",
     "Verdict",
     "Weights",
     "check_certificate",
     "explain",
     "load_onnx",
+    "pipeline",
     "rewrite",
+    "tensor_parallel",
     "to_onnx",
     "verify",
 ]
@@ -61,7 +66,9 @@ _HOMES = {
     "check_certificate": "cachefree.checker",
     "explain": "cachefree.explain",
     "load_onnx": "cachefree.onnx",
+    "pipeline": "cachefree.scale",
     "rewrite": "cachefree.rewrite",
+    "tensor_parallel": "cachefree.scale",
     "to_onnx": "cachefree.onnx",
     "verify": "cachefree.verification",
 }

@@ -18,6 +18,7 @@ __all__ = [
     "EquivalenceError",
     "Refusal",
     "SourceLine",
+    "StageError",
     "UnsupportedBranchError",
 ]
 
@@ -155,6 +156,14 @@ class EquivalenceError(CacheFreeError, AssertionError):
 
     Cause: the smallest counterexample is in the message, with a snippet that reproduces it.
     Remedy: report it; a rewritten model that was proved must not fail here.
+    """
+
+
+class StageError(CacheFreeError):
+    """A stage of a pipeline is gone, does not answer, or could not compute its part.
+
+    Cause: a process was killed or hangs, or its part of a call failed; the message says which.
+    Remedy: start all processes again; where a part failed, the message has the reason.
     """
 
 

@@ -18,7 +18,7 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure dataflow signatures vocabulary progress fakes recurrent offered",
+        "errors structure dataflow signatures vocabulary progress fakes recurrent offered cutting",
         "execution checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code",
         "reach",
@@ -54,7 +54,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "one_token prefix",
         "encoder_argument left_out outlines",
         "certify onnx branches",
-        "assembly certificate proof steps kept rowless",
+        "assembly certificate proof steps kept rowless scale",
         "hoisting",
         "rewritten advice",
         "explanation",

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cachefree.cutting import crossings, cut_places
 from cachefree.errors import CacheFreeError, Refusal
 
 __all__ = ["STAGE", "is_stage", "split", "stage_files", "stage_path", "stage_targets"]
 
 STAGE = "cachefree.stage"  # in a file's metadata
 _STAGE = re.compile(r"-stage(\d+)of(\d+)$")
-_WINDOW = 0.5  # of a stage's share of the weights: how far a cut may be from the even one
 
 
 def stage_path(path: Path, number: int, count: int) -> Path:
@@ -147,27 +147,12 @@ def _cuts(model: Any, nodes: Sequence[Any], count: int) -> list[int]:
                 total += _bytes_of(value)
             last_use[id(value)] = place
         weight.append(total)
-    crossing = [0] * (len(nodes) + 1)
-    for place, node in enumerate(nodes):
-        for value in node.outputs:
-            for between in range(place + 1, last_use.get(id(value), place) + 1):
-                crossing[between] += 1
-    cuts: list[int] = []
-    for number in range(1, count):
-        even = total * number / count
-        nearest = min(range(1, len(nodes)), key=lambda place: abs(weight[place] - even))
-        reach = _WINDOW * total / count
-        after = cuts[-1] + 1 if cuts else 1
-        rest = len(nodes) - (count - number - 1)
-        near = [
-            place
-            for place in range(after, rest)
-            if abs(weight[place] - even) <= reach or place == nearest
-        ]
-        cuts.append(
-            min(near or [after], key=lambda place: (crossing[place], abs(weight[place] - even)))
-        )
-    return cuts
+    lives = (
+        (place, last_use.get(id(value), place), 1)
+        for place, node in enumerate(nodes)
+        for value in node.outputs
+    )
+    return cut_places(weight, crossings(len(nodes), lives), count)
 
 
 def _bytes_of(value: Any) -> int:
