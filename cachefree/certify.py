@@ -35,7 +35,7 @@ from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
-__all__ = ["Certified", "certify", "least", "verdict_of"]
+__all__ = ["Certified", "certify", "least", "unfit_result", "verdict_of"]
 
 log = logging.getLogger(__name__)
 _MOST_SIZES_TRIED = 4
@@ -227,14 +227,14 @@ def _surveys(
             if pinned and kind.name == LATER_CALLS
             else []
         )
-        unfit = functools.partial(_unfit, kind.name, given, discovery)
+        unfit = functools.partial(unfit_result, kind.name, given, discovery)
         found.append(
             survey(model, table, names, outputs, kind, program, discovery.hints, known, unfit=unfit)
         )
     return tuple(found)
 
 
-def _unfit(
+def unfit_result(
     kind: str,
     given: Captured,
     discovery: Discovery,
@@ -242,7 +242,16 @@ def _unfit(
     facts: Facts,
     sizes: Mapping[sympy.Symbol, Any],
 ) -> Refusal | None:
-    """Why no graph with a result like the given one serves a path, whatever its tensors are."""
+    """Why no graph with a result like the given one serves a path, whatever its tensors are.
+
+    Args:
+        kind: Which call it is.
+        given: The path whose result the graph has.
+        discovery: How the model is called.
+        own: The model's own path.
+        facts: What holds of the sizes.
+        sizes: Sizes to substitute in both.
+    """
 
     def returned(term: Term) -> list[Term]:
         return next_values(discovery, own, term) if kind == LATER_CALLS else []

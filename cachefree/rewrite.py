@@ -219,7 +219,9 @@ def _rewritten(
         )
         needed = flags_needed(subject, discovery)
         parts = assembled(subject, discovery, later, one, certified, spare, needed)
-        rowless = inputs_without_rows(subject, table, names, discovery, one, certified, check)
+        rowless = inputs_without_rows(
+            subject, table, names, discovery, one, certified, later.captured, check
+        )
         parts.calling.leave_out(*rowless)
         interface = parts.interface
         if one.encoder is not None and parts.encoder is not None and not one.absent:

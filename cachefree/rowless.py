@@ -10,6 +10,7 @@ where its rows are 0. A text with places for pictures that are not given is an e
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import sympy
 from torch import nn
 
 from cachefree.calls import Call, TensorSpec
-from cachefree.capture import capture
-from cachefree.certify import Certified
+from cachefree.capture import Captured, capture
+from cachefree.certify import Certified, unfit_result
 from cachefree.discover import Discovery
 from cachefree.errors import CacheFreeError
 from cachefree.first_only import absences
@@ -48,6 +49,7 @@ class _Search:
     names: dict[int, str]
     discovery: Discovery
     certified: Certified
+    given: Captured
 
     def regions(
         self, kind: Kind, call: Call, absent: tuple[str, ...], sizes: Mapping[sympy.Symbol, int]
@@ -70,6 +72,7 @@ class _Search:
             program,
             hints,
             more=SCATTER_LAWS,
+            unfit=functools.partial(unfit_result, kind.name, self.given, self.discovery),
         )
         return tuple(regime.region for regime in found.served)
 
@@ -81,6 +84,7 @@ def inputs_without_rows(
     discovery: Discovery,
     one: OneCall,
     certified: Certified,
+    later: Captured,
     check: str,
 ) -> RowlessInputs:
     """Arguments that calls may leave out, all or none of them.
@@ -92,6 +96,7 @@ def inputs_without_rows(
         discovery: How the model is called.
         one: What the one graph is made from.
         certified: What was shown of it.
+        later: The later path, whose result the graph has.
         check: As `cachefree.rewrite` has it; without a proof there are none.
 
     Returns:
@@ -102,13 +107,13 @@ def inputs_without_rows(
     candidates = _candidates(model, discovery) if check == "prove" and is_plain else ()
     if discovery.asked or discovery.first_only or not candidates:
         return nothing
-    search = _Search(model, table, names, discovery, certified)
-    (first, _), (later, _) = certified.shown
+    search = _Search(model, table, names, discovery, certified, later)
+    (first, _), (second, _) = certified.shown
     for absent in dict.fromkeys((candidates, *((name,) for name in candidates))):
         for sizes in absences(discovery.later, absent, discovery.hints):
             if 0 not in sizes.values():
                 continue
-            regions = search.regions(later, discovery.later, absent, sizes)
+            regions = search.regions(second, discovery.later, absent, sizes)
             if regions:
                 regions += search.regions(first, discovery.first, absent, sizes)
                 return absent, {str(symbol): size for symbol, size in sizes.items()}, regions

@@ -17,7 +17,7 @@ from cachefree.terms import Table
 
 from .assertions import same
 from .models.case import seeded
-from .models.scattered import PLACE, Attends, PutsIn, Scatters
+from .models.scattered import PLACE, Attends, PutsIn, Scatters, Tells
 
 GENERATOR = torch.Generator().manual_seed(3)
 IDS = torch.randint(0, PLACE, (2, 9), generator=GENERATOR)
@@ -65,8 +65,9 @@ def test_a_place_without_what_belongs_there_is_an_error() -> None:
         one(SEEN[:, :5])
 
 
-def test_what_changes_the_text_by_its_absence_is_not_left_out() -> None:
-    _, one = _rewritten(Attends)
+@pytest.mark.parametrize("kind", [Attends, Tells])
+def test_what_changes_the_result_by_its_absence_is_not_left_out(kind: type[nn.Module]) -> None:
+    _, one = _rewritten(kind)
     with pytest.raises(cachefree.DomainError, match="'patches' is missing"):
         one(IDS[:, :5])
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["PLACE", "Attends", "PutsIn", "Scatters"]
+__all__ = ["PLACE", "Attends", "PutsIn", "Scatters", "Tells"]
 
 PLACE = 11
 
@@ -47,3 +47,11 @@ class Attends(Scatters):
     def put(self, x, ids, patches):
         seen = self.see(patches)
         return x + F.scaled_dot_product_attention(x, seen, seen) + 1
+
+
+class Tells(Scatters):
+    """The result says whether there were any patches."""
+
+    def forward(self, ids, patches=None, past=None):
+        logits, past = super().forward(ids, patches, past)
+        return logits, past, patches is not None
