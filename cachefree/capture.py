@@ -101,15 +101,28 @@ class _Traced:
     stand_ins: StandIns
     text: str
 
-    def is_same(self, other: _Traced) -> bool:
+    def is_same(self, other: _Traced, model: torch.nn.Module) -> bool:
         """Whether another run gave the same graph and left nothing more behind."""
-        if other.trace.outside or len(self.trace.changes) != len(other.trace.changes):
+        mine, others = (
+            {(change.module, change.attribute) for change in _changes(model, trace)}
+            for trace in (self.trace, other.trace)
+        )
+        if other.trace.outside or mine != others:
             return False
         return self.text == other.text and all(
             _is_same_attribute(self.module, other.module, str(node.target))
             for node in other.module.graph.nodes
             if node.op == "get_attr"
         )
+
+
+def _changes(model: torch.nn.Module, trace: Trace) -> list[StateChange]:
+    """What a run has changed on the model, but for what no call reads."""
+    return [
+        change
+        for change in trace.changes
+        if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
+    ]
 
 
 def _is_same_attribute(one: fx.GraphModule, other: fx.GraphModule, name: str) -> bool:
@@ -224,7 +237,7 @@ def capture(
         MEMOS.note(
             trace.additions or {},
             trace.outside,
-            lambda: traced.is_same(_traced(model, call, hints, asked)),
+            lambda: traced.is_same(_traced(model, call, hints, asked), model),
         )
     refuse_questions(result["loops"], environment)
     jumps: Jumps = {}
@@ -246,11 +259,7 @@ def capture(
     for node in module.graph.nodes:
         if node.op == "get_attr":  # its views are views of its fake twin
             node.meta["val"] = traced.weights.twin(attributes[str(node.target)])
-    changes = [
-        change
-        for change in trace.changes
-        if not MEMOS.is_idle(model.get_submodule(change.module), change.attribute)
-    ]
+    changes = _changes(model, trace)
     if MEMOS.may_keep:
         MEMOS.kept += changes
         changes = []

@@ -70,11 +70,12 @@ class Held:
         self._own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self._reads: list[Callable[[], Iterable[Any]]] = []
         self._live: list[Iterable[Any]] = []  # views and containers, which show what is in them
-        self._seen: set[int] = set()
+        code = reached_by(model)
+        self._written = [get(place) for place in code.places if code.is_only_written(place)]
+        self._seen = set(map(id, self._written))
         self.has_parameters = False
         for path, module in model.named_modules():
             self._module(path, module, without)
-        code = reached_by(model)
         self._code(code)
         self._hidden = [] if has_state else _hidden(model, code)
         self._memory = self._remembered()
@@ -98,7 +99,7 @@ class Held:
         return list(map(_mark, self._constants)) != self._marks
 
     def _remembered(self) -> list[Any]:
-        return memory_of(self._hidden, _MOST_HIDDEN) if self._hidden else []
+        return memory_of(self._hidden, _MOST_HIDDEN, self._written) if self._hidden else []
 
     def _now(self) -> list[Any]:
         read = map(operator.call, self._reads)

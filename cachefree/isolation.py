@@ -21,14 +21,14 @@ import torch
 from cachefree.memos import Additions
 from cachefree.surroundings import Outside, surroundings
 
-__all__ = ["StateChange", "is_plain_object", "one_at_a_time", "untouched"]
+__all__ = ["NOTHING", "StateChange", "is_plain_object", "one_at_a_time", "untouched"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _one_thread = threading.RLock()
 _CONTAINERS = (list, dict, set, deque)
 _FOREIGN = ("builtins", "torch", "collections", "threading", "functools")
-_ABSENT = object()
+NOTHING = object()
 
 
 def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -161,9 +161,9 @@ def _put_back(
 ) -> list[StateChange]:
     state = vars(module)
     added = [attribute for attribute in state if attribute not in before]
-    changes = [StateChange(name, attribute, _ABSENT, state.pop(attribute)) for attribute in added]
+    changes = [StateChange(name, attribute, NOTHING, state.pop(attribute)) for attribute in added]
     for attribute, (value, contents) in before.items():
-        now = state.get(attribute, _ABSENT)
+        now = state.get(attribute, NOTHING)
         if now is not value:
             changes.append(StateChange(name, attribute, value, now))
             state[attribute] = value

@@ -86,6 +86,7 @@ class Memos:
     _keys: set[frozenset[tuple[int, Any]]] = field(default_factory=set)
     _idle: dict[tuple[int, Any], tuple[Any, Any, Any]] = field(default_factory=dict)
     _again: list[Callable[[], bool]] = field(default_factory=list)
+    _shown: tuple[Any, ...] = ()
 
     @contextlib.contextmanager
     def confirmed(self) -> Iterator[None]:
@@ -110,6 +111,7 @@ class Memos:
         self._keys.clear()
         self._idle.clear()
         self._again.clear()
+        self._shown = ()
 
     def note(self, additions: Additions, names: list[str], again: Callable[[], bool]) -> None:
         """Writes one capture down.
@@ -142,20 +144,40 @@ class Memos:
 
     def idle_in(self, model: torch.nn.Module) -> Iterator[str]:
         """The names of a model's places that no call reads."""
-        for path, module in model.named_modules():
-            for name in vars(module):
-                if self.is_idle(module, name):
-                    yield f"{path}.{name}".lstrip(".")
+        paths = {id(module): path for path, module in model.named_modules()}
+        for container, key, _ in self._idle.values():
+            if id(container) in paths:
+                yield f"{paths[id(container)]}.{key}".lstrip(".")
+
+    def set_idle_if_unread(self, settings: Iterable[tuple[Any, Any, Any]]) -> bool:
+        """Takes places for such that no call reads, if no captured path reads them.
+
+        Args:
+            settings: As `set_idle` has it.
+        """
+        before = dict(self._idle)
+        self.set_idle(settings)
+        if self._is_same_with_all():
+            return True
+        self._idle = before
+        return False
+
+    def _is_same_with_all(self) -> bool:
+        """Whether every path comes out as it was with all additions and idle places in place."""
+        state = (len(self._again), *map(id, self._idle.values()), *self._additions)
+        if state != self._shown:
+            with self._in_place():
+                if not all(map(_is_same, self._again)):
+                    return False
+            self._shown = state
+        return True
 
     def _confirm(self) -> None:
         if len(self._keys) > 1:  # a call may then find some of them there and others not
             raise outside_state(self.names)
-        if self._additions or self._idle:
-            with self._in_place():
-                is_same = all(map(_is_same, self._again))
-            if not is_same:
-                read = [str(key) for _, key in self._idle]
-                raise outside_state(self.names) if self.names else _kept_state(read)
+        if (self._additions or self._idle) and not self._is_same_with_all():
+            read = [str(key) for _, key in self._idle]
+            raise outside_state(self.names) if self.names else _kept_state(read)
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:

@@ -191,6 +191,8 @@ class _Walk:
         """Whether a module is the user's: of a file of theirs, or a notebook's, which has none."""
         if home is None:
             return True  # code that was run under a name of its own
+        if home.__name__.partition(".")[0] == "torch":
+            return False  # its namespaces of operators have files that are none
         file = getattr(home, "__file__", None)
         if file is None:
             # what is built in has a spec

@@ -23,14 +23,18 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _ARRAYS = 1 << 20
 
 
-def memory_of(values: Iterable[Any], most: int = _MOST_PARTS) -> list[tuple[Any, ...]]:
+def memory_of(
+    values: Iterable[Any], most: int = _MOST_PARTS, skipped: Iterable[Any] = ()
+) -> list[tuple[Any, ...]]:
     """What the values hold, one entry a value; equal entries where nothing changed.
 
     Args:
         values: Anything.
         most: How many parts are looked at, at most.
+        skipped: Parts that are not looked at.
     """
     walk = _Walk(most)
+    walk.seen.update((id(part), -1) for part in skipped)
     return [walk.told(value) for value in values]
 
 

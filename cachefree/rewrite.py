@@ -26,6 +26,7 @@ from cachefree.inputs import plainer_call
 from cachefree.isolation import StateChange, one_at_a_time
 from cachefree.kept import StateMattersError, confirm_remembered
 from cachefree.left_out import arguments_left_out, flags_needed
+from cachefree.lifting.idle import without_unread
 from cachefree.lifting.subject import (
     assumed_of,
     buffers_of_state,
@@ -202,7 +203,7 @@ def _rewritten(
             if MEMOS.kept:
                 raise _MatteredError from error
             raise
-        remembered = tuple(MEMOS.kept)
+        remembered = without_unread(subject, MEMOS.kept)
         changed = frozenset((*names_of(remembered), *MEMOS.idle_in(model)))
         shown: tuple[Comparison, ...] = ()
         MEMOS.may_keep = False

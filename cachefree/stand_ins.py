@@ -106,13 +106,18 @@ def _filled_anew(like: torch.Tensor, size: Any, fill_value: Any, **options: Any)
     return _filled(size, fill_value, **{**own, **options})
 
 
-def _scaled_product(
-    add: torch.Tensor, one: torch.Tensor, other: torch.Tensor, **scales: Any
-) -> torch.Tensor | None:
+_FACTORS = ("batch1", "mat1", "batch2", "mat2")
+
+
+def _scaled_product(add: Any, *factors: Any, **named: Any) -> torch.Tensor | None:
     """``beta * add + alpha * (one @ other)``, for scales that are tensors."""
-    alpha, beta = scales.pop("alpha", 1), scales.pop("beta", 1)
-    if scales or not any(isinstance(scale, torch.Tensor) for scale in (alpha, beta)):
+    alpha, beta = named.pop("alpha", 1), named.pop("beta", 1)
+    named_factors = [named.pop(name) for name in _FACTORS if name in named]
+    given = (*factors, *named_factors)
+    is_scaled = any(isinstance(scale, torch.Tensor) for scale in (alpha, beta))
+    if named or len(given) != 2 or not is_scaled:
         return None
+    one, other = given
     product: torch.Tensor = alpha * (one @ other)
     if not isinstance(beta, torch.Tensor) and beta == 0:  # what is added is then not looked at
         return product.expand(torch.broadcast_shapes(product.shape, add.shape))

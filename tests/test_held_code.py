@@ -257,6 +257,30 @@ def test_hooks_that_keep_the_last_activation_are_no_state() -> None:
     assert activations == {}
 
 
+class Recorder:
+    def __init__(self, module):
+        self.seen = {}
+        module.register_forward_hook(self.hook("emb"))
+
+    def hook(self, name):
+        def hook(_, __, output):
+            self.seen[name] = output.detach()
+
+        return hook
+
+
+def test_what_a_recorder_was_given_is_no_change_of_the_model() -> None:
+    model = small(Small)
+    model.recorder = Recorder(model.emb)
+    rewritten = rewritten_small(model)
+    origin = rewritten._origin
+    assert model.recorder.seen == {}
+    torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
+    rewritten(IDS)
+    assert rewritten._origin is origin
+    assert list(model.recorder.seen) == ["emb"]
+
+
 class SetsBeforeItReads(Small):
     """A number that each call sets anew for its own methods."""
 
@@ -295,3 +319,46 @@ class ReadsItFirst(SetsBeforeItReads):
 def test_what_a_call_reads_before_it_sets_it_is_state() -> None:
     with pytest.raises(cachefree.CaptureError, match="keeps state on itself"):
         rewritten_small(small(ReadsItFirst))
+
+
+class AsksWhatItIs(SetsBeforeItReads):
+    """What an earlier call left is not computed with, but looked at."""
+
+    def forward(self, ids, past=None):
+        is_after = self.asks()
+        logits, present = super().forward(ids, past)
+        return (2 * logits if is_after else logits), present
+
+
+class AsksForAnInt(AsksWhatItIs):
+    rows = None
+
+    def asks(self):
+        return isinstance(self.rows, int)
+
+
+class AsksASet(AsksWhatItIs):
+    def asks(self):
+        return self.rows in {3, 5}
+
+
+class AsksForTheAttribute(AsksWhatItIs):
+    def asks(self):
+        return "scale" in vars(self)
+
+
+@pytest.mark.parametrize("build", [AsksForAnInt, AsksASet, AsksForTheAttribute])
+def test_what_a_call_looks_at_before_it_sets_it_is_state(build: type) -> None:
+    model = small(build)
+    with pytest.raises(cachefree.CaptureError, match="keeps state on itself"):
+        rewritten_small(model)
+    model(IDS)
+    if build is not AsksForTheAttribute:  # which is there for good now
+        with pytest.raises(cachefree.CaptureError, match="keeps state on itself"):
+            rewritten_small(model)
+
+
+def test_a_model_that_was_called_before() -> None:
+    model = small(SetsBeforeItReads)
+    model(IDS)
+    assert rewritten_small(model).report.verdict.is_proof

@@ -69,7 +69,8 @@ def test_products_that_are_scaled_by_tensors(scales: dict[str, float]) -> None:
     for add in (torch.randn(2, 3, 5), torch.randn(5), torch.full((3, 1), 2.0)):
         expected = torch.baddbmm(add, one, other, **given)
         with StandIns() as used:
-            torch.testing.assert_close(torch.baddbmm(add, one, other, **given), expected)
+            found = torch.baddbmm(add, batch2=other, batch1=one, **given)
+            torch.testing.assert_close(found, expected)
             torch.testing.assert_close(
                 torch.addmm(add[0] if add.dim() == 3 else add, one[0], other[0], **given),
                 torch.addmm(add[0] if add.dim() == 3 else add, one[0], other[0], **scales),

@@ -16,6 +16,7 @@ from torch import nn
 
 from cachefree.faithful import CallLog
 from cachefree.fake_runs import run_on_fakes
+from cachefree.isolation import NOTHING, StateChange
 from cachefree.lifting.contents import ABSENT, entries, lookup, put
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Plan, Slot
@@ -24,7 +25,7 @@ from cachefree.memos import MEMOS
 from cachefree.reach import PLAIN
 from cachefree.structure import flatten, leaf_paths
 
-__all__ = ["without_idle"]
+__all__ = ["without_idle", "without_unread"]
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,26 @@ class Unread(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> torch.Tensor:
         """Raises."""
-        raise RuntimeError("what an earlier call left is read")
+        raise _is_read()
+
+    def __hash__(self) -> int:
+        """Raises."""
+        raise _is_read()
+
+
+def _is_read(*_: Any) -> RuntimeError:
+    return RuntimeError("what an earlier call left is read")
+
+
+def _raising(*_: Any, **__: Any) -> Any:
+    raise _is_read()
+
+
+_ASKED = [name for name in vars(int) if name not in ("__new__", "__doc__", "__getattribute__")]
+UnreadNumber = type("UnreadNumber", (int,), dict.fromkeys(_ASKED, _raising))
+"""A number that raises when it is read: for code that asks whether something is one."""
+_ODD = -7919_7919
+"""Where its value is read without a question, it is seen in the path."""
 
 
 def without_idle(
@@ -68,6 +88,32 @@ def without_idle(
             plan = fewer
             MEMOS.set_idle(_settings(model, slots))
     return plan
+
+
+def without_unread(model: nn.Module, changes: Sequence[StateChange]) -> tuple[StateChange, ...]:
+    """Changes without those of numbers that every call sets before it reads them.
+
+    Args:
+        model: Any module.
+        changes: What its captured paths leave on it.
+    """
+    values: dict[tuple[str, str], list[Any]] = {}
+    for change in changes:
+        values.setdefault((change.module, change.attribute), []).extend(
+            (change.before, change.after)
+        )
+    numbers = {place for place, found in values.items() if all(map(_is_number, found))}
+    if not numbers:
+        return tuple(changes)
+    for unread in (UnreadNumber(_ODD), torch.Tensor._make_subclass(Unread, torch.empty(0))):
+        settings = [(model.get_submodule(module), name, unread) for module, name in numbers]
+        if not MEMOS.set_idle_if_unread(settings):
+            return tuple(changes)
+    return tuple(change for change in changes if (change.module, change.attribute) not in numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return value is NOTHING or isinstance(value, (*PLAIN, torch.SymInt, torch.SymFloat))
 
 
 def _may_be_idle(slot: Slot, value: Any) -> bool:
@@ -114,16 +160,19 @@ def _is_unread(
     lifted = Lifted(model, methods, plan)
     rest = {slot.label: values[slot.label] for slot in plan.slots}
     settings = _settings(model, slots)
-    left = [
-        (container, key, values[slot.label])
-        for slot, (container, key, _) in zip(slots, settings, strict=True)
-        if type(values[slot.label]) in PLAIN
-    ]
+    left, odd = (
+        [
+            (container, key, values[slot.label] if number is None else number)
+            for slot, (container, key, _) in zip(slots, settings, strict=True)
+            if type(values[slot.label]) in PLAIN
+        ]
+        for number in (None, UnreadNumber(_ODD))
+    )
     for state in (None, rest):
         before = _calls(lifted, named, state)
         if before is None:
             return False
-        for others in (settings, left):
+        for others in (settings, left, odd):
             if _calls_with(others, lifted, named, state) != before:
                 return False
     return True
