@@ -70,6 +70,7 @@ def test_exporters_do_not_keep_the_number(start_position) -> None:
     torch.testing.assert_close(logits, model(IDS[:, 7:], 7, cache)[0])
 
 
+@pytest.mark.slow
 def test_several_rows_for_a_token() -> None:
     model = seeded(ThreeRows)()
     rewritten = cachefree.rewrite(model, (torch.zeros(2, 4, 3),))

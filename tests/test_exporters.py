@@ -118,6 +118,7 @@ def test_compile(rewritten: cachefree.Rewritten) -> None:
     equal_everywhere(rewritten, compiled)
 
 
+@pytest.mark.slow
 def test_compile_of_the_rewritten_module_itself() -> None:
     model = small()
     rewritten = cachefree.rewrite(model, (IDS[:2, :3],))

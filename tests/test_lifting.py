@@ -73,7 +73,7 @@ def twin_of(case: KeptCase, model: torch.nn.Module) -> torch.nn.Module:
     return model if case.name == "dict_by_uuid" else case.build()
 
 
-QUICK = ("dict_by_uuid", "rows_at_start_pos", "narrowed_rows")
+QUICK = ("dict_by_uuid", "rows_at_start_pos")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,10 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_beams": 1}, {"num_beams": 3, "length_penalty": 2.0}],
-    ids=["greedy", "beam"],
+    [
+        pytest.param({"num_beams": 1}, id="greedy"),
+        pytest.param({"num_beams": 3, "length_penalty": 2.0}, id="beam", marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_are_those_of_the_model(
     model: Any,
