@@ -28,6 +28,7 @@ from cachefree.reach import (
     is_iterator,
     reached_by,
 )
+from cachefree.recorders import only_written
 from cachefree.remembered import memory_of
 
 __all__ = ["Held"]
@@ -71,13 +72,13 @@ class Held:
         self._reads: list[Callable[[], Iterable[Any]]] = []
         self._live: list[Iterable[Any]] = []  # views and containers, which show what is in them
         code = reached_by(model)
-        self._written = [get(place) for place in code.places if code.is_only_written(place)]
-        self._seen = set(map(id, self._written))
+        self._written = only_written(model)
+        self._seen = set(self._written)
         self.has_parameters = False
         for path, module in model.named_modules():
             self._module(path, module, without)
         self._code(code)
-        self._hidden = [] if has_state else _hidden(model, code)
+        self._hidden = [] if has_state else _hidden(model, code, self._written)
         self._memory = self._remembered()
         self._values = self._now()
         self._marks = list(map(_mark, self._constants))
@@ -99,7 +100,7 @@ class Held:
         return list(map(_mark, self._constants)) != self._marks
 
     def _remembered(self) -> list[Any]:
-        return memory_of(self._hidden, _MOST_HIDDEN, self._written) if self._hidden else []
+        return memory_of(self._hidden, _MOST_HIDDEN, self._written.values()) if self._hidden else []
 
     def _now(self) -> list[Any]:
         read = map(operator.call, self._reads)
@@ -135,7 +136,7 @@ class Held:
                 self._reads.append(functools.partial(_PARTS, namespace[name]))
         for place in code.places:
             value = get(place)
-            if type(value) in CONTAINERS and not code.is_only_written(place) and _is_plain(value):
+            if type(value) in CONTAINERS and id(value) not in self._written and _is_plain(value):
                 namespace, name, _ = place
                 if isinstance(namespace, types.CellType):
                     self._reads.append(functools.partial(_cell, namespace))
@@ -183,10 +184,11 @@ class Held:
         return id(tensor) in self._ids or id(tensor) in self._own
 
 
-def _hidden(model: nn.Module, code: Reached) -> list[Any]:
+def _hidden(model: nn.Module, code: Reached, written: Collection[int]) -> list[Any]:
     """What no dict shows: slots, arrays, modules that are no submodules, objects of globals."""
     held = [value for _, value in held_code(model).opaque]
-    return held + [value for _, value in code.remembering if _holds(value)]
+    others = [value for _, value in code.others if id(value) not in written]
+    return held + list(filter(_holds, others))
 
 
 def _holds(value: Any) -> bool:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from cachefree.looked_up import once
+
 __all__ = [
     "HeldCode",
     "file_of",
-    "forget_held_code",
     "has_slots",
     "held_code",
     "is_installed",
@@ -47,25 +48,12 @@ class HeldCode:
     opaque: list[tuple[str, Any]] = field(default_factory=list)
 
 
+@once
 def held_code(model: torch.nn.Module) -> HeldCode:
     """What the modules of a model hold in their attributes, hooks among them.
 
-    Remembered until `forget_held_code`: what a rewrite's calls change is put back.
+    Looked up once a rewrite: what a rewrite's calls change is put back.
     """
-    if model not in _found:
-        _found[model] = _held_code(model)
-    return _found[model]
-
-
-def forget_held_code() -> None:
-    """Looks again at what models hold."""
-    _found.clear()
-
-
-_found: weakref.WeakKeyDictionary[torch.nn.Module, HeldCode] = weakref.WeakKeyDictionary()
-
-
-def _held_code(model: torch.nn.Module) -> HeldCode:
     walk = _Walk({id(module) for module in model.modules()})
     for module in model.modules():
         for name, value in vars(module).items():

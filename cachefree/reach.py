@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import sys
 import types
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from cachefree.held_code import held_code, is_installed
+from cachefree.looked_up import once
 from cachefree.sizes import is_users
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "is_generator",
     "is_iterator",
     "put",
-    "reached",
     "reached_by",
 ]
 
@@ -50,60 +49,16 @@ class Reached:
     named: tuple[Place, ...] = ()
     """Functions, classes and objects, by the names that the user's code has for them."""
 
-    @functools.cached_property
-    def remembering(self) -> tuple[tuple[str, Any], ...]:
-        """The others, but for containers that are only appended to."""
-        ids = {id(value) for _, value in self.others}
-        held = [place for place in self.places if id(get(place)) in ids]
-        skipped = {id(get(place)) for place in held if self.is_only_written(place)}
-        return tuple(other for other in self.others if id(other[1]) not in skipped)
 
-    def is_only_written(self, place: Place) -> bool:
-        """Whether all code that is reached only appends to a container, and never reads it."""
-        if type(get(place)) not in CONTAINERS:
-            return False
-        name = place[2].split("'")[1] if isinstance(place[0], types.CellType) else place[1]
-        return all(_only_appends(code, name) for code in self.codes)
-
-
-@functools.lru_cache(maxsize=4096)
-def _only_appends(code: types.CodeType, name: str) -> bool:
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    if not any(name in part for part in names):
-        return True
-    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
-    if any(isinstance(step.argval, tuple) and name in step.argval for step in steps):
-        return False  # one instruction may load two names
-    return all(
-        _is_written(steps[place + 1 : place + 3])
-        for place, step in enumerate(steps)
-        if step.argval == name and step.opname.startswith("LOAD_") and step.opname != "LOAD_CLOSURE"
-    )
-
-
-def _is_written(after: list[dis.Instruction]) -> bool:
-    """Whether ``x.append`` or ``x[key] =`` goes on so after its ``x``."""
-    names = [step.opname for step in after]
-    if names[:1] and names[0].startswith(("LOAD_ATTR", "LOAD_METHOD")):
-        return after[0].argval in _APPENDS
-    is_key = bool(names) and names[0] in ("LOAD_FAST", "LOAD_DEREF", "LOAD_CONST", "LOAD_GLOBAL")
-    return is_key and names[1:] == ["STORE_SUBSCR"]
-
-
-_NO_STEPS = ("PRECALL", "CACHE", "PUSH_NULL", "RESUME", "NOP", "EXTENDED_ARG")
-_APPENDS = ("append", "appendleft", "extend", "add")
-
-
+@once
 def reached_by(model: torch.nn.Module) -> Reached:
     """What a model's methods and the code that it holds reach."""
     code = held_code(model)
     classes = dict.fromkeys(type(module) for module in model.modules())
-    return reached((*classes, *code.classes), tuple(code.functions))
+    return _reached((*classes, *code.classes), tuple(code.functions))
 
 
-@functools.lru_cache(maxsize=16)
-def reached(classes: tuple[type, ...], functions: tuple[types.FunctionType, ...] = ()) -> Reached:
-    """What these functions and the methods of classes reach, and what those reach in turn."""
+def _reached(classes: tuple[type, ...], functions: tuple[types.FunctionType, ...]) -> Reached:
     walk = _Walk({cls.__module__.partition(".")[0] for cls in classes} - {"torch"})
     for cls in classes:
         walk.add(cls)

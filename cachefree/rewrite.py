@@ -35,6 +35,7 @@ from cachefree.lifting.subject import (
     refuse_idle,
     refuse_unread,
 )
+from cachefree.looked_up import forget
 from cachefree.memos import MEMOS
 from cachefree.origin import Origin
 from cachefree.outlines import outline
@@ -52,7 +53,7 @@ from cachefree.rewritten import Rewritten
 from cachefree.rowless import inputs_without_rows
 from cachefree.scans import loops_in
 from cachefree.steps import steps_of
-from cachefree.surroundings import forget, unmoved
+from cachefree.surroundings import unmoved
 from cachefree.terms import Table, Term
 
 __all__ = ["rewrite"]

@@ -14,13 +14,13 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from cachefree.held_code import HeldCode, forget_held_code, held_code
+from cachefree.held_code import HeldCode, held_code
 from cachefree.memos import Additions, added, outside_state
 from cachefree.reach import (
     ABSENT,
@@ -33,12 +33,12 @@ from cachefree.reach import (
     is_generator,
     is_iterator,
     put,
-    reached,
     reached_by,
 )
+from cachefree.recorders import only_written
 from cachefree.remembered import memory_of
 
-__all__ = ["Outside", "forget", "surroundings", "unmoved"]
+__all__ = ["Outside", "surroundings", "unmoved"]
 
 
 @dataclass
@@ -66,7 +66,8 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
     own = [(cls, set(vars(cls))) for cls in found_there.classes]
     generators = [*_generators(model, before), *_numpy()]
     states = [(generator, pickle.dumps(_state(generator))) for generator in generators]
-    remembering = _remembering(model, found_there, code)
+    written = only_written(model)
+    remembering = _remembering(model, found_there, code, written)
     memories = memory_of(value for _, value in remembering)
     environment = dict(os.environ)
     results: list[tuple[str, Any, Any]] = []
@@ -85,7 +86,7 @@ def surroundings(model: torch.nn.Module) -> Iterator[Outside]:
         others += _new_names(own)
         for place, value, contents in before:
             gained = added(get(place), contents) if get(place) is value else None
-            if _put_back(place, value, contents) and not found_there.is_only_written(place):
+            if _put_back(place, value, contents) and id(value) not in written:
                 found.changes.append(place[2])
                 if gained is None or found.additions is None:
                     found.additions = None
@@ -130,12 +131,14 @@ def unmoved(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _remembering(
-    model: torch.nn.Module, found_there: Reached, code: HeldCode
+    model: torch.nn.Module, found_there: Reached, code: HeldCode, written: Collection[int]
 ) -> list[tuple[str, Any]]:
     """All that is reached or held and has no place that could be put back."""
-    own = {id(module) for module in model.modules()}
-    reached_ = [(name, value) for name, value in found_there.remembering if id(value) not in own]
-    return [*reached_, *code.opaque]
+    skipped = {*map(id, model.modules()), *written}
+    return [
+        *((name, value) for name, value in found_there.others if id(value) not in skipped),
+        *code.opaque,
+    ]
 
 
 def _new_names(own: list[tuple[type, set[str]]]) -> Iterator[str]:
@@ -153,12 +156,6 @@ def _put_iterators_back(iterators: list[tuple[Place, Any, Any]]) -> Iterator[str
         put(place, value)
         if _told(twin) != _told(value) or _told(value) is None:
             yield place[2]
-
-
-def forget() -> None:
-    """Looks again at what code reaches: globals may hold other objects by now."""
-    reached.cache_clear()
-    forget_held_code()
 
 
 def _put_back(place: Place, value: Any, contents: Any) -> bool:

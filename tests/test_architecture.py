@@ -19,9 +19,11 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure dataflow signatures vocabulary progress fakes recurrent offered cutting",
+        "looked_up",
         "execution checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code",
         "reach",
+        "recorders",
         "loop_values",
         "loops",
         "token_ranges loop_questions",

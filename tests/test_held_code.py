@@ -233,54 +233,6 @@ def test_a_count_in_a_hook() -> None:
         rewritten_small(model)
 
 
-def test_a_hook_that_only_records_is_no_state() -> None:
-    model = small(Small)
-    seen: list[torch.Tensor] = []
-    model.register_forward_hook(lambda _, __, result: seen.append(result[0]))
-    assert rewritten_small(model).report.verdict.is_proof
-    assert seen == []
-
-
-def test_hooks_that_keep_the_last_activation_are_no_state() -> None:
-    model = small(Small)
-    activations: dict[str, torch.Tensor] = {}
-
-    def recording(name):
-        def hook(_, __, output):
-            activations[name] = output.detach()
-
-        return hook
-
-    for name in ("emb", "out"):
-        model.get_submodule(name).register_forward_hook(recording(name))
-    assert rewritten_small(model).report.verdict.is_proof
-    assert activations == {}
-
-
-class Recorder:
-    def __init__(self, module):
-        self.seen = {}
-        module.register_forward_hook(self.hook("emb"))
-
-    def hook(self, name):
-        def hook(_, __, output):
-            self.seen[name] = output.detach()
-
-        return hook
-
-
-def test_what_a_recorder_was_given_is_no_change_of_the_model() -> None:
-    model = small(Small)
-    model.recorder = Recorder(model.emb)
-    rewritten = rewritten_small(model)
-    origin = rewritten._origin
-    assert model.recorder.seen == {}
-    torch.testing.assert_close(rewritten(IDS)[0], model(IDS)[0])
-    rewritten(IDS)
-    assert rewritten._origin is origin
-    assert list(model.recorder.seen) == ["emb"]
-
-
 class SetsBeforeItReads(Small):
     """A number that each call sets anew for its own methods."""
 

@@ -232,7 +232,7 @@ class ListOfMems(nn.Module):
         new, past = len(ids), mems[0].size(0)
         whole = past + new
         at = torch.arange(whole - 1, -1, -1.0)[:, None] / 50 ** torch.linspace(0, 1, WIDTH // 2)
-        far = self.far(torch.cat([at.sin(), at.cos()], -1))
+        far = self.far(torch.cat([at.sin(), at.cos()], -1).type_as(x))
         q, k, v = self.qkv(torch.cat([mems[0], x], 0) if past else x).chunk(3, dim=-1)
         near = torch.einsum("ibd,jbd->ijb", q[-new:], k)
         scores = near + self.shifted(torch.einsum("ibd,jd->ijb", q[-new:], far))
