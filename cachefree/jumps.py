@@ -22,25 +22,18 @@ Jumps = dict[tuple[CodeType, int], set[bool]]
 @contextlib.contextmanager
 def watched_jumps(ways: Jumps) -> Iterator[None]:
     """Writes down the ways that the jumps go inside."""
-    pending: dict[FrameType, int] = {}
-
-    def inside(frame: FrameType, event: str, _: Any) -> Any:
-        if event != "opcode":
-            return inside
-        jumps = _conditional_jumps(frame.f_code)
-        before = pending.pop(frame, None)
-        if before is not None:
-            ways.setdefault((frame.f_code, before), set()).add(frame.f_lasti != jumps[before])
-        if frame.f_lasti in jumps:
-            pending[frame] = frame.f_lasti
-        return inside
+    watches: dict[int, _Watch] = {}  # by identity: what a code object is equal to takes long
 
     def enter(frame: FrameType, event: str, _: Any) -> Any:
-        if not is_users(frame.f_code.co_filename):
+        code = frame.f_code
+        watch = watches.get(id(code))
+        if watch is None:
+            watch = watches[id(code)] = _Watch(code)
+        if not watch.jumps:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        return inside
+        return watch.inside()
 
     before = sys.gettrace()
     sys.settrace(enter)
@@ -48,6 +41,37 @@ def watched_jumps(ways: Jumps) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+        for watch in watches.values():
+            for jump, taken in watch.went:
+                ways.setdefault((watch.code, jump), set()).add(taken)
+
+
+class _Watch:
+    """Which way the jumps of one code object went; of no jumps, if it is not the user's."""
+
+    def __init__(self, code: CodeType) -> None:
+        self.code = code
+        self.jumps = _conditional_jumps(code) if is_users(code.co_filename) else {}
+        self.went: set[tuple[int, bool]] = set()
+
+    def inside(self) -> Any:
+        """What a frame of this code calls at every instruction."""
+        jumps, went = self.jumps, self.went
+        pending: int | None = None
+
+        def inside(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal pending
+            if event != "opcode":
+                return inside
+            here = frame.f_lasti
+            if pending is not None:
+                went.add((pending, here != jumps[pending]))
+                pending = None
+            if here in jumps:
+                pending = here
+            return inside
+
+        return inside
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from cachefree.baked import Modes, moved_to
 from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
 from cachefree.certify import least, verdict_of
+from cachefree.collecting import collected_seldom
 from cachefree.discover import Carry, Discovery
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, UnsupportedBranchError
@@ -63,6 +64,7 @@ _CROSS = ("reuse", "hoist")
 
 
 @one_at_a_time
+@collected_seldom()
 def rewrite(
     model: nn.Module,
     example_inputs: Any = None,

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure dataflow signatures vocabulary progress fakes recurrent offered cutting",
-        "looked_up",
+        "looked_up collecting",
         "execution checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code",
         "reach",
