@@ -13,7 +13,7 @@ from typing import Any
 
 from cachefree.sizes import is_users
 
-__all__ = ["Jumps", "watched_jumps"]
+__all__ = ["Jumps", "unwatched", "watched_jumps"]
 
 Jumps = dict[tuple[CodeType, int], set[bool]]
 """A place in code → the ways that it went: taken or not."""
@@ -44,6 +44,17 @@ def watched_jumps(ways: Jumps) -> Iterator[None]:
         for watch in watches.values():
             for jump, taken in watch.went:
                 ways.setdefault((watch.code, jump), set()).add(taken)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Lets what runs inside, which is none of the user's code, run at its own speed."""
+    before = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class _Watch:

@@ -23,7 +23,7 @@ from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.explaining import explained
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
 from cachefree.fake_runs import run_on_fakes
-from cachefree.jumps import Jumps, watched_jumps
+from cachefree.jumps import Jumps, unwatched, watched_jumps
 from cachefree.loops import Loop
 from cachefree.other_sizes import many_rounds, other_sizes
 from cachefree.plain_results import refuse_another_result
@@ -35,6 +35,14 @@ from cachefree.structure import Structure
 __all__ = ["CapturedCalls"]
 
 log = logging.getLogger(__name__)
+
+
+class _WatchedLog(CallLog):
+    """The calls of torch functions in code whose jumps are watched: torch's own are not."""
+
+    def called(self, *call: Any) -> Any:
+        with unwatched():
+            return super().called(*call)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class CapturedCalls:
 
     def _compare_here(self, jumps: Jumps | None) -> CallLog:
         """With a run at the example's sizes."""
-        plain = CallLog()
+        plain = CallLog() if jumps is None else _WatchedLog()
         watched = contextlib.nullcontext() if jumps is None else watched_jumps(jumps)
         try:
             with watched:
