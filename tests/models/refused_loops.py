@@ -353,7 +353,7 @@ REFUSED_LOOPS: tuple[RefusalCase, ...] = (
     _refused(
         "one_before_the_last", OneBeforeTheLast, "A value of one round", "what the last one left"
     ),
-    _refused("backwards", Backwards, _ALIKE),
+    _refused("backwards", Backwards, "A value of one round", "ys[::-1]"),
     _refused("loop_in_a_loop", LoopInALoop, "within another one", "for s in range"),
     _refused("next_token", NextToken, "asks which token it is at", "min(t + 1"),
     _refused("grows_from_token_to_token", GrowsFromTokenToToken, _ALIKE),
