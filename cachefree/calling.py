@@ -395,12 +395,8 @@ class Calling:
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
         sizes.update(self._absent_sizes(leaves))
         is_checked = not is_tracing()
-        absent = (NEUTRAL, SPARE)
-        pairs = [
-            (c, leaves[c.place])
-            for c in self._checks
-            if all(leaves[c.place] is not marker for marker in absent)
-        ]
+        given = [(check, leaves[check.place]) for check in self._checks]
+        pairs = [pair for pair in given if pair[1] is not NEUTRAL and pair[1] is not SPARE]
         for check, leaf in pairs:
             check_type(leaf, check.spec)
             shape = leaf.shape
@@ -433,14 +429,12 @@ class Calling:
             for check in self._checks
             if leaves[check.place] is NEUTRAL and argument_of(check.spec.path) in own_arguments
         ]
+        if not absent:
+            return {}
         given = [c.spec for c in self._checks if c.spec not in absent]
         beside = symbols_of(size for spec in given for size in spec.shape)
         own = symbols_of(size for spec in absent for size in spec.shape) - beside
-        return {**dict.fromkeys(map(str, own), 0), **(self._sizes_left_out if absent else {})}
-
-    @property
-    def _sizes_left_out(self) -> Mapping[str, int]:
-        return {**self.absent, **self.rowless_sizes}
+        return {**dict.fromkeys(map(str, own), 0), **self.absent, **self.rowless_sizes}
 
     def _check_sizes(self, pairs: list[tuple[Check, Any]], sizes: Sizes, is_first: bool) -> None:
         for check, leaf in pairs:
@@ -458,8 +452,7 @@ class Calling:
                     raise DomainError(
                         wrong_size(check.spec, axis, leaf.shape[axis], f"{expr} = {due}")
                     )
-        given = {argument_of(check.spec.path) for check, _ in pairs}
-        if self.rowless and not given.intersection(self.rowless):
+        if self.rowless and not any(argument_of(c.spec.path) in self.rowless for c, _ in pairs):
             is_empty = is_first or any(sizes[name] == 0 for name in self._past)
             kind = FIRST_CALL if is_empty else LATER_CALLS
             named = [region for region in self.rowless_regions if region.name == kind]

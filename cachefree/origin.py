@@ -86,6 +86,7 @@ class Origin:
         ]
         self._identities = _Identities(self._tensors, is_kept=False)
         self._twins = _twins(self._tensors)
+        self._mark = operator.attrgetter(*_MARKS, *(["device"] if self._asks_for_devices else []))
         self._marks, self._kinds = self._marks_now(), self._kinds_now()
 
     def has_changed(self) -> bool:
@@ -111,14 +112,13 @@ class Origin:
         return bool(new & self._read) or any(hasattr(type(module), name) for name in new)
 
     def _have_tensors_changed(self) -> bool:
-        marks = self._marks_now()
         are_others = self._identities.have_changed()
-        if marks == self._marks and not are_others:
+        if not are_others and self._marks_now() == self._marks:
             return False
         if self._kinds_now() != self._kinds or (are_others and self._are_parted()):
             return True
         self._identities = _Identities(self._tensors, is_kept=False)
-        self._marks = marks
+        self._marks = self._marks_now()
         return False
 
     def _are_parted(self) -> bool:
@@ -130,10 +130,7 @@ class Origin:
 
     def _marks_now(self) -> list[Any]:
         """What is cheap to compare of tensors that stay the same objects."""
-        tensors = _values(self._tensors)
-        if self._asks_for_devices:
-            return [None if t is None else (t.dtype, t.shape, t.device) for t in tensors]
-        return [None if tensor is None else (tensor.dtype, tensor.shape) for tensor in tensors]
+        return list(map(self._mark, self._identities.held()))
 
     def _kinds_now(self) -> list[_Kind | None]:
         """What the capture depends on."""
@@ -170,13 +167,19 @@ class _Identities:
     """
 
     def __init__(self, namespaces: Iterable[Mapping[Any, Any]], *, is_kept: bool = True) -> None:
-        self._namespaces = list(namespaces)
-        self._known = list(map(id, _values(self._namespaces)))
-        self._kept = list(_values(self._namespaces)) if is_kept else []
+        self._views = [namespace.values() for namespace in namespaces]
+        held = list(itertools.chain.from_iterable(self._views))
+        self._known = list(map(id, held))
+        self._is_there = [value is not None for value in held]
+        self._kept = held if is_kept else []
 
     def have_changed(self) -> bool:
         """Whether any of them does."""
-        return list(map(id, _values(self._namespaces))) != self._known
+        return list(map(id, itertools.chain.from_iterable(self._views))) != self._known
+
+    def held(self) -> Iterator[Any]:
+        """What they hold and is not None, while nothing has changed."""
+        return itertools.compress(itertools.chain.from_iterable(self._views), self._is_there)
 
 
 class _Lengths:
@@ -198,6 +201,7 @@ def _names_at(path: str, paths: Iterable[str]) -> set[str]:
 
 
 _OF_TORCH = frozenset(vars(nn.Module()))
+_MARKS = ("dtype", "shape")
 
 
 def _is_watched(name: str, value: Any) -> bool:
