@@ -69,14 +69,23 @@ def refills(model: nn.Module, discovery: Discovery) -> tuple[tuple[Refill, ...],
     signature = signature_of(model)
     found: list[Refill] = []
     notes: list[str] = []
-    for link in discovery.links:
-        if any(callable(step) for step in link.selector):
-            continue  # the caller makes what a later call is given
-        look = _Look(signature, link)
-        sizes = {**discovery.hints, **discovery.asked}
-        run_on_fakes(model, discovery.later, sizes, seen=look)
+    looks = [
+        _Look(signature, link)
+        for link in discovery.links
+        if not any(map(callable, link.selector))  # else the caller makes what a later call is given
+    ]
+    if not looks:
+        return (), ()
+
+    def seen(*call: Any) -> None:
+        for look in looks:
+            look(*call)
+
+    run_on_fakes(model, discovery.later, {**discovery.hints, **discovery.asked}, seen=seen)
+    for look in looks:
         if not look.is_changed(discovery.later):
             continue
+        link = look.link
         if look.is_as_returned():
             bare, hollow = _fills_at_first(model, discovery, signature, link)
             found.append(Refill(signature, link, look.own is look.present, bare, hollow))
