@@ -126,6 +126,7 @@ def _is_memo(modules: dict[str, torch.nn.Module], change: StateChange) -> bool:
     return isinstance(getattr(kind, change.attribute, None), functools.cached_property)
 
 
+_COPIES: dict[type, Any] = {list: list, deque: list, dict: dict, set: set}
 _ATOMS = frozenset((bool, int, float, str, torch.Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -137,6 +138,8 @@ def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
     """A copy of the containers and plain objects in ``value``; the rest by reference."""
     if type(value) in _ATOMS or id(value) in above:
         return None
+    if type(value) in _CONTAINERS and not value:
+        return _COPIES[type(value)]()
     above = (*above, id(value))
     if is_plain_object(value):
         return {key: (part, _contents(part, above)) for key, part in vars(value).items()}
@@ -151,9 +154,14 @@ def _contents(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def is_plain_object(value: Any) -> bool:
     """Whether a value is an object of the user's that holds its state in attributes."""
-    if isinstance(value, (torch.nn.Module, torch.Tensor, type)):
-        return False
-    return type(value).__module__.split(".")[0] not in _FOREIGN and hasattr(value, "__dict__")
+    kind: Any = type(value)
+    return _may_be_plain(kind) and hasattr(value, "__dict__")
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_be_plain(kind: Any) -> bool:
+    is_other = issubclass(kind, (torch.nn.Module, torch.Tensor, type))
+    return not is_other and kind.__module__.split(".")[0] not in _FOREIGN
 
 
 def _put_back(
@@ -167,7 +175,9 @@ def _put_back(
         if now is not value:
             changes.append(StateChange(name, attribute, value, now))
             state[attribute] = value
-        elif not _holds(value, contents):
+        elif _holds(value, contents):
+            continue
+        else:
             changes.append(StateChange(name, attribute, _shallow(contents), _copied(value)))
         _restore(value, contents)
     return changes

@@ -64,14 +64,17 @@ def _symbolic_len() -> Any:
 
     @functools.wraps(original)
     def length(value: Any, /) -> Any:
+        kind = type(value)
+        if kind in _BUILT_IN and kind is not list:
+            return original(value)
         if getattr(_capturing, "active", False):
             loops = heard_loops()
-            if loops is None and type(value) in _BUILT_IN:
+            if loops is not None and isinstance(value, list):
+                loops.heard_length(value)
+            if kind is list:
                 return original(value)
             if isinstance(value, torch.Tensor) and value.dim():
                 return value.shape[0]
-            if loops is not None:
-                loops.heard_length(value)
             if is_plain_object(value) and hasattr(type(value), "__len__"):
                 size = type(value).__len__(value)
                 if isinstance(size, torch.SymInt):
