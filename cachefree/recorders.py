@@ -7,8 +7,13 @@ lies inside another container has no name of its own.
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import functools
+import gc
+import inspect
+import operator
+import sys
 import types
 from typing import Any
 
@@ -25,7 +30,13 @@ _DEPTH = 8
 _NO_STEPS = ("PRECALL", "CACHE", "PUSH_NULL", "RESUME", "NOP", "EXTENDED_ARG")
 _APPENDS = ("append", "appendleft", "extend", "add")
 _KEYS = ("LOAD_FAST", "LOAD_DEREF", "LOAD_CONST", "LOAD_GLOBAL")
-_BY_ANY_NAME = frozenset(("vars", "__dict__", "getattr", "globals", "locals", "eval", "exec"))
+_READERS = (
+    *(vars, getattr, globals, locals, eval, exec, operator.attrgetter, operator.methodcaller),
+    *(dataclasses.asdict, dataclasses.astuple, inspect.getmembers, inspect.getattr_static),
+    *(gc.get_objects, gc.get_referents, gc.get_referrers),
+)
+_READING = ("__dict__", "__getattribute__", "__closure__", "cell_contents", "f_locals", "f_globals")
+_BY_ANY_NAME = frozenset((*_READING, *(reader.__name__ for reader in _READERS)))
 
 
 @once
@@ -36,6 +47,8 @@ def only_written(model: torch.nn.Module) -> dict[int, Any]:
         model: Any module.
     """
     found = reached_by(model)
+    if _has_readers_by_other_names(found):
+        return {}
     names = _Names(found)
     for place in found.places:
         names.add(_name(place), get(place), _DEPTH)
@@ -50,6 +63,19 @@ def only_written(model: torch.nn.Module) -> dict[int, Any]:
         for identity, value in candidates.items()
         if _are_only_written(found, frozenset(names.found[identity]))
     }
+
+
+def _has_readers_by_other_names(found: Reached) -> bool:
+    """Whether a file of the user's calls ``getattr`` and the like by names of its own."""
+    files = [vars(sys.modules[cls.__module__]) for cls in found.classes]
+    files += [space for space, *_ in (*found.places, *found.named) if isinstance(space, dict)]
+    ids = set(map(id, _READERS))
+    return any(
+        id(value) in ids and name not in _BY_ANY_NAME
+        for file in files
+        if not is_installed(str(file.get("__file__")))
+        for name, value in list(file.items())
+    )
 
 
 class _Names:

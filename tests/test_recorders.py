@@ -9,6 +9,7 @@ import torch
 
 import cachefree
 
+from .models.asked import AskedByAnotherName
 from .small import IDS, Small, rewritten_small, small
 
 
@@ -154,3 +155,8 @@ class AmongTheAttributes(AHookWrites):
 def test_what_is_read_by_another_name_is_state(build: type) -> None:
     with pytest.raises(cachefree.CaptureError, match="keeps state"):
         rewritten_small(small(build))
+
+
+def test_what_is_read_by_another_name_of_getattr_is_state() -> None:
+    with pytest.raises(cachefree.CaptureError, match="keeps state"):
+        rewritten_small(small(AskedByAnotherName))
