@@ -307,6 +307,7 @@ class Search:
                 continue
             if list(self.signature.parameters).index(name) >= len(found.args):
                 more.append(Link(Place(name), selector))
+        more += self._beside(found, {link.place.parameter for link in more} | taken)
         links = (*found.links, *more)
         if not more or () in fed:
             return found
@@ -325,6 +326,33 @@ class Search:
         finally:
             self.trials.failures, self.trials.is_told = failures, bool(self.carry)
         return found
+
+    def _beside(self, found: Found, taken: set[str]) -> list[Link]:
+        """The arguments behind the cache's, fed by what stands behind the cache in the result.
+
+        ``forward(x, state=None, history=None)`` that gives ``y, state, hist``.
+        """
+        if (
+            len(found.links) != 1
+            or len(found.links[0].selector) != 1
+            or taken != {found.links[0].place.parameter}
+        ):
+            return []
+        names = list(self.signature.parameters)
+        runs = self.trials.first_runs(found.call, found.query)
+        assert runs is not None
+        entry, at = found.links[0].selector[0], names.index(found.links[0].place.parameter) + 1
+        behind = names[at:]
+        if type(runs.part) is not tuple or type(entry) is not int or not behind:
+            return []
+        rest = runs.part[entry + 1 :]
+        is_free = len(rest) == len(behind) and all(
+            self.signature.parameters[name].default is None and name not in found.kwargs
+            for name in behind
+        )
+        if not is_free or at < len(found.args) or not all(flatten(part)[0] for part in rest):
+            return []
+        return [Link(Place(name), (entry + 1 + i,)) for i, name in enumerate(behind)]
 
     def _has_sure_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an argument that may take the cache is surely named so.

@@ -22,7 +22,7 @@ import torch
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.isolation import is_plain_object
 from cachefree.loops import heard_loops
-from cachefree.sizes import is_standard, is_users
+from cachefree.sizes import TORCH, is_standard, is_users
 from cachefree.token_ranges import numbered, token_range
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
@@ -72,13 +72,21 @@ def _symbolic_len() -> Any:
                 return value.shape[0]
             if loops is not None:
                 loops.heard_length(value)
-            if is_plain_object(value) and hasattr(type(value), "__len__"):
-                size = type(value).__len__(value)
+            if is_plain_object(value) or _has_slots(value):
+                own = getattr(type(value), "__len__", None)
+                size = None if own is None else own(value)
                 if isinstance(size, torch.SymInt):
                     return size
         return original(value)
 
     return length
+
+
+def _has_slots(value: Any) -> bool:
+    """Whether an object of the user's keeps its state in slots."""
+    return hasattr(type(value), "__slots__") and is_users(
+        getattr(sys.modules.get(type(value).__module__), "__file__", None) or TORCH
+    )
 
 
 class _RangeType(type):
