@@ -24,6 +24,7 @@ from cachefree.isolation import is_plain_object
 from cachefree.loops import heard_loops
 from cachefree.sizes import TORCH, is_standard, is_users
 from cachefree.token_ranges import numbered, token_range
+from cachefree.token_slots import multiplied
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
 
@@ -214,6 +215,8 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "range", _Range),
         (builtins, "enumerate", _Enumerate),
         (math, "sqrt", _symbolic_root()),
+        (torch.SymInt, "__mul__", multiplied(torch.SymInt.__mul__)),
+        (torch.SymInt, "__rmul__", multiplied(torch.SymInt.__rmul__)),
         *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
         (operator, "is_", _numbers_of(operator.is_)),
         (operator, "is_not", _numbers_of(operator.is_not)),
