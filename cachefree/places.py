@@ -29,8 +29,8 @@ Carry = Callable[[Any, Any], Any]
 Selector = tuple[Any, ...]
 """Steps into the model's result; ``("tail", n)`` is its n-th entry and all after it.
 
-``("pairs",)`` takes what a step before gave two by two, ``("zipped",)`` takes the first of each of its
-entries together, then the second, and so on.
+``("pairs",)`` takes what a step before gave two by two, ``("zipped",)`` takes the first of each of
+its entries together, then the second, and so on.
 """
 
 
@@ -147,8 +147,8 @@ def selectors(result: Any, steps: Selector = (), depth: int = 3) -> Iterator[Sel
 def regrouped(result: Any) -> Iterator[Selector]:
     """Parts of a result in other containers than the result has them in, in the same order.
 
-    ``{"y": y, "h": h, "c": c}`` feeds ``(h, c)``; ``y, keys, values`` and ``y, (keys, values)`` feed
-    ``[(key, value), ...]``, and so does ``y, key, value, key, value``.
+    ``{"y": y, "h": h, "c": c}`` feeds ``(h, c)``; ``y, keys, values`` and ``y, (keys, values)``
+    feed ``[(key, value), ...]``, and so does ``y, key, value, key, value``.
     """
     _, structure = flatten(result)
     if structure.kind in ("mapping", "object", "namedtuple"):

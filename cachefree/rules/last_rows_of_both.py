@@ -23,8 +23,8 @@ class LastRowsOfBoth:
 
     After: ``cat([past, new])[:, -keep:]``.
 
-    Why equal: where there are ``keep`` new rows or more, the last ``keep`` rows of a join lie in its
-    second part; where there is one, they are it and the past's last ``keep - 1``.
+    Why equal: where there are ``keep`` new rows or more, the last ``keep`` rows of a join lie in
+    its second part; where there is one, they are it and the past's last ``keep - 1``.
     """
 
     name = "last rows of both"
@@ -54,7 +54,11 @@ class LastRowsOfBoth:
         if term.op is not aten.slice.Tensor:
             return None
         rows, axis, start, *_ = term.args
-        if rows.sizes == term.sizes or axis % len(term.sizes) != dim or not isinstance(start, (Max, sympy.Max)):
+        if (
+            rows.sizes == term.sizes
+            or axis % len(term.sizes) != dim
+            or not isinstance(start, (Max, sympy.Max))
+        ):
             return None
         begins = [arg for arg in start.args if arg != 0]
         if len(start.args) != 2 or len(begins) != 1:
