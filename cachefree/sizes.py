@@ -293,7 +293,7 @@ def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
 def _undefined(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
     """A number that is equal to itself alone: the power of a negative one, where none is due.
 
-    ``(2 * n / 2048 - 1) ** 1.02`` is complex below 1024, which code asks about before it comes here.
+    ``(2 * n / 2048 - 1) ** 1.02`` is complex below 1024, about which code asks before.
     """
     known = sorted(values.items(), key=lambda pair: str(pair[0]))
     told = ", ".join(f"{symbol}={value}" for symbol, value in known if symbol in expr.free_symbols)

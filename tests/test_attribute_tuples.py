@@ -12,7 +12,7 @@ from .small import IDS, Small
 
 
 class SwitchAndTensors(Small):
-    """Keeps ``(is_on, {"keys": …, "values": …})``, whose tensors are empty and of one axis at first."""
+    """Keeps ``(is_on, {"keys": …, "values": …})``, whose tensors have one axis at first."""
 
     def __init__(self):
         super().__init__()
