@@ -214,6 +214,7 @@ class _Maker:
             caches.append(
                 CachePlace(parameter, place.steps, inner, tuple(part.spec for part in parts))
             )
+        spare = tuple(name for name in self.spare if name in arguments and name not in first_only)
         return Calling(
             parameters=tuple(arguments),
             signature=signature,
@@ -229,9 +230,14 @@ class _Maker:
             first_only=first_only,
             absent={str(symbol): size for symbol, size in self.one.absent.items()},
             present={str(symbol): size for symbol, size in self.one.present.items()},
-            spare=tuple(
-                name for name in self.spare if name in arguments and name not in first_only
-            ),
+            spare=spare,
+            usual={
+                str(symbol): self.discovery.hints[str(symbol)]
+                for leaf in leaves
+                if argument_of(leaf.spec.path) in spare
+                for symbol in symbols_of(getattr(leaf.spec, "shape", ()))
+                if str(symbol) in self.discovery.hints
+            },
             needed=self.needed,
         )
 

@@ -91,6 +91,7 @@ class Calling:
         absent: Sizes of these, by symbol, where they are left out.
         present: Sizes of what is computed of them, where they are given.
         spare: The arguments that later calls may leave out, since they do not read them.
+        usual: Sizes of these where no other size tells them: those of the example.
         rowless: The arguments that calls may leave out, all or none, since they then have no rows.
         rowless_sizes: Sizes of these, by symbol, where they are left out.
         rowless_regions: The calls that may leave them out.
@@ -114,6 +115,7 @@ class Calling:
     absent: Mapping[str, int] = field(default_factory=dict)
     present: Mapping[str, Any] = field(default_factory=dict)
     spare: tuple[str, ...] = ()
+    usual: Mapping[str, int] = field(default_factory=dict)
     rowless: tuple[str, ...] = ()
     rowless_sizes: Mapping[str, int] = field(default_factory=dict)
     rowless_regions: tuple[Region, ...] = ()
@@ -345,7 +347,7 @@ class Calling:
                         found = solved(other, symbol, sizes, self.value(one, sizes))
                         if found is not None and one.free_symbols:
                             sizes[name] = found
-            sizes.setdefault(name, 1)
+            sizes.setdefault(name, self.usual.get(name, 1))
 
     def _put_markers(self, named: dict[str, Any]) -> bool:
         """Puts markers for the neutral cache where none is given; whether that is everywhere."""

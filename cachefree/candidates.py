@@ -12,7 +12,16 @@ from typing import Any
 from torch import nn
 
 from cachefree.inputs import CACHE_NAMES
-from cachefree.places import Link, Place, Selector, empty_entries, is_empty, select, selectors
+from cachefree.places import (
+    Link,
+    Place,
+    Selector,
+    empty_entries,
+    is_empty,
+    regrouped,
+    select,
+    selectors,
+)
 from cachefree.structure import flatten
 
 __all__ = ["candidates", "namesakes"]
@@ -58,6 +67,8 @@ def candidates(
             score = 3.0 if CACHE_NAMES.search(place.path) else 0.0
             closeness = _closeness(place, selector, result)
             ranked.append((score + closeness, (Link(place, selector),)))
+        if CACHE_NAMES.search(place.path) or wanted:
+            ranked += [(2.5, (Link(place, selector),)) for selector in regrouped(result)]
     ranked += _throughout(places, parts, result)
     yield from sorted(ranked, key=lambda pair: -pair[0])
     if not wanted:

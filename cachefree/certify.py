@@ -348,8 +348,9 @@ def _refuse_broken(
         for sizes in _corners(surveys, kind):
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
-            broken = signatures.broken(_with_past(kind, sizes))
-            if broken is not None:
+            whole = _with_past(kind, sizes)
+            broken = signatures.broken(whole)
+            if broken is not None and not signatures.does_not_run(whole):
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise UnsupportedBranchError(
                     Refusal(

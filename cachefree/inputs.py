@@ -33,6 +33,12 @@ CACHE_NAMES = re.compile(
     r"^(h|c|hx|cx|h_?0|hc|carry|last)$",
     re.IGNORECASE,
 )
+BUFFER_NAMES = re.compile(r"cache|past|buffer|(^|_)kvs?(_|$)", re.IGNORECASE)
+HELD_BY_CALLER = (
+    "Let {} be None on the first call (an argument with that default), and return what is past "
+    "with the new rows joined to it; or keep the buffers on the model (register_buffer), which is "
+    "rewritten as it is."
+)
 BATCH, QUERY, FEATURES = 3, 5, 4
 _MOST_RESIZED = 6
 _MOST_KINDS = 12
@@ -291,6 +297,10 @@ def _probe(model: nn.Module, failures: Sequence[str] = ()) -> FirstCall:
             return first
         if depends_on_values(last):
             raise explained(last, "The model could not be traced.") from last
+    buffers = [p.name for p in wanted if p.default is p.empty and BUFFER_NAMES.search(p.name)]
+    remedy = "Pass example_inputs: the inputs of a first call, as a tuple or as a dict."
+    if buffers:
+        remedy = HELD_BY_CALLER.format(" and ".join(buffers))
     names = ", ".join(parameter.name for parameter in wanted)
     offered = "".join(f"; {failure}" for failure in failures)
     raise CaptureError(
@@ -298,7 +308,7 @@ def _probe(model: nn.Module, failures: Sequence[str] = ()) -> FirstCall:
             f"No example inputs were found for {type(model).__name__}.forward({names}).",
             why=f"{tried} guesses from its signature and its first layers did not run; "
             f"the last raised {type(last).__name__}: {_first_line(last)}{offered}",
-            remedy="Pass example_inputs: the inputs of a first call, as a tuple or as a dict.",
+            remedy=remedy,
         )
     )
 

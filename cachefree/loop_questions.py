@@ -1,7 +1,8 @@
-"""What the body of a loop over tokens asks about a token's place."""
+"""What the body of a loop over tokens asks about a token's place; and loops that only ask."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,11 +44,46 @@ def refuse_questions(loops: Sequence[Loop], environment: SizeEnvironment) -> Non
         )
         if _tokens_of(question) and not _is_of_every_place(question.fact, counts)
     ]
+    refusals += _while_loops(environment)
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
     for asked in (environment.questions, environment.operator_questions):
         for key in [key for key, question in asked.items() if _tokens_of(question)]:
             del asked[key]
+
+
+def _while_loops(environment: SizeEnvironment) -> list[Refusal]:
+    """Refusals of ``while t < n``: as many questions of a line as there are tokens.
+
+    Each would be a region with a path of its own, and there is no end of them.
+    """
+    numbers: dict[Any, set[Any]] = {}
+    for question in environment.questions.values():
+        where, fact = question.where, question.fact
+        relation = fact.args[0] if isinstance(fact, sympy.Not) else fact
+        if where is None or not isinstance(relation, sympy.core.relational.Relational):
+            continue
+        if where.text.startswith("while ") and len(relation.free_symbols) == 1:
+            zero = dict.fromkeys(relation.free_symbols, 0)
+            number = abs(sympy.expand(relation.lhs - relation.rhs).subs(zero))
+            numbers.setdefault((where, *relation.free_symbols), set()).add(number)
+    return [
+        Refusal(
+            f"A while loop runs as often as {size} says.",
+            why="Python counts its rounds, so that the number of them would be frozen.",
+            remedy=f"Loop over range of the size: for t in range({size}).",
+            where=where,
+        )
+        for (where, size), asked in numbers.items()
+        if len(asked) >= _LEAST_QUESTIONS and _is_evenly_spaced(sorted(asked))
+    ]
+
+
+_LEAST_QUESTIONS = 4
+
+
+def _is_evenly_spaced(numbers: Sequence[Any]) -> bool:
+    return len({after - before for before, after in itertools.pairwise(numbers)}) == 1
 
 
 def _in_words(fact: Any) -> str:

@@ -79,6 +79,8 @@ def _within(value: Any, again: Callable[[Any], Any]) -> Any:
     if isinstance(value, FunctionType):
         found = (value.__defaults__, value.__kwdefaults__, vars(value), *_cells(value))
         return ("function", id(value.__code__), *map(again, found))
+    if getattr(type(value), "is_filled_by_token", False):
+        return "a list with an entry for each token"
     if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
         parts = list(map(again, value))
         kept = [part for part in parts if not _is_made(part)]

@@ -19,6 +19,7 @@ __all__ = [
     "empty_entries",
     "is_empty",
     "items_of",
+    "regrouped",
     "select",
     "selectors",
 ]
@@ -26,7 +27,11 @@ __all__ = [
 Carry = Callable[[Any, Any], Any]
 """``(outputs, inputs) → later inputs``."""
 Selector = tuple[Any, ...]
-"""Steps into the model's result; ``("tail", n)`` is its n-th entry and all after it."""
+"""Steps into the model's result; ``("tail", n)`` is its n-th entry and all after it.
+
+``("pairs",)`` takes what a step before gave two by two, ``("zipped",)`` takes the first of each of
+its entries together, then the second, and so on.
+"""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,33 @@ def selectors(result: Any, steps: Selector = (), depth: int = 3) -> Iterator[Sel
             yield (("tail", start),)
 
 
+def regrouped(result: Any) -> Iterator[Selector]:
+    """Parts of a result in other containers than the result has them in, in the same order.
+
+    ``{"y": y, "h": h, "c": c}`` feeds ``(h, c)``; ``y, keys, values`` and ``y, (keys, values)``
+    feed ``[(key, value), ...]``, and so does ``y, key, value, key, value``.
+    """
+    _, structure = flatten(result)
+    if structure.kind in ("mapping", "object", "namedtuple"):
+        yield from ((("tail", start),) for start in range(1, len(structure.children)))
+    count = len(structure.children)
+    for start in range(1, count):
+        rest = structure.children[start:]
+        if all(part.children for part in rest) and len(rest) > 1:
+            yield (("tail", start), ("zipped",))
+        if count - start > 2 and all(part.kind == "leaf" for part in rest):
+            yield (("tail", start), ("pairs",))
+    for key, part in zip(structure.keys, structure.children, strict=True):
+        if len(part.children) > 1 and all(inner.children for inner in part.children):
+            yield (key, ("zipped",))
+
+
+def _entries(value: Any) -> tuple[Any, ...]:
+    """The entries of a container of any kind, in order."""
+    structure = flatten(value)[1]
+    return tuple(_step(value, structure, key) for key in structure.keys)
+
+
 def _step(value: Any, structure: Structure, key: Any) -> Any:
     return getattr(value, str(key)) if structure.kind in ("object", "namedtuple") else value[key]
 
@@ -150,7 +182,13 @@ def select(result: Any, selector: Selector) -> Any:
         if isinstance(step, Carried):
             value = step(value)
         elif isinstance(step, tuple) and step[:1] == ("tail",):
-            value = tuple(value[step[1] :])
+            value = _entries(value)[step[1] :]
+        elif step == ("pairs",):
+            if len(value) % 2:
+                raise ValueError("the last entry has no other beside it")
+            value = list(zip(value[::2], value[1::2], strict=True))
+        elif step == ("zipped",):
+            value = list(zip(*map(_entries, _entries(value)), strict=True))
         elif isinstance(value, (Mapping, list)) or type(value) is tuple:
             value = value[step]
         else:

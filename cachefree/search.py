@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import math
@@ -19,7 +20,7 @@ from cachefree.counted import Count, counts_of
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.first_only import choices, is_apart
-from cachefree.inputs import CACHE_NAMES, FirstCall, call_of
+from cachefree.inputs import BUFFER_NAMES, CACHE_NAMES, HELD_BY_CALLER, FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
@@ -307,6 +308,7 @@ class Search:
                 continue
             if list(self.signature.parameters).index(name) >= len(found.args):
                 more.append(Link(Place(name), selector))
+        more += self._beside(found, {link.place.parameter for link in more} | taken)
         links = (*found.links, *more)
         if not more or () in fed:
             return found
@@ -325,6 +327,33 @@ class Search:
         finally:
             self.trials.failures, self.trials.is_told = failures, bool(self.carry)
         return found
+
+    def _beside(self, found: Found, taken: set[str]) -> list[Link]:
+        """The arguments behind the cache's, fed by what stands behind the cache in the result.
+
+        ``forward(x, state=None, history=None)`` that gives ``y, state, hist``.
+        """
+        if (
+            len(found.links) != 1
+            or len(found.links[0].selector) != 1
+            or taken != {found.links[0].place.parameter}
+        ):
+            return []
+        names = list(self.signature.parameters)
+        runs = self.trials.first_runs(found.call, found.query)
+        assert runs is not None
+        entry, at = found.links[0].selector[0], names.index(found.links[0].place.parameter) + 1
+        behind = names[at:]
+        if type(runs.part) is not tuple or type(entry) is not int or not behind:
+            return []
+        rest = runs.part[entry + 1 :]
+        is_free = len(rest) == len(behind) and all(
+            self.signature.parameters[name].default is None and name not in found.kwargs
+            for name in behind
+        )
+        if not is_free or at < len(found.args) or not all(flatten(part)[0] for part in rest):
+            return []
+        return [Link(Place(name), (entry + 1 + i,)) for i, name in enumerate(behind)]
 
     def _has_sure_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether an argument that may take the cache is surely named so.
@@ -357,6 +386,18 @@ class Search:
                     remedy=f"Leave {', '.join(given)} out of example_inputs.",
                 )
             )
+        required = self._given_cache(is_required=True)
+        if required:
+            told = " and ".join(required)
+            return CacheNotFoundError(
+                Refusal(
+                    f"The first call has to be given {told}: buffers for the whole sequence, by "
+                    "their names.",
+                    why="The cache that one graph takes is as long as what is past; how much of a "
+                    "caller's buffer that is, no size tells.",
+                    remedy=HELD_BY_CALLER.format(told),
+                )
+            )
         attempts = _likeliest_failures(self.trials.failures)
         tried = "".join(f"\n         tried {attempt}" for attempt in attempts)
         tried += "".join(
@@ -375,16 +416,21 @@ class Search:
             )
         )
 
-    def _given_cache(self) -> list[str]:
-        """Arguments with a cache's name that the example gives and that could be left out."""
+    def _given_cache(self, *, is_required: bool = False) -> list[str]:
+        """Arguments with a cache's name that the example gives and that could be left out.
+
+        Or those that could not.
+        """
+        default = inspect.Parameter.empty if is_required else None
+        names = BUFFER_NAMES if is_required else CACHE_NAMES
         given = {self.names[place]: value for place, value in enumerate(self.first.args)}
         given |= self.first.kwargs
         return [
             name
             for name, value in given.items()
-            if CACHE_NAMES.search(name)
+            if names.search(name)
             and name in self.signature.parameters
-            and self.signature.parameters[name].default is None
+            and self.signature.parameters[name].default is default
             and flatten(value)[0]
         ]
 

@@ -39,7 +39,7 @@ class Signatures:
             if term.op not in ("input", "attribute", "constant", "item"):
                 found.setdefault(_signature(term), term)
         self._symbols = {term: _symbols_of(term) for term in found.values()}
-        self._held: dict[Any, bool] = {}
+        self._held: dict[Any, bool | None] = {}
         self._known: dict[tuple[tuple[str, int], ...], Term | None] = {}
 
     def hold(self, sizes: Mapping[str, int]) -> bool:
@@ -52,6 +52,19 @@ class Signatures:
         if key not in self._known:
             self._known[key] = self._broken(sizes)
         return self._known[key]
+
+    def does_not_run(self, sizes: Mapping[str, int]) -> bool:
+        """Whether an operator raises at these sizes, and what it raises for are no tokens' sizes.
+
+        It raises for the model too, on the call that computes it: a picture that is smaller than a
+        convolution's kernel.
+        """
+        term = self.broken(sizes)
+        if term is None:
+            return False
+        symbols = self._symbols[term]
+        is_of_tokens = any(name == "query" or name.startswith("past") for name in symbols)
+        return not is_of_tokens and self._held[term, tuple(map(sizes.get, symbols))] is None
 
     def is_known(self, sizes: Mapping[str, int]) -> bool:
         """Whether these sizes were tried."""
@@ -99,8 +112,8 @@ def _symbols_of(term: Term) -> list[str]:
     return sorted(map(str, found))
 
 
-def _holds(term: Term, values: Mapping[sympy.Symbol, int], numbers: dict[Any, Any]) -> bool:
-    """Whether an operator gives the sizes that were written down.
+def _holds(term: Term, values: Mapping[sympy.Symbol, int], numbers: dict[Any, Any]) -> bool | None:
+    """Whether an operator gives the sizes that were written down; None where it does not run.
 
     Args:
         term: The operator.
@@ -134,7 +147,7 @@ def _holds(term: Term, values: Mapping[sympy.Symbol, int], numbers: dict[Any, An
         return True  # an operator that cannot be tried alone
     except Exception as error:  # noqa: BLE001 - an operator may raise anything
         log.debug("%s does not run at %s: %s", term.name, values, error)
-        return False
+        return None
     if shape is not None:
         return isinstance(result, torch.Tensor) and tuple(result.shape) == shape
     if not isinstance(result, (tuple, list)) or len(result) != len(term.payload):

@@ -280,9 +280,24 @@ def _is_written_by_python(code: CodeType) -> bool:
 def substitute(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
     """``expr`` with symbols replaced; ints stay ints."""
     if isinstance(expr, sympy.Basic):
-        # xreplace keeps what sympy evaluated under other assumptions; subs evaluates again
-        return expression(expr.subs(values) if expr.free_symbols & values.keys() else expr)
+        if not expr.free_symbols & values.keys():
+            return expression(expr)
+        try:
+            # xreplace keeps what sympy evaluated under other assumptions; subs evaluates again
+            return expression(expr.subs(values))
+        except (TypeError, ValueError, ArithmeticError):
+            return _undefined(expr, values)
     return expr
+
+
+def _undefined(expr: Any, values: Mapping[sympy.Symbol, Any]) -> Any:
+    """A number that is equal to itself alone: the power of a negative one, where none is due.
+
+    ``(2 * n / 2048 - 1) ** 1.02`` is complex below 1024, about which code asks before.
+    """
+    known = sorted(values.items(), key=lambda pair: str(pair[0]))
+    told = ", ".join(f"{symbol}={value}" for symbol, value in known if symbol in expr.free_symbols)
+    return sympy.Symbol(f"undefined({expr}; {told})", real=True)
 
 
 def symbols_of(exprs: Iterable[Any]) -> set[sympy.Symbol]:

@@ -22,8 +22,9 @@ import torch
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.isolation import is_plain_object
 from cachefree.loops import heard_loops
-from cachefree.sizes import is_standard, is_users
+from cachefree.sizes import TORCH, is_standard, is_users
 from cachefree.token_ranges import numbered, token_range
+from cachefree.token_slots import multiplied
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
 
@@ -75,13 +76,21 @@ def _symbolic_len() -> Any:
                 return original(value)
             if isinstance(value, torch.Tensor) and value.dim():
                 return value.shape[0]
-            if is_plain_object(value) and hasattr(type(value), "__len__"):
-                size = type(value).__len__(value)
+            if is_plain_object(value) or _has_slots(value):
+                own = getattr(type(value), "__len__", None)
+                size = None if own is None else own(value)
                 if isinstance(size, torch.SymInt):
                     return size
         return original(value)
 
     return length
+
+
+def _has_slots(value: Any) -> bool:
+    """Whether an object of the user's keeps its state in slots."""
+    return hasattr(type(value), "__slots__") and is_users(
+        getattr(sys.modules.get(type(value).__module__), "__file__", None) or TORCH
+    )
 
 
 class _RangeType(type):
@@ -209,6 +218,8 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (builtins, "range", _Range),
         (builtins, "enumerate", _Enumerate),
         (math, "sqrt", _symbolic_root()),
+        (torch.SymInt, "__mul__", multiplied(torch.SymInt.__mul__)),
+        (torch.SymInt, "__rmul__", multiplied(torch.SymInt.__rmul__)),
         *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
         (operator, "is_", _numbers_of(operator.is_)),
         (operator, "is_not", _numbers_of(operator.is_not)),

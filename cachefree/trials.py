@@ -282,6 +282,14 @@ class Trials:
                 not _same_sizes(select(part, link.selector), select(whole, link.selector))
                 for link in links
             )
+            if log_calls is not None and not any(callable(s) for li in links for s in li.selector):
+                given = [select(part, link.selector) for link in links]
+                leaves = flatten((later_args, later_kwargs))[0]
+                if _is_joined_elsewhere(
+                    given, [now for now, _ in pairs], leaves, later_leaves, log_calls
+                ):
+                    self._note(links, named, "what it joins comes back at other places")
+                    return False
             if not _is_alike(result, part):
                 self._note(links, named, "its result has another structure than a first call's")
                 return False
@@ -367,11 +375,40 @@ def _run_values(
     leaves, structure = flatten((args, kwargs))
     specs = tuple(
         TensorSpec(
-            "", tuple(leaf.shape), leaf.dtype, getattr(leaf, "cachefree_device", leaf.device)
+            str(place),
+            tuple(leaf.shape),
+            leaf.dtype,
+            getattr(leaf, "cachefree_device", leaf.device),
         )
-        for leaf in leaves
+        for place, leaf in enumerate(leaves)
     )
     return run_on_fakes(model, Call(structure, specs), {}, log_calls)
+
+
+def _is_joined_elsewhere(
+    given: Any, returned: Any, leaves: Sequence[Any], results: Sequence[Any], log_calls: CallLog
+) -> bool:
+    """Whether what is joined to a tensor of the cache is returned in the place of another one.
+
+    ``keys, values`` of two layers have the form of two layers' ``(key, value)``.
+    """
+    if log_calls.result is None:
+        return False
+    inputs = {id(leaf): ("input", str(place)) for place, leaf in enumerate(leaves)}
+    tensors = [value for value in results if isinstance(value, torch.Tensor)]
+    sources = dict(zip(map(id, tensors), log_calls.result.sources, strict=False))
+    own = [inputs.get(id(leaf)) for leaf in flatten(given)[0]]
+    for at, value in enumerate(flatten(returned)[0]):
+        source = sources.get(id(value), ())
+        if source[:1] != ("call",):
+            continue
+        call = log_calls.calls[source[1]]
+        if call.name not in ("cat", "concat", "concatenate") or not call.sources:
+            continue
+        joined = [part for part in call.sources[0] or () if part in own]
+        if joined and own[at] not in joined:
+            return True
+    return False
 
 
 def _is_same_call(one: Call, other: Call) -> bool:

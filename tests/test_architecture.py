@@ -26,7 +26,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "recorders",
         "loop_values",
         "loops",
-        "token_ranges loop_questions",
+        "token_ranges token_slots loop_questions",
         "token_rows",
         "grown_rows",
         "remembered spelling provenance explaining memos",

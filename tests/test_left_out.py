@@ -93,3 +93,36 @@ def test_the_flag_that_gives_the_cache_is_left_out() -> None:
     logits, cache = rewritten(TOKENS)
     due, own = model(TOKENS, use_cache=True)
     torch.testing.assert_close((logits, cache), (due, own))
+
+
+class PictureFirst(torch.nn.Module):
+    """A state that starts from a picture, which a convolution without padding sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.see = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+        )
+        self.embed, self.rnn = torch.nn.Embedding(11, 6), torch.nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, caption, picture=None, state=None):
+        if state is None:
+            state = self.see(picture).flatten(1)[None]
+        return self.rnn(self.embed(caption), state)
+
+
+def test_a_picture_that_is_left_out_is_as_large_as_the_example() -> None:
+    """A picture of one pixel would be too small for the convolution, which later calls run too."""
+    model = seeded(PictureFirst)().double()
+    caption, picture = torch.zeros(2, 4, dtype=torch.long), torch.rand(2, 3, 8, 9).double()
+    rewritten = cachefree.rewrite(model, {"caption": caption, "picture": picture})
+    assert rewritten.report.verdict.name == "PROVED_EXACT"
+    for pixels in (3, 7):
+        seen = torch.rand(3, 3, pixels, pixels + 1).double()
+        ids = torch.arange(6).view(3, 2)
+        one, other = rewritten(ids, picture=seen), model(ids, picture=seen)
+        torch.testing.assert_close(one, other)
+        one, other = (call(ids + 1, state=other[1]) for call in (rewritten, model))
+        torch.testing.assert_close(one, other)
+    with pytest.raises(cachefree.DomainError):
+        rewritten(ids, picture=torch.rand(3, 3, 2, 5).double())

@@ -9,6 +9,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
+from torch.utils._sympy.functions import FloatPow
 
 from cachefree.calls import Call, TensorSpec
 from cachefree.capture import Captured, capture
@@ -229,3 +230,13 @@ def test_the_smallest_number_with_as_many_rows() -> None:
     assert preimage(sympy.Min(frames, 6), frames, {}, 6) is None
     assert preimage(2 * frames, frames, {}, 7) is None
     assert preimage(rows * size_symbol("batch"), frames, {"batch": 3}, 6) == 5
+
+
+def test_a_power_that_is_not_due_is_equal_to_itself_alone() -> None:
+    """``(n / 4 - 1) ** 1.3`` is complex below 4: in no region that asks for ``n > 8`` is it due."""
+    n = size_symbol("n")
+    power = FloatPow(n / 4.0 - 1.0, sympy.Float(1.3))
+    one, two = substitute(power, {n: 1}), substitute(power, {n: 2})
+    assert one != two
+    assert one == substitute(power, {n: 1})
+    assert float(substitute(power, {n: 12})) == pytest.approx(2**1.3)

@@ -71,6 +71,11 @@ def entries(value: Any) -> dict[Any, Any] | None:
     return None
 
 
+def _within(value: Any) -> dict[Any, Any] | None:
+    """What a value holds, by key: a tuple cannot be set, yet what is in it may change."""
+    return dict(enumerate(value)) if type(value) is tuple else entries(value)
+
+
 def _holds_attributes(value: Any) -> bool:
     if isinstance(value, (torch.Tensor, type, enum.Enum)) or callable(value):
         return False
@@ -106,7 +111,7 @@ def lookup(root: Any, steps: tuple[Any, ...]) -> Any:
     """The value at the end of the way; `ABSENT` where there is none."""
     value = root
     for step in steps:
-        held = entries(value)
+        held = _within(value)
         if held is None or step not in held:
             return ABSENT
         value = held[step]
@@ -155,7 +160,7 @@ class Contents:
     def _remember(self, value: Any, *, is_root: bool = False) -> None:
         if id(value) in self._before or (isinstance(value, nn.Module) and not is_root):
             return
-        held = entries(value)
+        held = _within(value)
         if held is None:
             return
         self._before[id(value)] = (value, held)
@@ -180,7 +185,7 @@ class Contents:
         if id(value) in seen or id(value) not in self._before:
             return
         seen.add(id(value))
-        before, now = self._before[id(value)][1], entries(value) or {}
+        before, now = self._before[id(value)][1], _within(value) or {}
         for key, part in now.items():
             if key not in before or not is_same(before[key], part):
                 yield Place(root, (*steps, key))
@@ -214,12 +219,15 @@ class Contents:
             return
         seen.add(id(value))
         for key, part in self._before[id(value)][1].items():
-            if not isinstance(part, nn.Module):
+            is_fixed = type(value) is tuple and isinstance(part, torch.Tensor)
+            if not isinstance(part, nn.Module) and not is_fixed:
                 yield from self._tensors(root, (*steps, key), part, seen)
 
     def restore(self) -> None:
         """Puts everything back, the order of entries too."""
         for value, before in self._before.values():
+            if type(value) is tuple:
+                continue
             now = entries(value) or {}
             if list(now) == list(before) and all(now[key] is before[key] for key in now):
                 continue
