@@ -17,7 +17,7 @@ import torch
 
 import cachefree
 import cachefree.checker
-from cachefree.checker.replay import WrongCertificateError, replay
+from cachefree.checker.replay import LAWS, WrongCertificateError, replay
 from cachefree.checker.sizes import Sizes, parsed
 from cachefree.checker.terms import Terms
 
@@ -293,6 +293,29 @@ def test_the_values_of_a_constant_are_those_that_it_is_named_by() -> None:
     line["bytes"] = torch.tensor([1.0]).numpy().tobytes().hex()
     with pytest.raises(ValueError, match="values that are not its own"):
         Terms(Sizes([], {})).read([line], {})
+
+
+def _restates(law: str, op: str, args: Any, shape: Any, facts: Any = (), rows: Any = None) -> bool:
+    """Whether a law of the checker has a right side for an operator on ``x``, (past, 4)."""
+    terms = Terms(Sizes(list(facts), {}))
+    kind = torch.float32, "device:cpu"
+    x = terms.make("input", ("x",), rows or (PAST, 4), *kind)
+    before = terms.make(op, (x, *args), shape, *kind)
+    return any(True for _ in LAWS[law][1](terms, before))
+
+
+def test_a_slice_with_steps_is_no_slice_of_neighbours() -> None:
+    assert _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 1), (PAST, 4))
+    assert not _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 2), (PAST, 2))
+
+
+def test_nothing_is_repeated_of_what_may_be_empty() -> None:
+    pad = (1, 0), "replicate", None
+    for facts, holds in (((), False), ((PAST >= 1,), True)):
+        found = _restates(
+            "pad-replicate", "aten.pad.default", pad, (4, PAST + 1), facts, rows=(4, PAST)
+        )
+        assert found is holds
 
 
 def test_what_may_be_no_integer_is_not_rounded() -> None:
