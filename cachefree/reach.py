@@ -48,6 +48,8 @@ class Reached:
     others: tuple[tuple[str, Any], ...] = ()
     named: tuple[Place, ...] = ()
     """Functions, classes and objects, by the names that the user's code has for them."""
+    loaded: tuple[tuple[str, Any], ...] = ()
+    """Everything that code reaches by a name, once for each name."""
 
 
 @once
@@ -68,7 +70,8 @@ def _reached(classes: tuple[type, ...], functions: tuple[types.FunctionType, ...
     walk.run()
     places, others = tuple(walk.places.values()), tuple(walk.others.values())
     named = tuple(walk.named.values())
-    return Reached(places, tuple(walk.classes), tuple(walk.codes), others, named)
+    loaded = tuple(walk.loaded.values())
+    return Reached(places, tuple(walk.classes), tuple(walk.codes), others, named, loaded)
 
 
 class _Walk:
@@ -84,9 +87,11 @@ class _Walk:
         self.codes: list[types.CodeType] = []
         self.others: dict[int, tuple[str, Any]] = {}
         self.named: dict[tuple[int, str], Place] = {}
+        self.loaded: dict[tuple[str, int], tuple[str, Any]] = {}
         self.is_installed = False
         self.pending: list[Any] = []
         self.seen: set[int] = set()
+        self.within: dict[int, Any] = {}
 
     def add(self, value: Any) -> None:
         if id(value) not in self.seen:
@@ -108,15 +113,32 @@ class _Walk:
                 continue
             self.classes[base] = None
             self.is_installed = _is_installed(home)
+            self._metaclass(base)
             for name, value in vars(base).items():
-                if name.startswith("__") and name.endswith("__") and name != "__call__":
-                    continue
-                self._named(base, name, f"{base.__name__}.{name}", value)
+                if not self._is_pythons_own(base, name):
+                    self._named(base, name, f"{base.__name__}.{name}", value)
+
+    def _metaclass(self, cls: type) -> None:
+        if type(cls) is not type and not self.is_installed:
+            self.add(type(cls))
+
+    def _is_pythons_own(self, cls: type, name: str) -> bool:
+        """Whether no call reaches what a class has under a name; ``len(x)`` does reach one."""
+        if not (name.startswith("__") and name.endswith("__")) or name == "__call__":
+            return False
+        is_module = issubclass(cls, torch.nn.Module) and name in ("__init__", "__new__")
+        is_code = isinstance(
+            vars(cls)[name], (types.FunctionType, staticmethod, classmethod, property)
+        )
+        return self.is_installed or is_module or not is_code
 
     def _named(self, namespace: Any, name: str, text: str, value: Any) -> None:
+        self._loaded(namespace, name, text, value)
         if isinstance(value, (staticmethod, classmethod)):
             value = value.__func__
         elif isinstance(value, property):
+            for part in filter(None, (value.fset, value.fdel)):
+                self.add(part)
             value = value.fget
         if isinstance(value, Memoised):
             self.places[id(namespace), name] = (namespace, name, text)
@@ -141,6 +163,33 @@ class _Walk:
             self.others.setdefault(id(value), (text, value))
         if isinstance(namespace, dict) and not (is_iterator(value) or type(value) in CONTAINERS):
             self.named[id(namespace), name] = (namespace, name, text)
+
+    def _loaded(self, namespace: Any, name: str, text: str, value: Any) -> None:
+        own = text.split("'")[1] if isinstance(namespace, types.CellType) else name
+        self.loaded.setdefault((own, id(value)), (own, value))
+        if not self.is_installed:
+            self._code_in(value, text)
+
+    def _code_in(self, value: Any, text: str) -> None:
+        """What is called through a value: functions in a table, a partial call, a bound method."""
+        if isinstance(value, (*PLAIN, type, types.FunctionType)) or id(value) in self.within:
+            return
+        self.within[id(value)] = value
+        if isinstance(value, functools.partial):
+            parts: Any = (value.func, *value.args, *value.keywords.values())
+        elif isinstance(value, types.MethodType):
+            parts = (value.__func__, value.__self__)
+        elif isinstance(value, (*CONTAINERS, tuple, frozenset)):
+            parts = list(value.values() if isinstance(value, dict) else value)
+        else:
+            return
+        for part in parts:
+            if isinstance(part, (types.FunctionType, type)):
+                self.add(part)
+            elif self._is_object(part):
+                self._named({text: part}, text, text, part)
+            else:
+                self._code_in(part, text)
 
     def _is_ours(self, home: types.ModuleType | None) -> bool:
         """Whether a module is the user's: of a file of theirs, or a notebook's, which has none."""
@@ -167,6 +216,7 @@ class _Walk:
         code = function.__code__
         home = sys.modules.get(function.__module__)
         if not self._is_ours(home):
+            self._wrapper(function)
             return
         self.is_installed = _is_installed(home)
         self.codes += _codes(code)
@@ -195,6 +245,16 @@ class _Walk:
                         )
             else:
                 self._named(space, name, f"the global {name}", value)
+
+    def _wrapper(self, function: types.FunctionType) -> None:
+        """The user's functions that another's function calls, such as ``singledispatch`` makes."""
+        for cell in function.__closure__ or ():
+            if _is_filled(cell):
+                part = cell.cell_contents
+                if isinstance(part, types.FunctionType):
+                    self.add(part)
+                else:
+                    self._code_in(part, function.__qualname__)
 
 
 def _is_installed(home: types.ModuleType | None) -> bool:

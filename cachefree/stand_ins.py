@@ -65,7 +65,7 @@ def _counts(values: torch.Tensor, bins: int = 100, **interval: Any) -> torch.Ten
     low, high = interval.pop("min", 0), interval.pop("max", 0)
     if low == high or values.dim() != 1 or interval:
         return None
-    place = ((values - low) / (high - low) * bins).floor().clamp(max=bins - 1)
+    place = ((values - low) * bins / (high - low)).floor().clamp(max=bins - 1)  # as torch rounds
     is_inside = (values >= low) & (values <= high)
     each = torch.arange(bins, device=values.device, dtype=values.dtype)
     is_there = (place.unsqueeze(1) == each.unsqueeze(0)) & is_inside.unsqueeze(1)
@@ -77,10 +77,8 @@ def _one_hot(classes: torch.Tensor, num_classes: Any = -1) -> torch.Tensor | Non
     """A row of zeros with a one for each class. torch takes no symbolic number of them."""
     if not isinstance(num_classes, torch.SymInt):
         return None
-    count: Any = num_classes
-    each = torch.arange(count, device=classes.device)
-    rows: torch.Tensor = (classes.unsqueeze(-1) == each).to(torch.int64)
-    return rows
+    rows = torch.zeros((*classes.shape, num_classes), dtype=torch.int64, device=classes.device)
+    return rows.scatter(-1, classes.unsqueeze(-1), 1)  # a class that is none of them is an error
 
 
 def _filled(size: Any, fill_value: Any, **options: Any) -> torch.Tensor | None:
@@ -122,6 +120,8 @@ def _scaled_product(add: Any, *factors: Any, **named: Any) -> torch.Tensor | Non
     if not isinstance(beta, torch.Tensor) and beta == 0:  # what is added is then not looked at
         return product.expand(torch.broadcast_shapes(product.shape, add.shape))
     scaled: torch.Tensor = beta * add
+    if isinstance(beta, torch.Tensor):  # a zero hides infinities, too
+        scaled = torch.where(beta == 0, torch.zeros_like(scaled), scaled)
     return scaled + product
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ import torch
 
 import cachefree
 import cachefree.checker
-from cachefree.checker.replay import WrongCertificateError, replay
+from cachefree.checker.replay import LAWS, WrongCertificateError, replay
 from cachefree.checker.sizes import Sizes, parsed
+from cachefree.checker.terms import Terms
 
 from .models import CASES
 from .small import Small, rewritten_small, small
@@ -248,6 +250,77 @@ def test_no_claim_can_be_changed(content: Content, change: Callable[[Content], A
     assert changed != content
     with pytest.raises(cachefree.CertificateError):
         cachefree.check_certificate(changed)
+
+
+TOLD: dict[str, Callable[[Content], Any]] = {
+    "a neutral cache of its own": lambda c: c["regions"][0]["neutral"].update({"past[0]": 1}),
+    "a domain with other sizes": lambda c: c["domain"][1]["facts"].append([">=", "past", 3]),
+    "stand-ins left out": lambda c: c.update(stand_ins=["addmm"], verdict="PROVED_REAL"),
+    "another name of an input": lambda c: c["graph"]["inputs"][1].__setitem__(0, "past_7"),
+    "another name of the model": lambda c: c.update(model="Other"),
+    "another statement of a law": lambda c: c["laws"]["full"].update(statement="0 = 1"),
+    "an edit that no rule made": lambda c: c["edits"].append({"rule": "join", "neutral": "none"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", TOLD.values(), ids=TOLD)
+def test_what_is_told_of_a_rewritten_model_is_compared(
+    content: Content, rewritten: cachefree.Rewritten, change: Callable[[Content], Any]
+) -> None:
+    cachefree.check_certificate(content, rewritten)
+    changed = copy.deepcopy(content)
+    change(changed)
+    with pytest.raises(cachefree.CertificateError):
+        cachefree.check_certificate(changed, rewritten)
+
+
+def test_a_law_is_not_called_more_exact_than_it_is(content: Content) -> None:
+    changed = copy.deepcopy(content)
+    changed["laws"]["full"]["kind"] = "real"
+    with pytest.raises(cachefree.CertificateError, match="full is not so exact"):
+        cachefree.check_certificate(changed)
+
+
+def test_the_values_of_a_constant_are_those_that_it_is_named_by() -> None:
+    """A finite number in the place of an infinity would hide it from the laws of zeros."""
+    raw = torch.tensor([torch.inf]).numpy().tobytes()
+    named = ["bits", hashlib.sha256(raw).hexdigest()]
+    line: Content = {
+        "op": "constant", "args": [named, [1], {"dtype": "float32"}, "cpu"], "shape": [1],
+        "dtype": {"dtype": "float32"}, "device": {"device": "cpu"}, "bytes": raw.hex(),
+    }  # fmt: skip
+    assert len(Terms(Sizes([], {})).read([line], {})) == 1
+    line["bytes"] = torch.tensor([1.0]).numpy().tobytes().hex()
+    with pytest.raises(ValueError, match="values that are not its own"):
+        Terms(Sizes([], {})).read([line], {})
+
+
+def _restates(law: str, op: str, args: Any, shape: Any, facts: Any = (), rows: Any = None) -> bool:
+    """Whether a law of the checker has a right side for an operator on ``x``, (past, 4)."""
+    terms = Terms(Sizes(list(facts), {}))
+    kind = torch.float32, "device:cpu"
+    x = terms.make("input", ("x",), rows or (PAST, 4), *kind)
+    before = terms.make(op, (x, *args), shape, *kind)
+    return any(True for _ in LAWS[law][1](terms, before))
+
+
+def test_a_slice_with_steps_is_no_slice_of_neighbours() -> None:
+    assert _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 1), (PAST, 4))
+    assert not _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 2), (PAST, 2))
+
+
+def test_nothing_is_repeated_of_what_may_be_empty() -> None:
+    pad = (1, 0), "replicate", None
+    for facts, holds in (((), False), ((PAST >= 1,), True)):
+        found = _restates(
+            "pad-replicate", "aten.pad.default", pad, (4, PAST + 1), facts, rows=(4, PAST)
+        )
+        assert found is holds
+
+
+def test_what_may_be_no_integer_is_not_rounded() -> None:
+    half = parsed(["IntTrueDiv", "past", 2])
+    assert not Sizes([half > 0, half < 1], {}).holds(sympy.false)
 
 
 def test_a_certificate_of_another_model_is_refused(content: Content) -> None:

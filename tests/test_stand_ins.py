@@ -129,3 +129,36 @@ def test_one_hot_of_as_many_classes_as_an_input_has_rows() -> None:
             torch.testing.assert_close(weights, due)
             assert torch.equal(state[2], own[2])
         assert own[2].sum() == 3 * batch
+
+
+class AddsInfinity(Small):
+    """``addmm`` looks at what is added only where its scale is not zero, however it is given."""
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        infinite = torch.full((logits.shape[-1],), torch.inf)
+        flat = logits.flatten(0, 1)
+        scaled = torch.addmm(infinite, flat, flat.new_ones(12, 12), beta=torch.tensor(0.0))
+        return logits + scaled.view(logits.shape), present
+
+
+def test_a_scale_of_zero_hides_infinities() -> None:
+    model = small(AddsInfinity)
+    ours, theirs = rewritten_small(model)(IDS), model(IDS)
+    assert theirs[0].isfinite().all()
+    torch.testing.assert_close(ours[0], theirs[0])
+
+
+class CountsClasses(Small):
+    """A class for each token that there is: some ids are beyond it."""
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        classes = torch.nn.functional.one_hot(ids % 4, present[0].shape[1])
+        return logits + classes.sum(-1, keepdim=True), present
+
+
+def test_a_class_beyond_their_number_is_an_error_of_the_graph_too() -> None:
+    rewritten = rewritten_small(small(CountsClasses))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        rewritten(torch.tensor([[3]]))

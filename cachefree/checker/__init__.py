@@ -80,8 +80,12 @@ def _compare_domain(content: Any, rewritten: Any) -> None:
     domain = rewritten.interface.domain
     due = [[region.name, len(region.conditions)] for region in domain.regions]
     found = [[region["call"], len(region["facts"])] for region in content["domain"]]
-    if due != found or list(domain.fixed) != content["fixed"]:
+    is_same = content["domain"] == rewritten.certificate.content["domain"]
+    if due != found or not is_same or list(domain.fixed) != content["fixed"]:
         raise WrongCertificateError("the rewritten model holds in another domain")
+    own = rewritten.certificate.content
+    if any(content[key] != own[key] for key in ("model", "laws")) or _told(content) != _told(own):
+        raise WrongCertificateError("it tells of another model")
     # the report may claim less: what calls leave on the model is shown elsewhere
     claimed, shown = (
         _VERDICTS.index(verdict) if verdict in _VERDICTS else -1
@@ -89,3 +93,9 @@ def _compare_domain(content: Any, rewritten: Any) -> None:
     )
     if claimed < max(shown, 0):
         raise WrongCertificateError("the rewritten model has another verdict")
+
+
+def _told(content: Any) -> Any:
+    """The names of the inputs, and what the rules did."""
+    names = [name for name, _ in content["graph"]["inputs"]]
+    return names, [(edit["rule"], edit["neutral"]) for edit in content["edits"]]

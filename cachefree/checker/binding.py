@@ -65,8 +65,16 @@ def bind_to_paths(certificate: Mapping[str, Any], captured: Mapping[str, Any]) -
         terms = Terms(Sizes([], {}))
         mine, due = terms.read(one["terms"], {}), terms.read(other["terms"], {})
         paths = [mine[place] for place in one["path"]], [due[place] for place in other["path"]]
+        neutral = [
+            {path: read[place] for path, place in region["neutral"].items()}
+            for region, read in ((one, mine), (other, due))
+        ]
         if any(one[key] != other[key] for key in ("facts", "values")) or paths[0] != paths[1]:
             raise WrongCertificateError(f"the model takes another path ({one['call']})")
+        if neutral[0] != neutral[1]:
+            raise WrongCertificateError(f"the neutral cache is another one ({one['call']})")
+    if ours and certificate["stand_ins"] != captured["stand_ins"]:
+        raise WrongCertificateError("other operators stand for those of the model")
 
 
 class _Reader:

@@ -167,7 +167,7 @@ def neutral_number(is_float: bool, number: int) -> Callable[[Terms, Term], Right
     """``x + 0 = x − 0 = x``, ``x · 1 = x / 1 = x``, and mirrored where they commute."""
 
     def rights(m: Terms, t: Term) -> Rights:
-        if number == 0 and (t.dtype.is_floating_point is not is_float or t.dtype.is_complex):
+        if t.dtype.is_complex or (number == 0 and t.dtype.is_floating_point is not is_float):
             return
         x, y = t.args[:2]
         if is_number(y, number) and is_of_type(x, t):
@@ -214,7 +214,7 @@ def not_not(m: Terms, t: Term) -> Rights:
 
 def where(m: Terms, t: Term) -> Rights:
     truth = number_of(t.args[0])
-    if truth is not None:
+    if truth is not None and not isinstance(truth, sympy.Basic):
         chosen = t.args[1] if truth else t.args[2]
         if isinstance(chosen, Term) and chosen.dtype == t.dtype:
             yield chosen if chosen.shape == t.shape else m.expand(chosen, t.shape)
@@ -237,6 +237,7 @@ def neutral_truth(m: Terms, t: Term) -> Rights:
         return
     for x, other in (t.args, t.args[::-1]):
         truth = number_of(x)
+        truth = None if isinstance(truth, sympy.Basic) else truth
         if truth is not None and bool(truth) is neutral and other.shape == t.shape:
             yield other
         if truth is not None and bool(truth) is not neutral:

@@ -39,6 +39,8 @@ TRUSTED = {
     "packed-heads", "padded-convolution", "same-at-every-size", "slice-of-convolution", "where",
 }  # fmt: skip
 """Laws of which a certificate may ask that a step be trusted: it takes a solver for elements."""
+AT_EVERY_SIZE = "same-at-every-size"
+"""What is compared by computing it at every size up to a bound: no law."""
 
 
 class WrongCertificateError(Exception):
@@ -91,9 +93,12 @@ def replay(certificate: Mapping[str, Any]) -> Checked:
             _replay_region(certificate, region, checked)
     with _located("the domain"):
         _check_domain(certificate["domain"], regions)
+    for law, told in certificate["laws"].items():
+        _expect(told["kind"] == ("real" if law in REAL else "exact"), f"{law} is not so exact")
+    _expect(set(checked.laws) <= {*certificate["laws"], AT_EVERY_SIZE}, "it lists other laws")
     is_real = any(law in REAL for law in checked.laws) or bool(certificate["stand_ins"])
     due = "PROVED_REAL" if is_real else "PROVED_EXACT"
-    due = "CHECKED" if "same-at-every-size" in checked.laws else due
+    due = "CHECKED" if AT_EVERY_SIZE in checked.laws else due
     _expect(checked.verdict == due, f"its steps show {due}, not {checked.verdict}")
     return checked
 

@@ -225,6 +225,8 @@ def _row(expr: Any) -> Row:
             raise ValueError(f"{expr} has fractions")
         if variable == 1:
             number = int(coefficient)
+        elif not variable.is_integer:
+            raise ValueError(f"{variable} may be no integer")
         else:
             coefficients.append((variable, int(coefficient)))
     return frozenset(coefficients), number

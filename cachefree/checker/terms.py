@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -180,12 +181,20 @@ class Terms:
             if "several" in line:
                 parts = [tuple(map(self.sizes.form, s)) for s in argument(line["several"])]
             elif "bytes" in line:
-                parts = bytes.fromhex(line["bytes"])
+                parts = _bytes_of(term, bytes.fromhex(line["bytes"]))
             if term.parts not in (None, parts):
                 raise ValueError(f"{term.op} is written with other results than before")
             term.parts = parts
             terms.append(term)
         return terms
+
+
+def _bytes_of(term: Term, raw: bytes) -> bytes:
+    """The values of a constant, if they are those that it is named by."""
+    due = ("bits", hashlib.sha256(raw).hexdigest())
+    if term.op != "constant" or tuple(term.args[0]) != due or term.args[1] != term.shape:
+        raise ValueError(f"{term.op} is written with values that are not its own")
+    return raw
 
 
 def _argument(value: Any, terms: Sequence[Term]) -> Any:

@@ -135,6 +135,8 @@ def _add_float_zero(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _times_one(term: Term, rewriter: Rewriter) -> Term | None:
+    if term.dtype is not None and term.dtype.is_complex:
+        return None  # an infinite part times the other factor's zero is nan
     if _is(term.args[1], 1):
         return _left_operand(term)
     if term.op in (aten.mul.Tensor,) and _is(term.args[0], 1) and isinstance(term.args[1], Term):
@@ -260,7 +262,7 @@ IDENTITY_LAWS: tuple[Law, ...] = (
     ),
     Law(
         "times-one",
-        "x · 1 = x / 1 = x",
+        "x · 1 = x / 1 = x  if x is not complex",
         "exact",
         (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar),
         _times_one,

@@ -154,6 +154,8 @@ IDENTITY: Family = {
             Instance("division makes a float", ("b n:int64",), lambda x: x / 1),
             Instance("1.0 makes a float", ("b n:int64",), lambda x: x * 1.0),
             Instance("ones are wider", ("n",), lambda x: x * x.new_ones(2, 1)),
+            Instance("complex numbers", ("b n 2",), lambda x: torch.view_as_real(
+                     torch.view_as_complex(x) * 1)),
             Instance("rounded division", ("b n",), lambda x: torch.div(x, 1,
                                                                         rounding_mode="floor")),
         ),

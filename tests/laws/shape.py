@@ -57,7 +57,11 @@ SHAPE: Family = {
             Instance("movedim", ("b n 4",), lambda x: x.movedim(0, -1)),
             Instance("swapaxes", ("b n 4",), lambda x: x.swapaxes(0, 2)),
         ),
-        (Instance("several dimensions moved", ("b n",), lambda x: x.flip(0)),),
+        (
+            Instance("several dimensions moved", ("b n",), lambda x: x.flip(0)),
+            Instance("conjugated", ("b n 2",), lambda x: torch.view_as_real(
+                     torch.view_as_complex(x).mH.resolve_conj())),
+        ),
     ),
     "permute": Tried(
         (

@@ -1,0 +1,32 @@
+"""One of five thousand objects in a global table counts."""
+
+import torch
+from torch import nn
+
+TABLE = {place: [[0]] for place in range(5000)}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.lin = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, past=None):
+        x = self.emb(ids)
+        rows = self.lin(x)
+        if past is not None:
+            rows = torch.cat([past, rows], dim=1)
+        y = rows.mean(1, keepdim=True)
+        TABLE[4999][0][0] += 1
+        if TABLE[4999][0][0] > 300:
+            y = y * 2
+        return x + y, rows
+
+
+def build():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def arguments(outputs, ids, states, past):
+    return {"ids": ids} if outputs is None else {"ids": ids, "past": outputs[1]}

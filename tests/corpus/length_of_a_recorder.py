@@ -1,0 +1,44 @@
+"""A container that is only written to by its name is read where Python asks its holder for a length."""
+
+import torch
+from torch import nn
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def add(self, value):
+        self.seen.append(value)
+
+    def __len__(self):
+        return len(self.seen)
+
+
+recorder = Recorder()
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb, self.lin = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, past=None):
+        x = self.emb(ids)
+        rows = self.lin(x)
+        if past is not None:
+            rows = torch.cat([past, rows], dim=1)
+        y = rows.mean(1, keepdim=True)
+        recorder.add(1)
+        if len(recorder) > 5:
+            y = y * 2
+        return x + y, rows
+
+
+def build():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def arguments(outputs, ids, states, past):
+    return {"ids": ids} if outputs is None else {"ids": ids, "past": outputs[1]}
