@@ -35,7 +35,7 @@ REAL = {
 }  # fmt: skip
 """Laws that hold over the real numbers only; all others hold bit for bit."""
 TRUSTED = {
-    "elementwise", "elementwise-real", "fill-nothing", "mask-nothing", "neutral-truth",
+    "elementwise", "elementwise-real", "fill-nothing", "lowest-hides", "mask-nothing", "neutral-truth",
     "packed-heads", "padded-convolution", "same-at-every-size", "slice-of-convolution", "where",
 }  # fmt: skip
 """Laws of which a certificate may ask that a step be trusted: it takes a solver for elements."""

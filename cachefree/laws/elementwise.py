@@ -17,7 +17,13 @@ from cachefree.laws.law import Law
 from cachefree.laws.readers import READERS
 from cachefree.terms import Term, operands
 
-__all__ = ["ELEMENTWISE", "ELEMENTWISE_REAL", "equal_elementwise", "uniform"]
+__all__ = [
+    "ELEMENTWISE",
+    "ELEMENTWISE_REAL",
+    "equal_elementwise",
+    "is_small_and_of_sizes",
+    "uniform",
+]
 
 _MOST_TERMS = 60
 
@@ -70,7 +76,7 @@ def uniform(term: Term, facts: Facts) -> bool | float | None:
         term: A tensor.
         facts: What holds of the sizes.
     """
-    if term.op not in READERS or term.dtype is None or not _is_small_and_of_sizes(term):
+    if term.op not in READERS or term.dtype is None or not is_small_and_of_sizes(term):
         return None
     if term.dtype != torch.bool and not term.dtype.is_floating_point:
         return None
@@ -81,7 +87,7 @@ def uniform(term: Term, facts: Facts) -> bool | float | None:
             return None
 
 
-def _is_small_and_of_sizes(term: Term) -> bool:
+def is_small_and_of_sizes(term: Term) -> bool:
     """Whether a term is made of few operators, and of sizes alone."""
     seen, pending = {term}, [term]
     while pending:
