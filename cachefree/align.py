@@ -72,6 +72,7 @@ def compare(
     sizes: Mapping[sympy.Symbol, Any] | None = None,
     inputs: Mapping[str, Term] | None = None,
     more: Sequence[Law] = (),
+    given: Mapping[str, Term] | None = None,
 ) -> Comparison:
     """Compares two programs over the same inputs.
 
@@ -83,11 +84,12 @@ def compare(
         sizes: Sizes to substitute in both.
         inputs: Inputs of the one graph to replace: the neutral cache.
         more: Laws to be tried too, after the others.
+        given: Inputs to replace in both: what their values are known to be.
     """
-    exact = _compare(table, one, other, facts, sizes, inputs, more, is_exact=True)
+    exact = _compare(table, one, other, facts, sizes, inputs, more, given, is_exact=True)
     if exact.is_equal:
         return exact
-    real = _compare(table, one, other, facts, sizes, inputs, more, is_exact=False)
+    real = _compare(table, one, other, facts, sizes, inputs, more, given, is_exact=False)
     return real if real.is_equal else exact
 
 
@@ -99,11 +101,13 @@ def _compare(
     sizes: Mapping[sympy.Symbol, Any] | None,
     inputs: Mapping[str, Term] | None,
     more: Sequence[Law],
+    given: Mapping[str, Term] | None,
     *,
     is_exact: bool,
 ) -> Comparison:
-    mine = Normaliser(table, facts, sizes, inputs, is_exact=is_exact, more=more)
-    theirs = Normaliser(table, facts, sizes, is_exact=is_exact, more=more)
+    both = {**(given or {}), **(inputs or {})}  # what is given comes first: others may read it
+    mine = Normaliser(table, facts, sizes, both, is_exact=is_exact, more=more)
+    theirs = Normaliser(table, facts, sizes, given, is_exact=is_exact, more=more)
     left, right = mine.normal(one), theirs.normal(other)
     walk = _Walk(facts, is_exact)
     for a, b in zip(left, right, strict=True):

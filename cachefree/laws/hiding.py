@@ -33,19 +33,18 @@ def _seen(term: Term, rewriter: Rewriter) -> Term | None:
         return None
     if len(mask.sizes) < 2 or not is_small_and_of_sizes(mask):
         return None
-    if not _hides_or_adds_nothing(mask, rewriter.facts):
+    if not _hides_or_adds_nothing(mask, torch.finfo(mask.dtype).min, rewriter.facts):
         return None
     seen = rewriter.build(aten.eq.Scalar, (mask, 0), mask.shape, mask, torch.bool)
     return rewriter.build(_SDPA, (query, key, value, seen, *rest), term.shape, term)
 
 
-def _hides_or_adds_nothing(mask: Term, facts: Facts) -> bool:
+def _hides_or_adds_nothing(mask: Term, lowest: float, facts: Facts) -> bool:
     """Whether every element is 0 or as low as can be, and every row has a 0."""
     with facts.solver_lock:
         elements = Elements(facts, lambda one, other: one is other, READERS)
         try:
             index = elements.indices(mask)
-            lowest = torch.finfo(mask.dtype).min
             if any(
                 not (isinstance(leaf, Constant) and _is_either(float(leaf.text), lowest))
                 and not elements.never(condition)
