@@ -9,7 +9,7 @@ import torch
 
 import cachefree
 
-from .assertions import says_what_to_do, same
+from .assertions import same, says_what_to_do
 from .models.by_values import (
     VOCABULARY,
     AnyHidden,
