@@ -10,8 +10,9 @@ import sympy
 
 from cachefree.facts import Facts
 from cachefree.laws import COMMUTATIVE, Law
-from cachefree.laws.elementwise import equal_elementwise
+from cachefree.laws.elementwise import ELEMENTWISE_SIGNLESS, equal_elementwise
 from cachefree.laws.evaluation import equal_at_every_size, is_of_sizes_alone
+from cachefree.laws.zero_signs import is_sign_of_zero_lost
 from cachefree.normal import Normaliser, Step
 from cachefree.terms import Table, Term, operands
 
@@ -109,7 +110,7 @@ def _compare(
     mine = Normaliser(table, facts, sizes, both, is_exact=is_exact, more=more)
     theirs = Normaliser(table, facts, sizes, given, is_exact=is_exact, more=more)
     left, right = mine.normal(one), theirs.normal(other)
-    walk = _Walk(facts, is_exact)
+    walk = _Walk(facts, is_exact, left, right)
     for a, b in zip(left, right, strict=True):
         walk.pair(a, b)
     laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
@@ -131,6 +132,8 @@ class _Walk:
 
     facts: Facts
     is_exact: bool
+    left: tuple[Term, ...]
+    right: tuple[Term, ...]
     known: dict[tuple[Term, Term], bool] = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
     checked: list[Divergence] = field(default_factory=list)
@@ -178,6 +181,10 @@ class _Walk:
         if not _same_type(one, other, self.facts):
             return False
         law = equal_elementwise(one, other, self.facts, self.equal)
+        if law is ELEMENTWISE_SIGNLESS and not (
+            is_sign_of_zero_lost(one, self.left) and is_sign_of_zero_lost(other, self.right)
+        ):
+            law = None
         if law is not None and (law.kind == "exact" or not self.is_exact):
             self.laws.append(law)
             self.pairs.append((law, one, other))

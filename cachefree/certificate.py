@@ -90,7 +90,7 @@ class Region:
         return cls(
             kind,
             (*kind.basics, *(condition.fact for condition in regime.region.conditions)),
-            kind.values(regime.pinned),
+            kind.values_where(regime.pinned, regime.region.conditions),
             regime.program.outputs,
             regime.comparison.steps,
             regime.comparison.pairs,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,21 @@ class Kind:
         """What the one graph's sizes are here."""
         tied = {symbol: substitute(size, pinned) for symbol, size in self.ties.items()}
         return {**dict.fromkeys(self.zero, 0), **tied, **pinned}
+
+    def values_where(
+        self, pinned: Mapping[sympy.Symbol, int], conditions: Iterable[Condition]
+    ) -> dict[sympy.Symbol, Any]:
+        """The same where some conditions hold: of two sizes that are one, one is written."""
+        values = self.values(pinned)
+        for condition in conditions:
+            fact = condition.fact
+            if not isinstance(fact, sympy.Eq) or not (fact.lhs.is_Symbol and fact.rhs.is_Symbol):
+                continue
+            one, other = (values.get(symbol, symbol) for symbol in fact.args)
+            if isinstance(one, sympy.Symbol) and isinstance(other, sympy.Symbol) and one != other:
+                values = {symbol: substitute(size, {other: one}) for symbol, size in values.items()}
+                values[other] = one
+        return values
 
     @property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -233,14 +248,13 @@ def survey(
     ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
-        refusal = None if unfit is None else unfit(program, facts, kind.values(pinned))
+        values = kind.values_where(pinned, conditions)
+        refusal = None if unfit is None else unfit(program, facts, values)
         if refusal is not None:
             result.excluded.append(Exclusion(conditions, refusal))
             return
         own = program.outputs if results is None else results(program)
-        comparison = compare(
-            table, one, own, facts, kind.values(pinned), kind.inputs, more, kind.uniform
-        )
+        comparison = compare(table, one, own, facts, values, kind.inputs, more, kind.uniform)
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
         (result.served if comparison.is_equal else result.unequal).append(regime)
 

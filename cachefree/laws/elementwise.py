@@ -20,6 +20,7 @@ from cachefree.terms import Term, operands
 __all__ = [
     "ELEMENTWISE",
     "ELEMENTWISE_REAL",
+    "ELEMENTWISE_SIGNLESS",
     "equal_elementwise",
     "is_small_and_of_sizes",
     "uniform",
@@ -43,11 +44,22 @@ ELEMENTWISE_REAL = Law(
     lambda term, rewriter: None,
 )
 
+ELEMENTWISE_SIGNLESS = Law(
+    "elementwise-signless",
+    "x = y  if x[i] = y[i] over the reals for every index i and all sizes, where z + 0.0 = z and "
+    "−0.0 = 0.0, and nothing reads x or y that tells these apart",
+    "real",
+    (),
+    lambda term, rewriter: None,
+)
+
 
 def equal_elementwise(
     one: Term, other: Term, facts: Facts, equal: Callable[[Term, Term], bool]
 ) -> Law | None:
-    """`ELEMENTWISE` where two tensors of one type are shown to be equal, else None.
+    """The law by which two tensors of one type are shown to be equal, else None.
+
+    That nothing reads them which tells −0.0 from 0.0 is for the caller to show.
 
     Args:
         one: A tensor.
@@ -64,6 +76,8 @@ def equal_elementwise(
             elements = Elements(facts, equal, READERS)
             if not elements.same(one, other):
                 return None
+            if elements.is_signless:
+                return ELEMENTWISE_SIGNLESS
             return ELEMENTWISE_REAL if elements.is_real else ELEMENTWISE
         except (UnknownElementError, NotImplementedError):
             return None
