@@ -3,7 +3,8 @@
 A path that is chosen by values is no path of sizes, and is refused, with one exception: where one
 of the two answers tells what every element of the input is, say 1. The path of the other answer is
 taken as the general one. The path of this answer is captured too, and has to be the one graph with
-ones put in for the input: then the graph is right whatever the answer is.
+ones put in for the input: then the graph is right whatever the answer is. Of a tensor that the code
+itself has filled with one number the answer is known.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ _NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.
 _ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
 _COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
 _TRUTH = {_T.__bool__, _T.item}
+_MADE: dict[Any, int | None] = {
+    **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
+    **dict.fromkeys((torch.zeros, torch.zeros_like, _T.new_zeros), 0),
+    **dict.fromkeys((torch.full, torch.full_like, _T.new_full)),
+}
 _SAME_ELEMENTS = {
     *(_T.view, _T.reshape, torch.reshape, _T.unsqueeze, torch.unsqueeze, _T.contiguous),
     *(_T.permute, torch.permute, _T.transpose, torch.transpose, _T.flatten, torch.flatten),
@@ -121,6 +127,7 @@ class Answering(TorchFunctionMode):
             for path, tensor in inputs
             if tensor.dtype in _DTYPES
         }
+        self._made: dict[str, int] = {}
         self._claims: dict[int, _Claim] = {}
         self._truths: dict[int, tuple[_Claim, bool]] = {}
 
@@ -133,9 +140,24 @@ class Answering(TorchFunctionMode):
             if answer is not None:
                 return answer
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
+        if func in _MADE and isinstance(result, torch.Tensor):
+            self._note_made(func, args, kwargs or {}, result)
+        elif isinstance(result, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
             self._note(func, args, kwargs, result)
         return result
+
+    def _note_made(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor
+    ) -> None:
+        """A tensor of one number that the code makes: what is asked about it is known."""
+        number = _MADE[func]
+        if number is None:
+            place = 2 if func is _T.new_full else 1
+            number = kwargs.get("fill_value", args[place] if len(args) > place else None)
+        if isinstance(number, int) and 0 <= number <= 1:
+            path = f"made {id(result)}"
+            self._inputs[id(result)] = (result, _version(result), path)
+            self._made[path] = int(number)
 
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: torch.Tensor) -> None:
         source = args[0]
@@ -189,6 +211,8 @@ class Answering(TorchFunctionMode):
             return None
         if _version(truth) != self._claims[id(truth)].version:
             return None
+        if claim.path in self._made:
+            return is_all if self._made[claim.path] == claim.number else None
         question = ValueQuestion(claim.path, claim.number, user_line(sys._getframe(2)))
         earlier = ANSWERS.asked.setdefault(claim.path, question)
         if earlier.number != claim.number:

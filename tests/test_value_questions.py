@@ -15,6 +15,8 @@ from .models.by_values import (
     AnyHidden,
     DoublesLaterWhereFull,
     DoublesWhereFull,
+    MakesAndWrites,
+    MakesItsMask,
     MaskedUnlessFull,
     NotHidden,
     OneIsSeen,
@@ -64,6 +66,20 @@ def test_a_mask_that_is_left_out_where_it_hides_nothing(kind: type[MaskedUnlessF
         same(_chunks(one, whole, sizes), _chunks(model, whole, sizes))
 
 
+def test_a_mask_that_the_code_makes_is_known() -> None:
+    model = seeded(MakesItsMask)().eval()
+    one = cachefree.rewrite(model, {"ids": IDS[:, :5]})
+    assert one.report.verdict is cachefree.Verdict.PROVED_REAL
+    assert not any("throughout" in note for note in one.report.notes)
+    full = torch.ones(2, 12, dtype=torch.int64)
+    expected = _chunks(model, full, (5, 1, 3))
+    past = None
+    for at, (start, stop) in enumerate(((0, 5), (5, 6), (6, 9))):
+        result = one(IDS[:, start:stop], past=past)
+        same(result, expected[at])
+        past = result[1]
+
+
 @pytest.mark.parametrize("kind", [DoublesWhereFull, DoublesLaterWhereFull])
 def test_another_path_where_the_mask_hides_nothing(kind: type[MaskedUnlessFull]) -> None:
     with pytest.raises(cachefree.UnsupportedBranchError) as caught:
@@ -78,6 +94,11 @@ def test_a_full_mask_that_is_left_out_too_often_bounds_the_domain() -> None:
     same(_chunks(one, full, (5, 1, 1)), _chunks(model, full, (5, 1, 1)))
     with pytest.raises(cachefree.DomainError):
         _chunks(one, full, (5, 3))
+
+
+def test_a_mask_that_was_made_and_written_to_is_not_known() -> None:
+    with pytest.raises(cachefree.CacheFreeError, match="depends on the values of a tensor"):
+        cachefree.rewrite(seeded(MakesAndWrites)().eval(), {"ids": IDS[:, :5]})
 
 
 @pytest.mark.parametrize("kind", [OneIsSeen, WrittenBefore, TwoNumbers])

@@ -66,6 +66,31 @@ class NotHidden(MaskedUnlessFull):
         return not torch.any(~mask)
 
 
+class MakesItsMask(MaskedUnlessFull):
+    """Where no mask is given, one of ones is made, and then asked about."""
+
+    def forward(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past: Any = None
+    ) -> tuple[torch.Tensor, Any]:
+        if attention_mask is None:
+            all_ = ids.shape[1] + (0 if past is None else past[0].shape[2])
+            attention_mask = torch.ones(ids.shape[0], all_, dtype=torch.long)
+        return super().forward(ids, attention_mask, past)
+
+
+class MakesAndWrites(MaskedUnlessFull):
+    """The mask that is made is written to before it is asked about."""
+
+    def forward(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past: Any = None
+    ) -> tuple[torch.Tensor, Any]:
+        if attention_mask is None:
+            all_ = ids.shape[1] + (0 if past is None else past[0].shape[2])
+            attention_mask = torch.ones(ids.shape[0], all_, dtype=torch.long)
+            attention_mask[:, 0] = ids[:, 0] > 3
+        return super().forward(ids, attention_mask, past)
+
+
 class DoublesWhereFull(MaskedUnlessFull):
     """A wrong sibling: the path of a full mask computes something else."""
 
