@@ -33,7 +33,11 @@ def _seen(term: Term, rewriter: Rewriter) -> Term | None:
         return None
     if len(mask.sizes) < 2 or not is_small_and_of_sizes(mask):
         return None
-    if not _hides_or_adds_nothing(mask, torch.finfo(mask.dtype).min, rewriter.facts):
+    shown, asked = rewriter.facts.shown, (_hides_or_adds_nothing, mask)
+    if asked not in shown:  # every layer has the same mask
+        lowest = torch.finfo(mask.dtype).min
+        shown[asked] = _hides_or_adds_nothing(mask, lowest, rewriter.facts)
+    if not shown[asked]:
         return None
     seen = rewriter.build(aten.eq.Scalar, (mask, 0), mask.shape, mask, torch.bool)
     return rewriter.build(_SDPA, (query, key, value, seen, *rest), term.shape, term)
