@@ -20,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: help setup demo test test-all lint format bench sweep docs notebooks fuzz mutants \
+.PHONY: help setup demo test test-all lint format bench sweep legacy docs notebooks fuzz mutants \
 	law-mutants clients clean
 
 help: ## list the targets
@@ -65,6 +65,9 @@ bench: $(READY) ## every benchmark, one after the other; results in benchmarks/r
 
 sweep: $(READY) ## every architecture of transformers, a process each; the table is docs/transformers.md
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+legacy: $(READY) ## models of earlier versions of transformers; the table is docs/transformers-legacy.md
+	$(BIN)/python -m benchmarks.sweep.legacy $(ARGS)
 
 docs: $(READY) ## the documentation, built strictly into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs

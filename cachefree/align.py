@@ -10,8 +10,9 @@ import sympy
 
 from cachefree.facts import Facts
 from cachefree.laws import COMMUTATIVE, Law
-from cachefree.laws.elementwise import equal_elementwise
+from cachefree.laws.elementwise import ELEMENTWISE_SIGNLESS, equal_elementwise
 from cachefree.laws.evaluation import equal_at_every_size, is_of_sizes_alone
+from cachefree.laws.zero_signs import is_sign_of_zero_lost
 from cachefree.normal import Normaliser, Step
 from cachefree.terms import Table, Term, operands
 
@@ -72,6 +73,7 @@ def compare(
     sizes: Mapping[sympy.Symbol, Any] | None = None,
     inputs: Mapping[str, Term] | None = None,
     more: Sequence[Law] = (),
+    given: Mapping[str, Term] | None = None,
 ) -> Comparison:
     """Compares two programs over the same inputs.
 
@@ -83,11 +85,12 @@ def compare(
         sizes: Sizes to substitute in both.
         inputs: Inputs of the one graph to replace: the neutral cache.
         more: Laws to be tried too, after the others.
+        given: Inputs to replace in both: what their values are known to be.
     """
-    exact = _compare(table, one, other, facts, sizes, inputs, more, is_exact=True)
+    exact = _compare(table, one, other, facts, sizes, inputs, more, given, is_exact=True)
     if exact.is_equal:
         return exact
-    real = _compare(table, one, other, facts, sizes, inputs, more, is_exact=False)
+    real = _compare(table, one, other, facts, sizes, inputs, more, given, is_exact=False)
     return real if real.is_equal else exact
 
 
@@ -99,13 +102,15 @@ def _compare(
     sizes: Mapping[sympy.Symbol, Any] | None,
     inputs: Mapping[str, Term] | None,
     more: Sequence[Law],
+    given: Mapping[str, Term] | None,
     *,
     is_exact: bool,
 ) -> Comparison:
-    mine = Normaliser(table, facts, sizes, inputs, is_exact=is_exact, more=more)
-    theirs = Normaliser(table, facts, sizes, is_exact=is_exact, more=more)
+    both = {**(given or {}), **(inputs or {})}  # what is given comes first: others may read it
+    mine = Normaliser(table, facts, sizes, both, is_exact=is_exact, more=more)
+    theirs = Normaliser(table, facts, sizes, given, is_exact=is_exact, more=more)
     left, right = mine.normal(one), theirs.normal(other)
-    walk = _Walk(facts, is_exact)
+    walk = _Walk(facts, is_exact, left, right)
     for a, b in zip(left, right, strict=True):
         walk.pair(a, b)
     laws = {step.law: None for step in (*mine.steps, *theirs.steps)}
@@ -127,6 +132,8 @@ class _Walk:
 
     facts: Facts
     is_exact: bool
+    left: tuple[Term, ...]
+    right: tuple[Term, ...]
     known: dict[tuple[Term, Term], bool] = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
     checked: list[Divergence] = field(default_factory=list)
@@ -174,6 +181,10 @@ class _Walk:
         if not _same_type(one, other, self.facts):
             return False
         law = equal_elementwise(one, other, self.facts, self.equal)
+        if law is ELEMENTWISE_SIGNLESS and not (
+            is_sign_of_zero_lost(one, self.left) and is_sign_of_zero_lost(other, self.right)
+        ):
+            law = None
         if law is not None and (law.kind == "exact" or not self.is_exact):
             self.laws.append(law)
             self.pairs.append((law, one, other))

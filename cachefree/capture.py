@@ -37,6 +37,7 @@ from cachefree.spelling import sizes_in_text
 from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten, leaf_paths
 from cachefree.symbolic_python import sizes_in_builtins, sizes_in_imported, sizes_in_int
+from cachefree.value_questions import ANSWERS, Answering, ValueQuestion
 
 __all__ = ["Captured", "capture"]
 
@@ -60,6 +61,7 @@ class Captured:
         stand_ins: Operators of the model that others stand for, equal over the reals.
         loops: Loops over tokens in the user's code.
         doubt: The refusal, where the rounds of a loop are not alike, unless one tells more.
+        values: What Python code asked about the values of inputs.
     """
 
     graph: fx.Graph
@@ -75,6 +77,7 @@ class Captured:
     stand_ins: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
     doubt: CaptureError | None = None
+    values: tuple[ValueQuestion, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -153,7 +156,8 @@ def _traced(
         leaves = [next(tensors if isinstance(leaf, TensorSpec) else sizes) for leaf in call.leaves]
         args, kwargs = call.structure.rebuild(leaves)
         exact = ExactSlices(environment, tensors_given)
-        exact.given(zip((spec.path for spec in call.tensors), tensors_given, strict=True))
+        named = list(zip((spec.path for spec in call.tensors), tensors_given, strict=True))
+        exact.given(named)
         loops = Loops(environment, model, exact.calls)
         result["loops"] = loops.found
         with (
@@ -162,6 +166,7 @@ def _traced(
             sizes_in_text(environment),
             stand_ins,
             exact as slices,
+            Answering(named),
         ):
             value = model(*args, **kwargs)
             leaves, result["structure"] = flatten(value, is_tensor_or_size)
@@ -216,6 +221,21 @@ def capture(
     Raises:
         CaptureError: the call does not run, or depends on the values of tensors.
     """
+    with ANSWERS.recorded() as values:
+        captured = _captured(model, call, hints, asked, is_watched=is_watched)
+    captured.values = tuple(values.values())
+    return without_fixed(captured, call.fixed) if call.fixed else captured
+
+
+def _captured(
+    model: torch.nn.Module,
+    call: Call,
+    hints: Mapping[str, int],
+    asked: Mapping[str, int] | None,
+    *,
+    is_watched: bool,
+) -> Captured:
+    """The path, with the inputs that are always the same still among its inputs."""
     traced = _traced(model, call, hints, asked)
     environment, module, result, trace = (
         traced.environment,
@@ -234,11 +254,13 @@ def capture(
     if trace.outside and (trace.additions is None or not MEMOS.is_open):
         raise outside_state(trace.outside)
     if MEMOS.is_open:
-        MEMOS.note(
-            trace.additions or {},
-            trace.outside,
-            lambda: traced.is_same(_traced(model, call, hints, asked), model),
-        )
+        uniform = ANSWERS.uniform
+
+        def comes_out_again() -> bool:
+            with ANSWERS.of(uniform):
+                return traced.is_same(_traced(model, call, hints, asked), model)
+
+        MEMOS.note(trace.additions or {}, trace.outside, comes_out_again)
     refuse_questions(result["loops"], environment)
     jumps: Jumps = {}
     doubt = CapturedCalls(
@@ -267,7 +289,7 @@ def capture(
         _spec_of(*pair)
         for pair in zip(result["leaves"], leaf_paths(result["structure"]), strict=True)
     )
-    captured = Captured(
+    return Captured(
         graph=module.graph,
         call=call,
         outputs=result["structure"],
@@ -282,7 +304,6 @@ def capture(
         loops=tuple(result["loops"]),
         doubt=doubt,
     )
-    return without_fixed(captured, call.fixed) if call.fixed else captured
 
 
 def _totals(call: Call, asked: Mapping[str, int]) -> dict[Any, Any]:

@@ -90,7 +90,7 @@ class Region:
         return cls(
             kind,
             (*kind.basics, *(condition.fact for condition in regime.region.conditions)),
-            kind.values(regime.pinned),
+            kind.values_where(regime.pinned, regime.region.conditions),
             regime.program.outputs,
             regime.comparison.steps,
             regime.comparison.pairs,
@@ -111,6 +111,7 @@ class Evidence:
         laws: The laws that were used.
         closings: The rules that changed the later path.
         regions: What was shown in each region.
+        asks_values: Whether the model's code asks for the values of an input.
     """
 
     table: Table
@@ -121,6 +122,7 @@ class Evidence:
     laws: tuple[Law, ...]
     closings: tuple[Closing, ...]
     regions: tuple[Region, ...]
+    asks_values: bool = False
 
     @classmethod
     def of(
@@ -137,6 +139,7 @@ class Evidence:
             certified.laws,
             certified.closings,
             tuple(Region.of(kind, one) for kind, served in certified.shown for one in served),
+            bool(certified.values),
         )
 
     def written(self, report: Report) -> Certificate:
@@ -151,6 +154,15 @@ class Evidence:
                     f"There is no certificate of a graph that is {self.verdict}.",
                     why="Nothing was proved.",
                     remedy='Rewrite with check="prove".',
+                )
+            )
+        if self.asks_values:
+            raise CacheFreeError(
+                Refusal(
+                    "A graph of code that asks for the values of an input has no certificate.",
+                    why="The paths that the code takes where the input is one number throughout "
+                    "were compared by the prover alone.",
+                    remedy="Compare the two with cachefree.verify(model, rewritten).",
                 )
             )
         graph = Lines()

@@ -33,6 +33,8 @@ from cachefree.sizes import size_symbol
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
+from cachefree.uniform_inputs import refuse_further_questions, uniform_kinds, values_asked
+from cachefree.value_questions import ValueQuestion
 from cachefree.write_once import OneCall
 
 __all__ = ["Certified", "certify", "least", "unfit_result", "verdict_of"]
@@ -56,6 +58,7 @@ class Certified:
         neutrals: The neutral values of cache tensors of fixed size, by path.
         shown: For the first call and for later calls: the call, and the regimes that are served.
         missed: Regimes in which the model runs and the graph computes otherwise.
+        values: What the code asks about values; the graph is right whatever the answers are.
     """
 
     outputs: tuple[Term, ...]
@@ -67,6 +70,7 @@ class Certified:
     neutrals: Mapping[str, Term] = field(default_factory=dict)
     shown: tuple[tuple[Kind, tuple[Regime, ...]], ...] = ()
     missed: tuple[Regime, ...] = ()
+    values: tuple[ValueQuestion, ...] = ()
 
     def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
@@ -96,7 +100,7 @@ def certify(
             listed.
     """
     past = past_symbols(discovery, one)
-    kinds = (
+    kinds: tuple[Kind, ...] = (
         Kind(FIRST_CALL, discovery.first, past, {**one.replaced, **starts.terms}, one.present),
         Kind(
             LATER_CALLS,
@@ -108,9 +112,17 @@ def certify(
     outputs = one.outputs
     closings: list[Closing] = []
     given = (general or later).captured
+    programs: tuple[Program, ...] = (first, later)
     surveys = _surveys(
-        model, table, names, outputs, kinds, (first, later), discovery, given, pinned=pinned or {}
+        model, table, names, outputs, kinds, programs, discovery, given, pinned=pinned or {}
     )
+    further = uniform_kinds(model, table, names, kinds, surveys, discovery, pinned)
+    if further:
+        their_kinds, their_programs = zip(*further, strict=True)
+        surveys += _surveys(
+            model, table, names, outputs, their_kinds, their_programs, discovery, given
+        )
+        kinds, programs = (*kinds, *their_kinds), (*programs, *their_programs)
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
         improved = None
         for closing in _closings(table, outputs, surveys, kinds, past):
@@ -120,7 +132,7 @@ def certify(
                 names,
                 closing.outputs,
                 kinds,
-                (first, later),
+                programs,
                 discovery,
                 given,
                 surveys,
@@ -137,6 +149,7 @@ def certify(
         if check != "prove"
         else 0
     )
+    refuse_further_questions(surveys, kinds)
     _refuse_unserved(surveys, kinds, starts.refusals)
     _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
@@ -149,8 +162,11 @@ def certify(
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
         starts.terms,
-        tuple((kind, tuple(found.served)) for kind, found in zip(kinds, surveys, strict=True)),
-        tuple(regime for found in surveys for regime in found.unequal if not regime.pinned),
+        tuple(
+            (kind, tuple(found.served)) for kind, found in zip(kinds[:2], surveys[:2], strict=True)
+        ),
+        tuple(regime for found in surveys[:2] for regime in found.unequal if not regime.pinned),
+        values_asked(surveys),
     )
 
 
@@ -158,7 +174,7 @@ def _closings(
     table: Table,
     outputs: tuple[Term, ...],
     surveys: tuple[Survey, ...],
-    kinds: tuple[Kind, Kind],
+    kinds: tuple[Kind, ...],
     past: tuple[sympy.Symbol, ...],
 ) -> Iterator[Closing]:
     """Edits to try: a rule's, then sizes in two cases."""
@@ -208,8 +224,8 @@ def _surveys(
     table: Table,
     names: dict[int, str],
     outputs: tuple[Term, ...],
-    kinds: tuple[Kind, Kind],
-    programs: tuple[Program, Program],
+    kinds: tuple[Kind, ...],
+    programs: tuple[Program, ...],
     discovery: Discovery,
     given: Captured,
     before: tuple[Survey, ...] = (),
@@ -277,7 +293,7 @@ def _accept_unproved(
     outputs: tuple[Term, ...],
     one: OneCall,
     surveys: tuple[Survey, ...],
-    kinds: tuple[Kind, Kind],
+    kinds: tuple[Kind, ...],
     discovery: Discovery,
     check: str,
 ) -> int:
@@ -339,7 +355,7 @@ def _corners(surveys: tuple[Survey, ...], kind: Kind) -> Iterator[dict[str, int]
 def _refuse_broken(
     outputs: tuple[Term, ...],
     surveys: tuple[Survey, ...],
-    kinds: tuple[Kind, Kind],
+    kinds: tuple[Kind, ...],
     past: tuple[sympy.Symbol, ...],
 ) -> None:
     """Refuses a graph whose operators give other sizes, at a corner, than were written down."""
@@ -389,16 +405,39 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
     return Verdict.PROVED_EXACT if is_exact else Verdict.PROVED_REAL
 
 
-def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Region, ...]:
+def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, ...]) -> tuple[Region, ...]:
     """The served regions, with what their names imply made explicit."""
     regions = []
     for found, kind in zip(surveys, kinds, strict=True):
+        if kind.uniform:
+            continue
         facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
         implied = tuple(Condition(fact, is_implied=True) for fact in facts)
         implied += tuple(Condition(sympy.Eq(*tie)) for tie in kind.ties.items())
-        served = merged([regime.region.conditions for regime in found.served], facts)
+        served = merged(_conditions(found, kind, surveys, kinds), facts)
         regions += [Region(kind.name, (*implied, *conditions)) for conditions in served]
     return tuple(regions)
+
+
+def _conditions(
+    found: Survey, kind: Kind, surveys: tuple[Survey, ...], kinds: tuple[Kind, ...]
+) -> list[tuple[Condition, ...]]:
+    """What holds where a call is served, whatever the values are that its code asks for."""
+    parts = [[regime.region.conditions for regime in found.served]]
+    parts += [
+        [regime.region.conditions for regime in other.served]
+        for other, its in zip(surveys, kinds, strict=True)
+        if its.uniform and its.name == kind.name
+    ]
+    together = [
+        tuple(dict.fromkeys(itertools.chain(*several))) for several in itertools.product(*parts)
+    ]
+    return [
+        conditions
+        for conditions in together
+        if len(parts) == 1
+        or Facts((*kind.basics, *(condition.fact for condition in conditions))).is_consistent()
+    ]
 
 
 def _fixed(discovery: Discovery) -> tuple[str, ...]:
@@ -413,7 +452,7 @@ def _fixed(discovery: Discovery) -> tuple[str, ...]:
 
 
 def _refuse_unserved(
-    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], known: tuple[Refusal, ...]
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, ...], known: tuple[Refusal, ...]
 ) -> None:
     """Refuses a graph that serves no ordinary first call, or no later call of one token."""
     query = size_symbol("query")

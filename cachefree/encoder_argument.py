@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from cachefree.reading import Program, read
 from cachefree.results import other_result
 from cachefree.sizes import symbols_of
 from cachefree.structure import flatten, leaf_paths
-from cachefree.terms import Table
+from cachefree.terms import Table, Term
+from cachefree.uniform_inputs import combinations, uniforms
+from cachefree.value_questions import ANSWERS, ValueQuestion
 
 __all__ = ["states_argument"]
 
@@ -49,12 +51,43 @@ def states_argument(
     for name in discovery.absent:
         for is_tuple in (True, False) if _NAMES.search(name) else ():
             if all(
-                _is_same(model, table, names, discovery, path, encoder, given)
+                _is_same_at_all(model, table, names, discovery, path, encoder, (*given, call))
                 for call, path in zip(calls, paths, strict=True)
                 if (given := _with(model, call, encoder, dropped, name, is_tuple=is_tuple))
             ):
                 return name
     return ""
+
+
+def _is_same_at_all(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    path: Program,
+    encoder: Encoder,
+    given: tuple[Call, str, Call],
+) -> bool:
+    """The same, whatever the values are that the code asks for."""
+    call, where, own = given
+    asked = path.captured.values
+    if not _is_same(model, table, names, discovery, path, encoder, (call, where), asked, {}):
+        return False
+    full = uniforms(table, own, asked)
+    for some in combinations(full):
+        with ANSWERS.of(frozenset(some)):
+            try:
+                captured = capture(model, own, discovery.hints, discovery.asked)
+                there = read(captured, table, names)
+            except CacheFreeError as error:
+                log.debug("the model does not run with %s uniform: %s", some, error)
+                return False
+            here = {name: full[name] for name in some}
+            if not _is_same(
+                model, table, names, discovery, there, encoder, (call, where), asked, here
+            ):
+                return False
+    return True
 
 
 def _is_same(
@@ -65,6 +98,8 @@ def _is_same(
     path: Program,
     encoder: Encoder,
     given: tuple[Call, str],
+    asked: Sequence[ValueQuestion],
+    uniform: Mapping[str, Term],
 ) -> bool:
     """Whether a call that is given the encoder's output takes a path of the model."""
     call, where = given
@@ -84,8 +119,11 @@ def _is_same(
         return False
     if program.captured.changes or program.written.keys() - path.written.keys():
         return False
+    numbers = {(question.path, question.number) for question in asked}
+    if any((question.path, question.number) not in numbers for question in program.captured.values):
+        return False
     inputs = {where: encoder.output}
-    return compare(table, program.outputs, path.outputs, facts, {}, inputs).is_equal
+    return compare(table, program.outputs, path.outputs, facts, {}, inputs, given=uniform).is_equal
 
 
 def _with(

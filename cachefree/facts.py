@@ -26,6 +26,9 @@ class Facts:
 
     Args:
         known: Boolean sympy expressions that hold.
+
+    Attributes:
+        shown: What laws have found out under these facts, by whatever they asked.
     """
 
     def __init__(self, known: Iterable[Any] = ()) -> None:
@@ -34,6 +37,7 @@ class Facts:
         )
         self._cache: dict[Any, bool] = {}
         self._simple: dict[Any, Any] = {}
+        self.shown: dict[Any, bool] = {}
 
     @property
     def solver_lock(self) -> threading.RLock:

@@ -18,6 +18,7 @@ from cachefree.isolation import untouched
 from cachefree.sizes import size_symbol
 from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten
+from cachefree.value_questions import Answering
 
 __all__ = ["quiet", "run_on_fakes"]
 
@@ -63,13 +64,14 @@ def run_on_fakes(
             for leaf in call.leaves
         ]
         args, kwargs = call.structure.rebuild(leaves)
+        given = [
+            (leaf.path, value)
+            for leaf, value in zip(call.leaves, leaves, strict=True)
+            if isinstance(leaf, TensorSpec) and isinstance(value, torch.Tensor)
+        ]
         if log_calls is not None:
-            log_calls.given(
-                (leaf.path, value)
-                for leaf, value in zip(call.leaves, leaves, strict=True)
-                if isinstance(leaf, TensorSpec) and isinstance(value, torch.Tensor)
-            )
-        with StandIns(), log_calls or contextlib.nullcontext():
+            log_calls.given(given)
+        with StandIns(), log_calls or contextlib.nullcontext(), Answering(given):
             value = model(*args, **kwargs)
         if seen is not None:
             seen(leaves, args, kwargs, value)

@@ -225,6 +225,10 @@ class _Shown:
         kind = Kind(name, in_a_row(calls))
         hints = {str(symbol): self._hint(symbol) for symbol in kind.symbols}
         program = read(capture(self.both, kind.call, hints), self.table, self.names)
+        if program.captured.values:
+            raise StateMattersError(
+                Refusal("The model keeps what may depend on the values of its inputs.")
+            )
         kept, _ = _held(program)
         if earlier is not None and not kept.is_of(set(kind.symbols)):
             raise StateMattersError(

@@ -64,6 +64,7 @@ def arguments_left_out(
         return ()
     known = {question.fact for question in later.captured.questions}
     asks = any(question.fact not in known for question in program.captured.questions)
+    asks = asks or bool(program.captured.values)  # what is asked here was not compared
     return () if asks or not is_same_result(later, program) else unread
 
 

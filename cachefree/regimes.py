@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +30,9 @@ from cachefree.shapes import Signatures
 from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of
 from cachefree.spec import Condition, Region
 from cachefree.terms import Table, Term
+from cachefree.value_questions import ANSWERS
 
-__all__ = ["Exclusion", "Regime", "Survey", "conditions_of", "survey"]
+__all__ = ["Exclusion", "Kind", "Regime", "Survey", "captured_at", "conditions_of", "survey"]
 
 log = logging.getLogger(__name__)
 _MOST_CAPTURES = 12
@@ -83,6 +84,7 @@ class Kind:
         zero: Symbols of the one graph that are 0 here: the past's lengths on a first call.
         inputs: Inputs of the one graph that are replaced here: the neutral cache.
         ties: Symbols of the one graph that are sizes of the call here.
+        uniform: Inputs of the call whose elements are all one number here, as such tensors.
     """
 
     name: str
@@ -90,11 +92,27 @@ class Kind:
     zero: tuple[sympy.Symbol, ...] = ()
     inputs: Mapping[str, Term] = field(default_factory=dict)
     ties: Mapping[sympy.Symbol, Any] = field(default_factory=dict)
+    uniform: Mapping[str, Term] = field(default_factory=dict)
 
     def values(self, pinned: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, Any]:
         """What the one graph's sizes are here."""
         tied = {symbol: substitute(size, pinned) for symbol, size in self.ties.items()}
         return {**dict.fromkeys(self.zero, 0), **tied, **pinned}
+
+    def values_where(
+        self, pinned: Mapping[sympy.Symbol, int], conditions: Iterable[Condition]
+    ) -> dict[sympy.Symbol, Any]:
+        """The same where some conditions hold: of two sizes that are one, one is written."""
+        values = self.values(pinned)
+        for condition in conditions:
+            fact = condition.fact
+            if not isinstance(fact, sympy.Eq) or not (fact.lhs.is_Symbol and fact.rhs.is_Symbol):
+                continue
+            one, other = (values.get(symbol, symbol) for symbol in fact.args)
+            if isinstance(one, sympy.Symbol) and isinstance(other, sympy.Symbol) and one != other:
+                values = {symbol: substitute(size, {other: one}) for symbol, size in values.items()}
+                values[other] = one
+        return values
 
     @property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -230,12 +248,13 @@ def survey(
     ) -> None:
         covered.append(conditions)
         facts = Facts((*kind.basics, *(condition.fact for condition in conditions)))
-        refusal = None if unfit is None else unfit(program, facts, kind.values(pinned))
+        values = kind.values_where(pinned, conditions)
+        refusal = None if unfit is None else unfit(program, facts, values)
         if refusal is not None:
             result.excluded.append(Exclusion(conditions, refusal))
             return
         own = program.outputs if results is None else results(program)
-        comparison = compare(table, one, own, facts, kind.values(pinned), kind.inputs, more)
+        comparison = compare(table, one, own, facts, values, kind.inputs, more, kind.uniform)
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
         (result.served if comparison.is_equal else result.unequal).append(regime)
 
@@ -249,7 +268,7 @@ def survey(
         result.captures += 1
         pins = tuple(Condition(sympy.Eq(symbol, value)) for symbol, value in pinned.items())
         try:
-            program = _captured_at(model, table, names, kind, sizes, pinned)
+            program = captured_at(model, table, names, kind, sizes, pinned)
         except CacheFreeError as error:
             conditions = pins or tuple(
                 Condition(sympy.Eq(size_symbol(name), value)) for name, value in sizes.items()
@@ -313,7 +332,7 @@ def _uncovered(
     return None
 
 
-def _captured_at(
+def captured_at(
     model: torch.nn.Module,
     table: Table,
     names: dict[int, str],
@@ -321,6 +340,19 @@ def _captured_at(
     sizes: Mapping[str, int],
     pinned: Mapping[sympy.Symbol, int],
 ) -> Program:
+    """The path that a call takes at some sizes.
+
+    Args:
+        model: The model.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        kind: Which call.
+        sizes: The size of each symbol.
+        pinned: Those that are plain numbers while it is captured.
+
+    Raises:
+        CaptureError: the model does not run there, or cannot be captured.
+    """
     leaves = tuple(
         replace(leaf, shape=tuple(substitute(size, pinned) for size in leaf.shape))
         if isinstance(leaf, TensorSpec)
@@ -329,10 +361,11 @@ def _captured_at(
     )
     call = replace(kind.call, leaves=leaves)
     hints = {name: size for name, size in sizes.items() if size_symbol(name) not in pinned}
-    try:
-        run_on_fakes(model, call, hints)
-    except Exception as error:
-        from cachefree.explaining import explained
+    with ANSWERS.of(frozenset(kind.uniform)):
+        try:
+            run_on_fakes(model, call, hints)
+        except Exception as error:
+            from cachefree.explaining import explained
 
-        raise explained(error, "The model itself does not run at these sizes.") from error
-    return read(capture(model, call, hints), table, names)
+            raise explained(error, "The model itself does not run at these sizes.") from error
+        return read(capture(model, call, hints), table, names)

@@ -56,6 +56,7 @@ from cachefree.scans import loops_in
 from cachefree.steps import steps_of
 from cachefree.surroundings import unmoved
 from cachefree.terms import Table, Term
+from cachefree.value_questions import ValueQuestion
 
 __all__ = ["rewrite"]
 
@@ -278,6 +279,7 @@ def _rewritten(
             *_remembered_notes(remembered),
             *(f"{name} may be left out, which then has no rows" for name in rowless[0]),
             *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
+            *map(_told_of_values, certified.values),
             *([] if moved is None else ["the encoder's keys and values stand beside the encoder"]),
         ),
         loops=loops_in(certified.outputs),
@@ -357,6 +359,13 @@ def _remembered_notes(changes: Sequence[StateChange]) -> tuple[str, ...]:
 def _stand_in_notes(*paths: Program) -> tuple[str, ...]:
     names = dict.fromkeys(name for path in paths for name in path.captured.stand_ins)
     return tuple(f"{name} as ordinary operators, equal over the real numbers" for name in names)
+
+
+def _told_of_values(asked: ValueQuestion) -> str:
+    return (
+        f"whether {asked.path} is {asked.number} throughout is asked at {asked.where}; "
+        "the graph is right where it is and where it is not"
+    )
 
 
 def name_of(term: Term) -> str:

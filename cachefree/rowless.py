@@ -33,6 +33,7 @@ from cachefree.signatures import signature_of
 from cachefree.spec import Region
 from cachefree.structure import flatten
 from cachefree.terms import Table
+from cachefree.uniform_inputs import values_asked
 from cachefree.write_once import OneCall
 
 __all__ = ["inputs_without_rows"]
@@ -74,6 +75,8 @@ class _Search:
             more=SCATTER_LAWS,
             unfit=functools.partial(unfit_result, kind.name, self.given, self.discovery),
         )
+        if values_asked([found]):
+            return ()
         return tuple(regime.region for regime in found.served)
 
 

@@ -176,6 +176,19 @@ def compare(eager: Caller, other: Caller, row: dict[str, Any], prefix: str) -> N
     row[f"{prefix}chunks"] = difference(other.run(chunks), eager.run(chunks))
 
 
+def greedy(caller: Caller, *, prompt: int = 4, new: int = 8) -> torch.Tensor:
+    """Tokens of a greedy loop, one a call after the first, as `generate` makes them."""
+    own = copy.copy(caller)
+    own.ids = caller.ids[:, :prompt]
+    cache: dict[str, Any] = {}
+    done = 0
+    while own.ids.shape[1] < prompt + new:
+        result = own.call(done, own.ids.shape[1] - done, cache)
+        cache, done = {name: result[name] for name in held(result)}, own.ids.shape[1]
+        own.ids = torch.cat([own.ids, result["logits"][:, -1:].argmax(-1)], 1)
+    return own.ids
+
+
 def sweep(
     kind: str, name: str, *, layers: int = 2, with_onnx: bool = True
 ) -> Iterator[dict[str, Any]]:
@@ -208,7 +221,9 @@ def sweep(
     yield row
     parameters = rewritten.calling.parameters
     eager = Caller(model, (*parameters, "use_cache"), source)
-    compare(eager, Caller(rewritten, parameters, source), row, "torch_")
+    mine = Caller(rewritten, parameters, source)
+    compare(eager, mine, row, "torch_")
+    row["greedy"] = torch.equal(greedy(mine), greedy(eager))
     row["stage"] = "export"
     yield row
     if not with_onnx:

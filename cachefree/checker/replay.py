@@ -29,14 +29,16 @@ __all__ = ["FORMAT", "Checked", "WrongCertificateError", "replay", "restated"]
 FORMAT = "cachefree.certificate/1"
 LAWS: dict[str, Any] = {**SHAPES, **NUMBERS}
 REAL = {
-    "add-zero-float", "attention-mask", "elementwise-real", "folded-function", "grouped-attention",
-    "infinity", "lowest-finite", "mask-nothing", "packed-heads", "padded-convolution",
-    "slice-of-convolution", "slice-of-linear", "zero-product",
+    "add-zero-float", "attention-mask", "elementwise-real", "elementwise-signless",
+    "folded-function", "grouped-attention", "infinity", "lowest-finite", "lowest-hides",
+    "mask-nothing", "packed-heads", "padded-convolution", "slice-of-convolution",
+    "slice-of-linear", "zero-product",
 }  # fmt: skip
 """Laws that hold over the real numbers only; all others hold bit for bit."""
 TRUSTED = {
-    "elementwise", "elementwise-real", "fill-nothing", "mask-nothing", "neutral-truth",
-    "packed-heads", "padded-convolution", "same-at-every-size", "slice-of-convolution", "where",
+    "elementwise", "elementwise-real", "elementwise-signless", "fill-nothing", "lowest-hides",
+    "mask-nothing", "neutral-truth", "packed-heads", "padded-convolution", "same-at-every-size",
+    "slice-of-convolution", "where",
 }  # fmt: skip
 """Laws of which a certificate may ask that a step be trusted: it takes a solver for elements."""
 AT_EVERY_SIZE = "same-at-every-size"

@@ -1,6 +1,7 @@
 """The laws, in the order in which they are tried."""
 
 from cachefree.laws.attention import ATTENTION_LAWS
+from cachefree.laws.hiding import HIDING_LAWS
 from cachefree.laws.identity import COMMUTATIVE, IDENTITY_LAWS
 from cachefree.laws.join import JOIN_LAWS
 from cachefree.laws.law import Law, Rewriter
@@ -30,6 +31,7 @@ LAWS: tuple[Law, ...] = (
     *JOIN_LAWS,
     *SEQUENCE_LAWS,
     *MASK_LAWS,
+    *HIDING_LAWS,
     *ATTENTION_LAWS,
     *LINEAR_LAWS,
     *PADDING_LAWS,

@@ -82,7 +82,7 @@ class Elements:
         self.readers = readers
         self.representatives: list[tuple[Term, Any]] = []
         self.symbols: set[Any] = set()
-        self.is_real = False
+        self.is_real = self.is_signless = False
         self._answers: dict[tuple[int, int, int], tuple[Any, bool]] = {}
         self.assumptions: list[Any] = [self.size(fact) for fact in facts.known]
 
@@ -145,8 +145,12 @@ class Elements:
 
     def agree(self, one: Any, other: Any, condition: Any) -> bool:
         """Whether two floating-point elements are the same wherever the condition holds."""
-        if isinstance(one, Constant) and one == other:
-            return True
+        if isinstance(one, Constant) and isinstance(other, Constant):
+            if one == other or self.never(condition):
+                return True
+            is_zero = float(one.text) == float(other.text) == 0
+            self.is_signless = self.is_signless or is_zero  # one of them is −0.0
+            return is_zero
         if (
             isinstance(one, Element)
             and isinstance(other, Element)
@@ -239,6 +243,9 @@ class Elements:
                 return [(value, Constant("1.0")), (z3.Not(value), Constant("0.0"))]
             if source.is_floating_point:
                 return [(condition, self.rounded(leaf, target)) for condition, leaf in value]
+            number = z3.simplify(value)
+            if z3.is_int_value(number) and abs(number.as_long()) < 2**53:
+                return self.number(number.as_long(), target)
             return [(z3.BoolVal(True), Applied("cast", target, (Integer(value),)))]
         if source.is_floating_point:
             if target == torch.bool and all(isinstance(leaf, Constant) for _, leaf in value):

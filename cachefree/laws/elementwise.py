@@ -17,7 +17,14 @@ from cachefree.laws.law import Law
 from cachefree.laws.readers import READERS
 from cachefree.terms import Term, operands
 
-__all__ = ["ELEMENTWISE", "ELEMENTWISE_REAL", "equal_elementwise", "uniform"]
+__all__ = [
+    "ELEMENTWISE",
+    "ELEMENTWISE_REAL",
+    "ELEMENTWISE_SIGNLESS",
+    "equal_elementwise",
+    "is_small_and_of_sizes",
+    "uniform",
+]
 
 _MOST_TERMS = 60
 
@@ -37,11 +44,22 @@ ELEMENTWISE_REAL = Law(
     lambda term, rewriter: None,
 )
 
+ELEMENTWISE_SIGNLESS = Law(
+    "elementwise-signless",
+    "x = y  if x[i] = y[i] over the reals for every index i and all sizes, where z + 0.0 = z and "
+    "−0.0 = 0.0, and nothing reads x or y that tells these apart",
+    "real",
+    (),
+    lambda term, rewriter: None,
+)
+
 
 def equal_elementwise(
     one: Term, other: Term, facts: Facts, equal: Callable[[Term, Term], bool]
 ) -> Law | None:
-    """`ELEMENTWISE` where two tensors of one type are shown to be equal, else None.
+    """The law by which two tensors of one type are shown to be equal, else None.
+
+    That nothing reads them which tells −0.0 from 0.0 is for the caller to show.
 
     Args:
         one: A tensor.
@@ -58,6 +76,8 @@ def equal_elementwise(
             elements = Elements(facts, equal, READERS)
             if not elements.same(one, other):
                 return None
+            if elements.is_signless:
+                return ELEMENTWISE_SIGNLESS
             return ELEMENTWISE_REAL if elements.is_real else ELEMENTWISE
         except (UnknownElementError, NotImplementedError):
             return None
@@ -70,7 +90,7 @@ def uniform(term: Term, facts: Facts) -> bool | float | None:
         term: A tensor.
         facts: What holds of the sizes.
     """
-    if term.op not in READERS or term.dtype is None or not _is_small_and_of_sizes(term):
+    if term.op not in READERS or term.dtype is None or not is_small_and_of_sizes(term):
         return None
     if term.dtype != torch.bool and not term.dtype.is_floating_point:
         return None
@@ -81,7 +101,7 @@ def uniform(term: Term, facts: Facts) -> bool | float | None:
             return None
 
 
-def _is_small_and_of_sizes(term: Term) -> bool:
+def is_small_and_of_sizes(term: Term) -> bool:
     """Whether a term is made of few operators, and of sizes alone."""
     seen, pending = {term}, [term]
     while pending:

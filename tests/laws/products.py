@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 
 from .equations import Instance
@@ -10,7 +11,34 @@ from .families import Family, Tried
 HEADS = ("b 2 n 4:float64", "b 2 p 4:float64", "b 2 p 4:float64")
 SQUARE = ("b 2 n 4:float64", "b 2 n 4:float64", "b 2 n 4:float64")
 
+LOWEST = torch.finfo(torch.float64).min
+
+
+def _hidden(q: torch.Tensor, k: torch.Tensor, diagonal: int, number: float) -> torch.Tensor:
+    """Zeros below a diagonal, a number from it on."""
+    return torch.full((q.shape[-2], k.shape[-2]), number, dtype=q.dtype).triu(diagonal)
+
+
 ATTENTION: Family = {
+    "lowest-hides": Tried(
+        (
+            Instance("a triangle", HEADS, lambda q, k, v: F.scaled_dot_product_attention(
+                q, k, v, _hidden(q, k, 1, LOWEST)), {"p": 1, "n": 1}),
+            Instance("a triangle of infinities", SQUARE, lambda q, k, v:
+                     F.scaled_dot_product_attention(q, k, v, _hidden(q, k, 1, -torch.inf)),
+                     {"n": 1}),
+            Instance("nothing hidden", HEADS, lambda q, k, v: F.scaled_dot_product_attention(
+                q, k, v, q.new_zeros(q.shape[-2], k.shape[-2])), {"p": 1, "n": 1}),
+        ),
+        (
+            Instance("a row that sees nothing", SQUARE, lambda q, k, v:
+                     F.scaled_dot_product_attention(q, k, v, _hidden(q, k, 0, LOWEST)), {"n": 1}),
+            Instance("a number that is not the lowest", SQUARE, lambda q, k, v:
+                     F.scaled_dot_product_attention(q, k, v, _hidden(q, k, 1, -1e4)), {"n": 1}),
+            Instance("a mask that is given", (*HEADS, "n p:float64"), lambda q, k, v, m:
+                     F.scaled_dot_product_attention(q, k, v, m), {"p": 1, "n": 1}),
+        ),
+    ),
     "attention-mask": Tried(
         (
             Instance("no mask", HEADS, F.scaled_dot_product_attention, {"p": 1, "n": 1}),

@@ -11,7 +11,7 @@ import torch
 
 from cachefree.align import Comparison, compare
 from cachefree.facts import Facts
-from cachefree.laws.elementwise import ELEMENTWISE, ELEMENTWISE_REAL
+from cachefree.laws.elementwise import ELEMENTWISE, ELEMENTWISE_REAL, ELEMENTWISE_SIGNLESS
 from cachefree.sizes import size_symbol
 from cachefree.terms import Table
 
@@ -220,6 +220,20 @@ def test_additive_masks() -> None:
         assert is_proved(one, other)
         assert not compared(one, additive("finite")).is_equal
         assert not compared(one, additive("negative zero")).is_equal, "−0.0 is not 0.0"
+
+
+def test_the_sign_of_a_zero_counts_where_something_tells_it() -> None:
+    one, other = additive("filled"), additive("negative zero")
+    hidden = [
+        lambda x, y, mask=mask: torch.softmax(x.sum() + mask(x, y), -1) for mask in (one, other)
+    ]
+    comparison = compared(*hidden)
+    assert comparison.is_equal
+    assert ELEMENTWISE_SIGNLESS in comparison.laws
+    assert not comparison.checked
+    for told in (lambda mask: 1 / mask, torch.signbit, lambda mask: mask.expand(2, *mask.shape)):
+        apart = [lambda x, y, mask=mask: told(mask(x, y)) for mask in (one, other)]  # noqa: B023
+        assert not compared(*apart).is_equal
 
 
 def test_elements_of_other_tensors() -> None:

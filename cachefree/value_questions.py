@@ -1,0 +1,240 @@
+"""Questions that a model's code asks about the values of an input: ``if torch.all(mask == 1)``.
+
+A path that is chosen by values is no path of sizes, and is refused, with one exception: where one
+of the two answers tells what every element of the input is, say 1. The path of the other answer is
+taken as the general one. The path of this answer is captured too, and has to be the one graph with
+ones put in for the input: then the graph is right whatever the answer is. Of a tensor that the code
+itself has filled with one number the answer is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from cachefree.errors import SourceLine
+from cachefree.sizes import user_line
+
+__all__ = ["ANSWERS", "Answering", "Answers", "ValueQuestion"]
+
+_LARGEST = 127  # held by every integer dtype, and told from its neighbours in every other one
+_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_T = torch.Tensor
+_EQUAL = {_T.__eq__, _T.eq, torch.eq}
+_UNEQUAL = {_T.__ne__, _T.ne, torch.ne}
+_NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.bitwise_not}
+_ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
+_COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
+_TRUTH = {_T.__bool__, _T.item}
+_MADE: dict[Any, int | None] = {
+    **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
+    **dict.fromkeys((torch.zeros, torch.zeros_like, _T.new_zeros), 0),
+    **dict.fromkeys((torch.full, torch.full_like, _T.new_full)),
+}
+_SAME_ELEMENTS = {
+    *(_T.view, _T.reshape, torch.reshape, _T.unsqueeze, torch.unsqueeze, _T.contiguous),
+    *(_T.permute, torch.permute, _T.transpose, torch.transpose, _T.flatten, torch.flatten),
+}
+
+
+@dataclass(frozen=True)
+class ValueQuestion:
+    """Whether every element of an input is one number.
+
+    Attributes:
+        path: The input.
+        number: The number.
+        where: The user's line.
+    """
+
+    path: str
+    number: int
+    where: SourceLine | None
+
+
+class Answers:
+    """How such questions are answered while a model runs.
+
+    Attributes:
+        uniform: Inputs of which the answer is yes.
+        asked: What was asked, by the input's path.
+    """
+
+    def __init__(self) -> None:
+        self.uniform: frozenset[str] = frozenset()
+        self.asked: dict[str, ValueQuestion] = {}
+
+    @contextlib.contextmanager
+    def of(self, uniform: frozenset[str]) -> Iterator[None]:
+        """Answers yes for some inputs, no for all others."""
+        before, self.uniform = self.uniform, uniform
+        try:
+            yield
+        finally:
+            self.uniform = before
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[dict[str, ValueQuestion]]:
+        """Gives what is asked in the meantime."""
+        before, self.asked = self.asked, {}
+        try:
+            yield self.asked
+        finally:
+            self.asked = before
+
+
+ANSWERS = Answers()
+"""One for the process: one model is rewritten at a time."""
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What each element of a tensor of truths says of an input's: that it is a number, or not."""
+
+    tensor: torch.Tensor
+    version: int
+    path: str
+    number: int
+    is_equal: bool
+    is_bool: bool
+
+    def whole(self, *, is_equal: bool) -> _Claim | None:
+        """The same claim in other words; of an input of truths each claim has two."""
+        if self.is_equal == is_equal:
+            return self
+        if not self.is_bool:
+            return None
+        return _Claim(self.tensor, self.version, self.path, 1 - self.number, is_equal, True)
+
+
+class Answering(TorchFunctionMode):
+    """Answers questions about inputs, and leaves all others as they are.
+
+    Args:
+        inputs: Path and tensor of each input of a call.
+    """
+
+    def __init__(self, inputs: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().__init__()
+        self._inputs = {
+            id(tensor): (tensor, _version(tensor), path)
+            for path, tensor in inputs
+            if tensor.dtype in _DTYPES
+        }
+        self._made: dict[str, int] = {}
+        self._claims: dict[int, _Claim] = {}
+        self._truths: dict[int, tuple[_Claim, bool]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _TRUTH and len(args) == 1:
+            truth = self._truths.get(id(args[0]))
+            answer = None if truth is None else self._answer(*truth, args[0])
+            if answer is not None:
+                return answer
+        result = func(*args, **(kwargs or {}))
+        if func in _MADE and isinstance(result, torch.Tensor):
+            self._note_made(func, args, kwargs or {}, result)
+        elif isinstance(result, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
+            self._note(func, args, kwargs, result)
+        return result
+
+    def _note_made(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor
+    ) -> None:
+        """A tensor of one number that the code makes: what is asked about it is known."""
+        number = _MADE[func]
+        if number is None:
+            place = 2 if func is _T.new_full else 1
+            number = kwargs.get("fill_value", args[place] if len(args) > place else None)
+        if isinstance(number, int) and 0 <= number <= 1:
+            path = f"made {id(result)}"
+            self._inputs[id(result)] = (result, _version(result), path)
+            self._made[path] = int(number)
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: torch.Tensor) -> None:
+        source = args[0]
+        known = self._inputs.get(id(source))
+        if known is None and id(source) not in self._claims:
+            return
+        if known is not None and _is_view_of_all(func, args, kwargs):
+            if result is not source and result.dtype == source.dtype:
+                self._inputs[id(result)] = (result, known[1], known[2])
+            return
+        if kwargs:
+            return
+        if func in _COMPARED and known is not None and len(args) == 2:
+            number = args[1]
+            most = 1 if source.dtype == torch.bool else _LARGEST
+            if type(number) in (int, float, bool) and 0 <= number <= most and number % 1 == 0:
+                self._claim(result, known[2], int(number), source, is_equal=func in _EQUAL)
+        elif func in _NOT:
+            claim = self._claim_of(source)
+            if claim is not None:
+                self._claim(result, claim.path, claim.number, claim, is_equal=not claim.is_equal)
+        elif func in _JOINED and len(args) == 1:
+            claim = self._claim_of(source)
+            said = claim and claim.whole(is_equal=func in _ALL)
+            if said is not None:
+                self._truths[id(result)] = said, func in _ALL
+                self._claims[id(result)] = _Claim(  # keeps the tensor, and tells if it is written
+                    result, _version(result), said.path, said.number, said.is_equal, said.is_bool
+                )
+
+    def _claim(
+        self, result: torch.Tensor, path: str, number: int, of: Any, *, is_equal: bool
+    ) -> None:
+        is_bool = of.is_bool if isinstance(of, _Claim) else of.dtype == torch.bool
+        self._claims[id(result)] = _Claim(result, _version(result), path, number, is_equal, is_bool)
+
+    def _claim_of(self, tensor: torch.Tensor) -> _Claim | None:
+        """What a tensor of truths says; an input of truths says that it is true."""
+        known = self._inputs.get(id(tensor))
+        if known is not None and tensor.dtype == torch.bool:
+            return _Claim(tensor, known[1], known[2], 1, True, True)
+        claim = self._claims.get(id(tensor))
+        if claim is None or id(tensor) in self._truths or _version(tensor) != claim.version:
+            return None
+        return claim
+
+    def _answer(self, claim: _Claim, is_all: bool, truth: torch.Tensor) -> bool | None:
+        """The answer, where nothing was written in between; None where it is not known."""
+        inputs = [known for known in self._inputs.values() if known[2] == claim.path]
+        if any(_version(tensor) != version for tensor, version, _ in inputs):
+            return None
+        if _version(truth) != self._claims[id(truth)].version:
+            return None
+        if claim.path in self._made:
+            return is_all if self._made[claim.path] == claim.number else None
+        question = ValueQuestion(claim.path, claim.number, user_line(sys._getframe(2)))
+        earlier = ANSWERS.asked.setdefault(claim.path, question)
+        if earlier.number != claim.number:
+            return None
+        is_uniform = claim.path in ANSWERS.uniform
+        return is_uniform if is_all else not is_uniform
+
+
+def _is_view_of_all(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether a function gives every element of its operand, and no other ones."""
+    if func in _SAME_ELEMENTS:
+        return True
+    if func is not _T.__getitem__ or kwargs:
+        return False
+    places = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return all(
+        place is None or place is ... or (type(place) is slice and place == slice(None))
+        for place in places
+    )
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor's memory was written to."""
+    with torch._C.DisableTorchFunction():
+        return tensor._version
