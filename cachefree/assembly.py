@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import re
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +22,12 @@ from cachefree.encoder import Encoder
 from cachefree.encoder_call import EncoderCall, PrefixCall
 from cachefree.first_only import argument_of
 from cachefree.lifting.facade import Facade
+from cachefree.reach import reached_by
 from cachefree.reading import Program
 from cachefree.recipes import Recipe
 from cachefree.recurrent import is_recurrent
 from cachefree.signatures import signature_of
-from cachefree.sizes import size_symbol, symbols_of
+from cachefree.sizes import TORCH, size_symbol, symbols_of
 from cachefree.spec import (
     FIRST_CALL,
     CacheSlot,
@@ -225,6 +228,7 @@ class _Maker:
             result_leaves=self.later.captured.output_leaves,
             interface=interface,
             mode_matters=_mode_matters(self.model, self.certified.outputs),
+            was_training=self.model.training,
             neutrals={path: Recipe.of(term) for path, term in self.certified.neutrals.items()},
             methods=self.model.methods if isinstance(self.model, Facade) else (),
             first_only=first_only,
@@ -346,7 +350,7 @@ def _in_order_of(named: dict[str, Any], markers: list[_Marker]) -> list[str]:
 
 
 def _mode_matters(model: nn.Module, outputs: Sequence[Term]) -> str:
-    """Why training mode would compute something else than the captured evaluation mode."""
+    """Why another mode would compute something else than the captured one."""
     for term in topological(outputs):
         if (
             term.op
@@ -360,10 +364,18 @@ def _mode_matters(model: nn.Module, outputs: Sequence[Term]) -> str:
             return "the model has dropout"
         if term.op is aten.batch_norm.default:
             return "the model has batch normalization"
-    for module in model.modules():
-        if type(module).__module__.startswith("torch.nn"):
-            continue
-        code = getattr(type(module).forward, "__code__", None)
-        if code is not None and "training" in code.co_names:
-            return f"{type(module).__name__}.forward reads self.training"
+    for code in reached_by(model).codes:
+        if _reads_mode(code):
+            return f"{code.co_qualname.rpartition('<locals>.')[2]} reads self.training"
     return ""
+
+
+def _reads_mode(code: types.CodeType) -> bool:
+    if code.co_filename.startswith(TORCH):
+        return False  # what torch's layers do otherwise is told by their operators
+    if "training" not in code.co_names:
+        return "training" in code.co_consts
+    return any(
+        step.argval == "training" and step.opname.startswith("LOAD")
+        for step in dis.get_instructions(code)
+    )

@@ -82,7 +82,8 @@ class Calling:
         results: The structure of the result.
         result_leaves: One spec a leaf of it.
         interface: The graph's inputs, outputs and domain.
-        mode_matters: Why training mode would compute something else; empty where it would not.
+        mode_matters: Why another mode would compute something else; empty where it would not.
+        was_training: Whether the model was in training mode when it was captured.
         neutrals: The neutral values of cache tensors of fixed size, by path, where they are not
             zeros.
         attribute: A parameter or buffer by its name, for these.
@@ -108,6 +109,7 @@ class Calling:
     result_leaves: tuple[TensorSpec | SizeSpec, ...]
     interface: Interface
     mode_matters: str = ""
+    was_training: bool = False
     neutrals: Mapping[str, Recipe] = field(default_factory=dict)
     attribute: Callable[[str], torch.Tensor] = _no_attribute
     methods: tuple[str, ...] = ()
@@ -468,14 +470,39 @@ class Calling:
                 return
         told = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
         lines = [c.where for region in regions for c in region.conditions if c.where]
+        implied = [[str(c) for c in region.conditions if c.is_implied] for region in regions]
+        failed = [
+            str(c) for c in regions[0].conditions if c.is_implied and not self.value(c.fact, sizes)
+        ]
+        failed = [told for told in failed if all(told in others for others in implied)]
+        least = f" In all of these, {' and '.join(failed)}." if failed else ""
         raise DomainError(
             Refusal(
                 f"A call with {told} is outside the domain.",
                 why="The graph was shown to equal the model where: "
-                f"{'; '.join(map(str, regions))}.",
+                f"{'; '.join(map(str, regions))}.{least}",
                 remedy="Call inside the domain, or rewrite with examples of these sizes.",
                 where=lines[0] if lines else None,
             )
+        )
+
+    def another_mode(self, what: str, *, is_training: bool) -> Refusal | None:
+        """Why a mode is refused in which the model computes something else; None where it is not.
+
+        Args:
+            what: What is in the mode: ``"model"`` or ``"rewritten"``.
+            is_training: Whether the mode is that of training.
+        """
+        if not self.mode_matters or is_training is self.was_training:
+            return None
+        modes = {True: ("training", "train()"), False: ("evaluation", "eval()")}
+        return Refusal(
+            f"The {what.replace('rewritten', 'rewritten model')} is in {modes[is_training][0]} "
+            "mode.",
+            why=f"The graph was captured in {modes[self.was_training][0]} mode, and "
+            f"{self.mode_matters}.",
+            remedy=f"Call {what}.{modes[self.was_training][1]}; or rewrite the model in the mode "
+            "that you want.",
         )
 
     def _solve(self, sizes: Sizes, pairs: Sequence[tuple[Check, Any]]) -> None:

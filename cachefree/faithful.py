@@ -275,9 +275,10 @@ def refuse_another_path(
                 other.where or one.where, f"{other.name} with numbers, {one.name} with symbols"
             )
         if with_sources and resolved(one.sources, same) != resolved(other.sources, same):
-            raise _another_path(
-                other.where or one.where, f"{one.name} is given what another call returned"
-            )
+            where = other.where or one.where
+            if _is_heard_in_parts(one.sources) or _is_heard_in_parts(other.sources):
+                raise CaptureError(_not_python(where))
+            raise _another_path(where, f"{one.name} is given what another call returned")
         for call in (one, other):
             for k, source in call.same.items():
                 if ("call", number, k) != (source := resolved(source, same)):
@@ -286,6 +287,25 @@ def refuse_another_path(
         longer = max((symbolic, plain), key=len)
         extra = longer[min(len(symbolic), len(plain))]
         raise _another_path(extra.where, f"{extra.name} is called in one of them only")
+
+
+def _is_heard_in_parts(sources: Any) -> bool:
+    """Whether operators were heard where no Python called a function of torch."""
+    if not isinstance(sources, tuple):
+        return False
+    if sources[:1] == ("of",) and "." in sources[1]:
+        return True
+    return any(map(_is_heard_in_parts, sources))
+
+
+def _not_python(where: SourceLine | None) -> Refusal:
+    return Refusal(
+        "The model calls code that is not Python: a scripted function, or an extension.",
+        why="Only its operators are heard, others while it is captured than when it runs, so that "
+        "the two cannot be compared.",
+        remedy="Call the Python function that was scripted.",
+        where=where,
+    )
 
 
 def _same(one: Any, other: Any, sizes: Mapping[sympy.Symbol, int]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.jit._fuser import optimized_execution
 
 from cachefree.calls import Call, TensorSpec
 from cachefree.explaining import silenced
@@ -102,6 +103,8 @@ def quiet(model: torch.nn.Module) -> Iterator[None]:
         if any(_is_compiled(module) for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
+        # a script's optimizer decides anew from run to run, and would learn from fake tensors
+        stack.enter_context(optimized_execution(False))
         stack.enter_context(silenced())
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             stack.enter_context(OnOneDevice(device_of(model)))

@@ -334,6 +334,7 @@ def _words(value: Any) -> str:
 
 
 def _source(model: nn.Module) -> str:
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     try:
         return inspect.getsource(inspect.unwrap(model.forward))
     except (OSError, TypeError):

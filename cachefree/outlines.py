@@ -70,7 +70,9 @@ def _of_graph(
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
             if next(specs).path in caches:
                 past.add(node)
-        elif isinstance(node.target, torch._ops.OpOverload) and _gives_tensors(node.meta["val"]):
+        elif isinstance(node.target, torch._ops.OpOverload) and _gives_tensors(
+            node.meta.get("val")
+        ):
             is_reading = any(operand in past for operand in node.all_input_nodes)
             yield node.meta.get(LINE), _plain(str(node.target)), is_reading
 

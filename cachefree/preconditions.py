@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -79,7 +81,7 @@ def refuse_not_rewritten(value: object, function: str) -> None:
 
 
 def refuse_unusual_parameters(model: nn.Module) -> None:
-    """Refuses sparse and quantized parameters.
+    """Refuses sparse and quantized parameters, and submodules whose Python code is gone.
 
     Raises:
         CaptureError: there are such, all listed.
@@ -93,10 +95,26 @@ def refuse_unusual_parameters(model: nn.Module) -> None:
         elif tensor.is_quantized:
             what = f"The parameter {name!r} is quantized ({tensor.dtype})."
             refusals.append(_not_traceable(what, "Quantized tensors", _QUANTIZE_LATER))
+    quantized, scripted = [], []
     for name, module in model.named_modules():
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            what = f"The module {name!r} is quantized ({type(module).__name__})."
-            refusals.append(_not_traceable(what, "Quantized operators", _QUANTIZE_LATER))
+        if isinstance(module, torch.jit.ScriptModule):
+            scripted.append((name, module))
+        elif type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            quantized.append((name, module))
+    if quantized:
+        what = f"{_told(quantized)} quantized ({type(quantized[0][1]).__name__})."
+        refusals.append(_not_traceable(what, "Quantized operators", _QUANTIZE_LATER))
+    if scripted:
+        refusals.append(
+            Refusal(
+                f"{_told(scripted)} TorchScript ({type(scripted[0][1]).__name__}).",
+                why="Its Python code is gone: what it asks about sizes, and what it keeps, cannot "
+                "be heard.",
+                remedy="Put the module that was scripted or traced in its place. The one graph can "
+                "be traced: torch.jit.trace(rewritten.graph_module, "
+                '**rewritten.export_args("trace")).',
+            )
+        )
     if refusals:
         raise CaptureError(*refusals)
 
@@ -145,7 +163,25 @@ def refuse_questions_of_tracing(model: nn.Module) -> None:
         raise CaptureError(*dict.fromkeys(refusals))
 
 
-_QUANTIZE_LATER = "Rewrite first, quantize the exported graph."
+_QUANTIZE_LATER = (
+    "Rewrite the model as it was, and quantize the exported file; or keep the weights as ordinary "
+    "tensors in modules of your own, which compute with torch's operators."
+)
+_MOST_TOLD = 3
+
+
+def _told(found: Sequence[tuple[str, nn.Module]]) -> str:
+    """Modules by name, without those inside others of them, as the beginning of a sentence."""
+    outermost = [
+        name
+        for name, _ in found
+        if not any(name.startswith(f"{other}.") for other, _ in found if other != name)
+    ]
+    names = ", ".join(map(repr, outermost[:_MOST_TOLD]))
+    if len(outermost) == 1:
+        return f"The module {names} is"
+    more = len(outermost) - _MOST_TOLD
+    return f"The modules {names}{f' and {more} more' if more > 0 else ''} are"
 
 
 def _not_traceable(what: str, kind: str, remedy: str) -> Refusal:

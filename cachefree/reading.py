@@ -49,6 +49,7 @@ class Program:
 
 
 _AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
+_PROFILED = ("profiler::_record_function_enter", "profiler::_record_function_exit")
 
 
 def read(captured: Captured, table: Table, names: dict[int, str]) -> Program:
@@ -158,14 +159,22 @@ class _Reader:
                 "Convert the module itself, with .to(dtype), and leave autocast to the caller.",
             )
 
+    def _computes_nothing(self, node: fx.Node, target: Any) -> bool:
+        """Whether a call switches a mode of torch, or gives a name to the profiler."""
+        if target is torch._C._set_grad_enabled:
+            self.is_grad_enabled = bool(node.args[0])
+        elif target in _AUTOCAST:
+            self._autocast(node)
+        elif not isinstance(target, torch._ops.OpOverload):
+            return False
+        else:
+            return target._schema.name.startswith(_PROFILED)
+        return True
+
     def _call(self, node: fx.Node) -> None:
         target: Any = original(node.target)
         example = node.meta.get("val")
-        if target is torch._C._set_grad_enabled:
-            self.is_grad_enabled = bool(node.args[0])
-            return
-        if target in _AUTOCAST:
-            self._autocast(node)
+        if self._computes_nothing(node, target):
             return
         if isinstance(example, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
             if _reads_values(node):

@@ -25,6 +25,13 @@ from cachefree.spec import Interface
 
 __all__ = ["Rewritten"]
 
+_CHANGED = Refusal(
+    "The model was changed after it was rewritten, and cannot be rewritten as it is now.",
+    why="The one graph is computed with what the model holds at each call; what is in the way now "
+    "follows.",
+    remedy="Undo the change, or go on with a copy from before it (copy.deepcopy(rewritten)).",
+)
+
 
 class Rewritten(nn.Module):
     """One graph, called as the model is.
@@ -76,7 +83,7 @@ class Rewritten(nn.Module):
         self.encoder_call = encoder_call
         self.hoisted_call = hoisted_call
         self._share(graph_module)
-        self.training = False
+        self.training = calling.was_training and bool(calling.mode_matters)
 
     def _share(self, graph_module: fx.GraphModule) -> None:
         self.__dict__["_graph_module"] = graph_module
@@ -328,18 +335,9 @@ class Rewritten(nn.Module):
         return torch.device("cpu")
 
     def _refresh(self) -> None:
-        """Refuses training mode where it matters, and captures a changed model again."""
+        """Refuses another mode where it matters, and captures a changed model again."""
         if is_tracing():
             return
-        if self.training and self.calling.mode_matters:
-            why = f"The graph was captured in evaluation mode, and {self.calling.mode_matters}."
-            raise DomainError(
-                Refusal(
-                    "The rewritten model was called in training mode.",
-                    why=why,
-                    remedy="Call rewritten.eval().",
-                )
-            )
         different = self.modes.difference() if self.modes is not None else None
         if different is not None:
             raise DomainError(
@@ -350,6 +348,9 @@ class Rewritten(nn.Module):
                 )
             )
         self.refresh()
+        other = self.calling.another_mode("rewritten", is_training=self.training)
+        if other is not None:
+            raise DomainError(other)
 
     def refresh(self) -> None:
         """Rewrites the model again where it was changed since, as calls and exports do first.
@@ -359,7 +360,10 @@ class Rewritten(nn.Module):
         """
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
-            fresh = origin.again()
+            try:
+                fresh = origin.again()
+            except CacheFreeError as error:
+                raise type(error)(_CHANGED, *error.refusals) from error
             if self.keeper is not None and fresh.keeper is not None:
                 fresh.keeper.held = self.keeper.held
             (

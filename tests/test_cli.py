@@ -107,13 +107,28 @@ def test_a_refused_model_is_1_and_says_why(capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out)["error"] == "CaptureError"
 
 
+def test_a_path_that_cannot_be_written_is_no_matter_of_the_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["export", f"{FILE}:make", "--input", "ids=int64[2,3]"]
+    assert main([*words, "-o", "absent/decoder.onnx"]) == 1
+    shown = capsys.readouterr().err
+    assert "cannot be written" in shown
+    assert "cachefree explain" not in shown
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["rewrite", "absent_module:make"], "no module, file or folder 'absent_module'"),
         (["rewrite", "absent.py:make"], "There is no file absent.py"),
         (["rewrite", f"{FILE}:absent"], "Its models are Loud, Refused"),
+        (
+            ["rewrite", f"{FILE}:absent"],
+            "without arguments are make, with_inputs, raises",
+        ),
         (["rewrite", FILE], "is named without a factory"),
+        (["rewrite", FILE], f"Name one: {FILE}:make."),
         (["rewrite", f"{FILE}:needs_words"], "a function without arguments"),
         (["rewrite", f"{FILE}:raises"], "raises ValueError: no weights here"),
         (["rewrite", f"{FILE}:NUMBER"], "is int, and no model"),

@@ -260,6 +260,67 @@ def test_training_mode_is_refused_where_it_matters() -> None:
     equal_in_chunks(model, rewritten)
 
 
+class AsksInAMethod(Small):
+    """Its mode matters in what forward calls, and in no operator of evaluation mode."""
+
+    def attend(self, q, k):
+        return super().attend(q, k) * self.scale()
+
+    def scale(self):
+        return 2.0 if self.training else 1.0
+
+
+class SetsInAMethod(Small):
+    def train(self, mode=True):
+        self.training = mode
+        return self
+
+
+def test_the_mode_is_asked_for_in_a_method() -> None:
+    rewritten = rewritten_small(small(AsksInAMethod))
+    rewritten.train()
+    with pytest.raises(DomainError, match=r"AsksInAMethod\.scale reads self\.training"):
+        rewritten(IDS)
+    assert rewritten_small(small(SetsInAMethod)).calling.mode_matters == ""
+
+
+def test_a_model_that_is_captured_in_training_mode() -> None:
+    model = small(AsksInAMethod).train()
+    rewritten = rewritten_small(model)
+    assert rewritten.training
+    equal_in_chunks(model, rewritten)
+    rewritten.eval()
+    with pytest.raises(
+        DomainError, match=r"is in evaluation mode(.|\n)*captured in training mode(.|\n)*train\(\)"
+    ):
+        rewritten(IDS)
+
+
+def test_a_changed_model_is_not_captured_in_another_mode_unsaid() -> None:
+    model = small(AsksInAMethod)
+    rewritten = rewritten_small(model)
+    model.train()
+    model.pos.register_forward_hook(lambda module, args, rows: 2 * rows)
+    with pytest.raises(DomainError, match="captured in training mode"):
+        rewritten(IDS)
+    model.eval()
+    model.pos.register_forward_hook(lambda module, args, rows: rows / 3)
+    equal_in_chunks(model, rewritten)
+
+
+def test_a_change_that_cannot_be_taken_is_told() -> None:
+    model = small()
+    rewritten = rewritten_small(model)
+    hook = model.emb.register_forward_hook(lambda module, args, rows: nn.functional.dropout(rows))
+    with pytest.raises(cachefree.CaptureError) as caught:
+        rewritten(IDS)
+    says = str(caught.value)
+    assert says.startswith("The model was changed after it was rewritten")
+    assert "draws random numbers" in says
+    hook.remove()
+    equal_in_chunks(model, rewritten)
+
+
 def test_training_mode_is_taken_where_it_does_not_matter(model: nn.Module) -> None:
     rewritten = rewritten_small(model)
     rewritten.train()
@@ -330,6 +391,18 @@ def test_a_wrong_call_is_refused_in_clear_words(name: str, rewritten: cachefree.
     assert refusal.why
     assert refusal.remedy
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [((3, 0), "In all of these, query >= 1."), ((0, 3), "In all of these, batch >= 1.")],
+)
+def test_a_size_of_zero_is_told(
+    shape: tuple[int, int], says: str, rewritten: cachefree.Rewritten
+) -> None:
+    with pytest.raises(DomainError) as caught:
+        rewritten(torch.zeros(shape, dtype=torch.int64))
+    assert says in str(caught.value)
 
 
 def test_an_unknown_keyword_is_refused(rewritten: cachefree.Rewritten) -> None:

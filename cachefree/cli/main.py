@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cachefree.cli.parser import DIFFERENT, INTERRUPTED, MISSING, WRONG, make_parser
-from cachefree.errors import CacheFreeError
+from cachefree.errors import (
+    CacheFreeError,
+    CacheNotFoundError,
+    CaptureError,
+    UnsupportedBranchError,
+)
 
 __all__ = ["main"]
 
@@ -63,7 +68,8 @@ def _run(options: Any, *, wants_json: bool) -> int:
             print(json.dumps(_plain(error), indent=2))
         else:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            if code == DIFFERENT and options.command in ("rewrite", "export", "verify"):
+            refused = (CacheNotFoundError, CaptureError, UnsupportedBranchError)
+            if isinstance(error, refused) and options.command in ("rewrite", "export", "verify"):
                 print("\n`cachefree explain` may know a change that helps.", file=sys.stderr)
         return code
     if wants_json:

@@ -147,12 +147,26 @@ def _named(module: ModuleType, name: str, text: str) -> Any:
     if not name and len(own) == 1:
         return vars(module)[own[0]]
     what = f"has no {name!r}" if name else "is named without a factory"
+    factories = [other for other, value in vars(module).items() if _is_factory(value, module)]
+    told = [f"Its models are {', '.join(own)}."] if own else []
+    told += [f"Functions without arguments are {', '.join(factories)}."] if factories else []
+    one = (factories or own[-1:] or ["factory"])[0]
     raise SourceError(
         Refusal(
             f"{module.__name__} {what}.",
-            why=f"Its models are {', '.join(own)}." if own else "",
-            remedy=f"Name one: {text.partition(':')[0]}:{own[-1] if own else 'factory'}.",
+            why=" ".join(told),
+            remedy=f"Name one: {text.partition(':')[0]}:{one}.",
         )
+    )
+
+
+def _is_factory(value: Any, module: ModuleType) -> bool:
+    """Whether it is a function of the file's own that can be called as it is."""
+    if not inspect.isfunction(value) or value.__module__ != module.__name__:
+        return False
+    parameters = inspect.signature(value).parameters.values()
+    return not value.__name__.startswith("_") and all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
     )
 
 

@@ -43,7 +43,10 @@ class Facade(nn.Module):
         return getattr(model, name)
 
     def _method(self, place: int) -> Any:
-        return getattr(self.model, self.methods[place])
+        name = self.methods[place]
+        # what torch.compile wraps says what it takes
+        compiled = self.model._modules.get("_orig_mod") if name == "forward" else None
+        return getattr(self.model if compiled is None else compiled, name)
 
     def _own_signature(self) -> inspect.Signature:
         """Of the later calls; what first calls do not take may be left out."""

@@ -154,17 +154,9 @@ def _trial(
                 remedy="Load the weights first, or trust the proof: rewritten.report.verdict.",
             )
         )
-    if model.training and rewritten.calling.mode_matters:
-        raise CacheFreeError(
-            Refusal(
-                "The model is in training mode.",
-                why=(
-                    "The graph was captured in evaluation mode, and"
-                    f" {rewritten.calling.mode_matters}."
-                ),
-                remedy="Call model.eval() first.",
-            )
-        )
+    other = rewritten.calling.another_mode("model", is_training=model.training)
+    if other is not None:
+        raise CacheFreeError(other)
     own_call = OwnCall(rewritten)
     others = []
     if "eager" in backends:

@@ -134,7 +134,71 @@ def _wrong_call(name, then, *says):
     )
 
 
+class GatedMLP(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.gate = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def scripted_gpt():
+    model = NanoGPT(GPTConfig())
+    for block in model.transformer.h:
+        block.mlp = torch.jit.script(GatedMLP(16, 24))
+    return model
+
+
+@torch.jit.script
+def scripted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight, bias).relu()
+
+
+class CallsAScript(nn.Linear):
+    def forward(self, x):
+        return scripted_linear(x, self.weight, self.bias)
+
+
+def gpt_with_scripted_function():
+    model = NanoGPT(GPTConfig())
+    model.transformer.h[0].mlp = CallsAScript(16, 16)
+    return model
+
+
+def dynamically_quantised_gpt():
+    from torch.ao.quantization import quantize_dynamic
+
+    return quantize_dynamic(NanoGPT(GPTConfig()), {nn.Linear}, dtype=torch.qint8)
+
+
 REFUSALS = (
+    RefusalCase(
+        "scripted_submodules",
+        seeded(scripted_gpt),
+        error="CaptureError",
+        says=(
+            "The modules 'transformer.h.0.mlp', 'transformer.h.1.mlp' are TorchScript",
+            "Put the module that was scripted or traced in its place.",
+        ),
+        example_inputs=(IDS,),
+    ),
+    RefusalCase(
+        "scripted_function_of_layers",
+        seeded(gpt_with_scripted_function),
+        error="CaptureError",
+        says=("not Python: a scripted function", "self.mlp", "Call the Python function"),
+        example_inputs=(IDS,),
+    ),
+    RefusalCase(
+        "dynamically_quantised",
+        dynamically_quantised_gpt,
+        error="CaptureError",
+        says=("are quantized (Linear)", "more", "Rewrite the model as it was"),
+        example_inputs=(IDS,),
+    ),
     RefusalCase("no_cache", seeded(Stateless), error="CacheNotFoundError", says=("ids",)),
     RefusalCase(
         "present_is_not_returned",

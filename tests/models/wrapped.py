@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -51,29 +50,22 @@ def recorded_gpt():
     return model
 
 
-class GatedMLP(nn.Module):
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.up = nn.Linear(dim, hidden)
-        self.gate = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-def scripted_gpt():
-    model = NanoGPT(GPTConfig())
-    for block in model.transformer.h:
-        block.mlp = torch.jit.script(GatedMLP(16, 24))
-    return model
-
-
 def compiled_gpt():
     model = NanoGPT(GPTConfig())
     for block in model.transformer.h:
         block.mlp = torch.compile(MLP(GPTConfig()), backend="eager", dynamic=True)
     return model
+
+
+class Profiled(NanoGPT):
+    """Says to the profiler what it does."""
+
+    def __init__(self):
+        super().__init__(GPTConfig(n_layer=1))
+
+    def forward(self, idx, past_kvs=None):
+        with torch.profiler.record_function("decoder"):
+            return super().forward(idx, past_kvs)
 
 
 class SnakeBlock(nn.Module):
@@ -153,15 +145,6 @@ CASES = (
         seeded(recorded_gpt),
         **calls(tokens(37)),
         patterns=("P1", "P2", "P3"),
-        may_refuse=True,
-    ),
-    ModelCase(
-        "scripted_submodule",
-        seeded(scripted_gpt),
-        **calls(tokens(37), cache="past_kvs"),
-        patterns=("P1", "P2", "P3"),
-        example_inputs=(torch.tensor([[1, 2, 3, 4]]),),
-        may_refuse=True,
     ),
     ModelCase(
         "compiled_submodule",
@@ -169,7 +152,18 @@ CASES = (
         **calls(tokens(37), cache="past_kvs"),
         patterns=("P1", "P2", "P3"),
         example_inputs=(torch.tensor([[1, 2, 3, 4]]),),
-        may_refuse=True,
+    ),
+    ModelCase(
+        "compiled_as_a_whole",
+        seeded(lambda: torch.compile(Profiled(), backend="eager")),
+        **calls(tokens(37), cache="past_kvs"),
+        patterns=("P1", "P2", "P3"),
+    ),
+    ModelCase(
+        "names_for_the_profiler",
+        seeded(lambda: nn.DataParallel(Profiled())),
+        **calls(tokens(37), cache="past_kvs"),
+        patterns=("P1", "P2", "P3"),
     ),
     ModelCase(
         "weight_norm_over_codec_frames",
