@@ -60,7 +60,8 @@ def refuse_no_module(model: object) -> None:
                 f"rewrite takes Python modules, not {type(model).__name__} of TorchScript.",
                 why="Its Python code is gone; a traced module has one path only.",
                 remedy="Pass the model that was scripted or traced. The one graph can be: "
-                'torch.jit.trace(rewritten.graph_module, **rewritten.export_args("trace")).',
+                "torch.jit.trace(rewritten.graph_module, "
+                '**rewritten.export_args("trace", flat=True)).',
             )
         )
 
@@ -112,7 +113,7 @@ def refuse_unusual_parameters(model: nn.Module) -> None:
                 "be heard.",
                 remedy="Put the module that was scripted or traced in its place. The one graph can "
                 "be traced: torch.jit.trace(rewritten.graph_module, "
-                '**rewritten.export_args("trace")).',
+                '**rewritten.export_args("trace", flat=True)).',
             )
         )
     if refusals:

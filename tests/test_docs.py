@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cachefree
 
@@ -51,6 +52,48 @@ def test_snippets_run(page: Path) -> None:
                 continue
             with pytest.raises(getattr(cachefree, expected[1])):
                 exec(program, names)
+
+
+class Pairs(torch.nn.Module):
+    """Two layers, whose cache is a tuple of tuples: what is flat and what is not differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        present = []
+        for i, layer in enumerate(self.layers):
+            k = v = layer(x)
+            if past is not None:
+                k, v = torch.cat([past[i][0], k], dim=1), torch.cat([past[i][1], v], dim=1)
+            x = x + (k * v).cumsum(dim=1)[:, -x.shape[1] :]
+            present.append((k, v))
+        return x, tuple(present)
+
+
+def test_the_calls_of_exporters_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (DOCS / "exporters.md").read_text().split("```python")[0]
+    calls = re.findall(r"^\| [^|]+ \| `([^|]+)` \|", table, re.MULTILINE)
+    assert len(calls) >= 5
+    monkeypatch.chdir(tmp_path)
+    rewritten = cachefree.rewrite(Pairs().eval(), (torch.zeros(2, 5, 4),))
+    names = {"cachefree": cachefree, "torch": torch, "rewritten": rewritten}
+    for call in calls:
+        with contextlib.redirect_stdout(io.StringIO()):
+            eval(call, names)
+
+
+def test_a_traced_model_is_told_how_to_trace_the_graph() -> None:
+    rewritten = cachefree.rewrite(Pairs().eval(), (torch.zeros(2, 5, 4),))
+    with pytest.raises(cachefree.CaptureError) as caught:
+        cachefree.rewrite(torch.jit.trace(Pairs().eval(), (torch.zeros(2, 5, 4),)))
+    call = re.search(r"torch\.jit\.trace\(.*\)\)", str(caught.value))
+    assert call is not None
+    traced = eval(call[0], {"torch": torch, "rewritten": rewritten})
+    x = torch.ones(2, 3, 4)
+    flat = [part for pair in rewritten.empty_cache(batch_size=2) for part in pair]
+    torch.testing.assert_close(traced(x, *flat)[0], rewritten(x)[0])
 
 
 def test_every_error_has_a_failing_and_a_fixed_example() -> None:

@@ -16,7 +16,8 @@ _HEAD = (
     f"calls, with {', '.join(map(str, PASTS))} tokens past and in chunks of "
     f"{', '.join(map(str, CHUNKS))}; in torch and, after export, on ONNX Runtime. Greedy: "
     "tokens of a greedy loop over the rewritten module that are the model's own. The columns "
-    "are those of [the current version's table](transformers.md)."
+    "are those of [the current version's table](transformers.md). Models that have no row have not "
+    "been swept yet, and ONNX was not tried where the outcome says so."
 )
 
 
