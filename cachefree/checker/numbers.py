@@ -43,7 +43,12 @@ PLACES = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1, "scalar_tensor": 
 def fill(m: Terms, t: Term) -> Rights:
     name = t.op.split(".")[1]
     number = FILLED[name] if name in FILLED else number_of(t.args[PLACES[name]])
-    if number is not None:
+    if number is None:
+        return
+    wide = [torch.float32, torch.float64]
+    if isinstance(number, sympy.Basic) and number.is_integer:
+        wide += [torch.int32, torch.int64]
+    if not isinstance(number, sympy.Basic) or t.dtype in wide:
         yield m.full(t.shape, number, t.dtype, t.device)
 
 

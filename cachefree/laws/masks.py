@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
 
 from cachefree.laws.elementwise import uniform
@@ -19,7 +20,7 @@ def _truth(term: Any, rewriter: Rewriter) -> bool | None:
     if not isinstance(term, Term) or term.dtype != torch.bool:
         return None
     if term.op == "full":
-        return bool(term.args[1])
+        return None if isinstance(term.args[1], sympy.Basic) else bool(term.args[1])
     value = uniform(term, rewriter.facts)
     return value if isinstance(value, bool) else None
 

@@ -38,7 +38,18 @@ def _as_full(term: Term, rewriter: Rewriter) -> Term | None:
         if number.op != "full":
             return None
         number = number.args[1]
+    if isinstance(number, sympy.Basic) and not _is_held(number, term.dtype):
+        return None
     return rewriter.build("full", (term.shape, number, term.dtype, term.device), term.shape, term)
+
+
+_HOLD_SIZES = (torch.int64, torch.int32)
+_HOLD_NUMBERS = (torch.float32, torch.float64)
+
+
+def _is_held(number: sympy.Basic, dtype: Any) -> bool:
+    """Whether a dtype holds a number that sizes make, as it is: a truth value or a half do not."""
+    return dtype in _HOLD_NUMBERS or (dtype in _HOLD_SIZES and bool(number.is_integer))
 
 
 def _full(term: Term, rewriter: Rewriter) -> Term | None:

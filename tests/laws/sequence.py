@@ -44,6 +44,10 @@ SEQUENCE: Family = {
             Instance("filled with a number that is read", ("b n", ""),
                      lambda x, y: torch.fill(x, y)),
             Instance("empty", ("b n",), lambda x: x * 0, {"b": 1, "n": 1}),
+            Instance("whether a size is zero", ("b n",), lambda x: torch.full(
+                     (2,), x.shape[1] - 1, dtype=torch.bool), {"n": 1}),
+            Instance("a size in eight bits", ("b n",), lambda x: torch.full(
+                     (2,), x.shape[1], dtype=torch.int8)),
         ),
     ),
     "full": Tried(
