@@ -26,7 +26,7 @@ __all__ = ["Signatures"]
 log = logging.getLogger(__name__)
 
 
-_OF_CALLS = ("batch", "query", "past", "encoder")
+_OF_CALLS = ("query", "past", "encoder")
 
 
 class Signatures:
@@ -66,7 +66,8 @@ class Signatures:
         if term is None:
             return False
         symbols = self._symbols[term]
-        is_of_calls = any(name.startswith(_OF_CALLS) for name in symbols)
+        own = set(symbols) - {"batch"}
+        is_of_calls = not own or any(name.startswith(_OF_CALLS) for name in own)
         return not is_of_calls and self._held[term, tuple(map(sizes.get, symbols))] is None
 
     def is_known(self, sizes: Mapping[str, int]) -> bool:
