@@ -26,6 +26,9 @@ __all__ = ["Signatures"]
 log = logging.getLogger(__name__)
 
 
+_OF_CALLS = ("query", "past", "encoder")
+
+
 class Signatures:
     """The distinct operators of a program, by the sizes and dtypes of their operands.
 
@@ -54,7 +57,7 @@ class Signatures:
         return self._known[key]
 
     def does_not_run(self, sizes: Mapping[str, int]) -> bool:
-        """Whether an operator raises at these sizes, and what it raises for are no tokens' sizes.
+        """Whether an operator raises at these sizes, none of which is one of tokens or of rows.
 
         It raises for the model too, on the call that computes it: a picture that is smaller than a
         convolution's kernel.
@@ -63,8 +66,9 @@ class Signatures:
         if term is None:
             return False
         symbols = self._symbols[term]
-        is_of_tokens = any(name == "query" or name.startswith("past") for name in symbols)
-        return not is_of_tokens and self._held[term, tuple(map(sizes.get, symbols))] is None
+        own = set(symbols) - {"batch"}
+        is_of_calls = not own or any(name.startswith(_OF_CALLS) for name in own)
+        return not is_of_calls and self._held[term, tuple(map(sizes.get, symbols))] is None
 
     def is_known(self, sizes: Mapping[str, int]) -> bool:
         """Whether these sizes were tried."""
