@@ -47,8 +47,19 @@ def _needs_elements(law: str, before: Term) -> bool:
     """Whether a side condition is about every element of a tensor that is not seen to be full."""
     if law in _ALWAYS:
         return True
+    if law == "neutral-truth":
+        one, other = before.args
+        return not (_is_told(one, other, before) or _is_told(other, one, before))
     masks = {"where": before.args[:1], "fill-nothing": before.args[1:2]}.get(law, before.args)
     return not any(isinstance(mask, Term) and mask.op == "full" for mask in masks)
+
+
+def _is_told(truths: Any, others: Any, whole: Term) -> bool:
+    """Whether a tensor is full of one truth, which tells what it and the others make together."""
+    if not isinstance(truths, Term) or truths.op != "full":
+        return False
+    is_neutral = bool(truths.args[1]) is ("and" in str(whole.op))
+    return not is_neutral or others.shape == whole.shape
 
 
 def pair_step(law: Law | None, one: Term, other: Term, lines: Lines) -> dict[str, Any]:

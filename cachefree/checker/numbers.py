@@ -232,7 +232,9 @@ def where_number(m: Terms, t: Term) -> Rights:
 
 
 def fill_nothing(m: Terms, t: Term) -> Rights:
-    if is_of_type(t.args[0], t) and number_of(t.args[1]) == 0 and t.args[1].dtype == torch.bool:
+    truth = number_of(t.args[1])
+    is_told = truth is not None and not isinstance(truth, sympy.Basic)
+    if is_told and not truth and t.args[1].dtype == torch.bool and is_of_type(t.args[0], t):
         yield t.args[0]
 
 

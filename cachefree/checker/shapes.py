@@ -215,11 +215,12 @@ def slice_of_cat(m: Terms, t: Term) -> Rights:
     for part in x.args[0]:
         after = offset + part.shape[dim]
         if not (below(after, start) or below(end, offset)):
-            first, last = sympy.Max(start, offset), sympy.Min(end, after)
-            if not all(any(above(e, edge) for edge in (start, end, offset, after))
-                       for e in (first, last)):  # fmt: skip
+            ends = (sympy.Max(start, offset), sympy.Min(end, after))
+            edges = [next((edge for edge in (offset, after, start, end) if above(e, edge)), None)
+                     for e in ends]  # fmt: skip
+            if None in edges:
                 return
-            kept.append(m.slice(part, dim, first - offset, last - offset))
+            kept.append(m.slice(part, dim, edges[0] - offset, edges[1] - offset))
         offset = after
     if kept:
         yield kept[0] if len(kept) == 1 else m.cat(kept, dim, t.shape, t)
