@@ -38,7 +38,8 @@ PAGES = [page for page in sorted(DOCS.glob("*.md")) if snippets(page)]
     [page if page.name in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in PAGES],
     ids=lambda page: page.stem,
 )
-def test_snippets_run(page: Path) -> None:
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": f"page_{page.stem}"}
     for start, code in snippets(page):
         name = f"{page}, the block at line {start}"

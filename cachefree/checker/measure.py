@@ -6,6 +6,7 @@ Every operator is run on tensors without storage, at sizes of the region.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import sympy
@@ -49,18 +50,23 @@ def mismeasured(terms: Sequence[Term], point: Mapping[Any, int]) -> str | None:
         # laws leave copies out, so that a view may be of what lies otherwise in memory
         values[term] = found.contiguous() if isinstance(found, torch.Tensor) else found
         several = term.parts if term.shape is None else [term.shape]
-        results = [found] if isinstance(found, torch.Tensor) else list(found)
         noted = [tuple(given(shape)) for shape in several]
-        shapes = [tuple(result.shape) for result in results]
-        if isinstance(found, tuple) and len(shapes) == len(noted):
-            # what nothing reads is left out: kernels differ in what they keep for the backward pass
-            places = [place for place in range(len(noted)) if (term, place) in read]
-            shapes, noted = ([each[place] for place in places] for each in (shapes, noted))
-        if shapes != noted:
+        # kernels differ in what they keep for a backward pass, which nothing reads
+        is_read = [not isinstance(found, tuple) or (term, k) in read for k in range(len(noted))]
+        if _differ(found, noted, is_read):
             return f"{term.op} is written to have the sizes {several} and has others"
         if term.shape is not None and found.dtype != term.dtype:
             return f"{term.op} is written to be {term.dtype} and is {found.dtype}"
     return None
+
+
+def _differ(found: Any, noted: list[tuple[int, ...]], is_read: list[bool]) -> bool:
+    """Whether results have other sizes than are noted, of those that are read."""
+    results = [found] if isinstance(found, torch.Tensor) else list(found)
+    if len(results) != len(noted):
+        return True
+    pairs = compress(zip(results, noted, strict=True), is_read)
+    return any(tuple(result.shape) != sizes for result, sizes in pairs)
 
 
 def _run(term: Term, args: list[Any], shape: list[int]) -> Any:

@@ -154,13 +154,18 @@ def test_a_refusal_says_what_where_why_and_what_to_do() -> None:
     assert str(CaptureError(refusal, "Also.")).endswith("\n\nAlso.")
 
 
+BRANCHES_IN_TORCH = frozenset(("lstm_language_model",))
+"""Models that hand the absent cache to a layer of torch, which asks for it."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [case for case in CASES if not case.may_refuse and case.device == "cpu"], ids=str
 )
 def test_branches_of_the_zoo_are_conditions_of_its_files(case: Any) -> None:
     rewritten = cachefree.rewrite(case.build(), case.example_inputs, **case.rewrite_options)
-    assert rewritten.report.branches, "no test model is without a branch"
+    has_own = case.name not in BRANCHES_IN_TORCH
+    assert bool(rewritten.report.branches) is has_own, "a branch of its own, or torch's"
     for branch in rewritten.report.branches:
         assert "/tests/models/" in branch.where.file
         assert branch.condition in branch.where.text or not branch.condition
