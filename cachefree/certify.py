@@ -27,12 +27,12 @@ from cachefree.regimes import Exclusion, Kind, Regime, Survey, conditions_of, su
 from cachefree.report import Verdict
 from cachefree.results import refusal_of_result
 from cachefree.rules import RULES, Closing, replaced, sites
-from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
+from cachefree.tested import Tested, accept_unproved, call_sizes
 from cachefree.write_once import OneCall
 
 __all__ = ["Certified", "certify", "least", "unfit_result", "verdict_of"]
@@ -56,6 +56,7 @@ class Certified:
         neutrals: The neutral values of cache tensors of fixed size, by path.
         shown: For the first call and for later calls: the call, and the regimes that are served.
         missed: Regimes in which the model runs and the graph computes otherwise.
+        relied_on: Names of buffers whose values random tests relied on.
     """
 
     outputs: tuple[Term, ...]
@@ -67,6 +68,7 @@ class Certified:
     neutrals: Mapping[str, Term] = field(default_factory=dict)
     shown: tuple[tuple[Kind, tuple[Regime, ...]], ...] = ()
     missed: tuple[Regime, ...] = ()
+    relied_on: tuple[str, ...] = ()
 
     def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
@@ -132,18 +134,16 @@ def certify(
             break
         closings.append(improved[0])
         outputs, surveys = improved[0].outputs, improved[1]
-    tested = (
-        _accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
-        if check != "prove"
-        else 0
-    )
+    tested = Tested()
+    if check != "prove":
+        tested = accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
     _refuse_unserved(surveys, kinds, starts.refusals)
     _refuse_broken(outputs, surveys, kinds, past)
     served = [regime for found in surveys for regime in found.served]
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
     return Certified(
         outputs,
-        _verdict(served, laws, check, tested),
+        _verdict(served, laws, check, tested.count),
         Domain(_regions(surveys, kinds), _fixed(discovery)),
         laws,
         (*one.closings, *closings),
@@ -151,6 +151,7 @@ def certify(
         starts.terms,
         tuple((kind, tuple(found.served)) for kind, found in zip(kinds, surveys, strict=True)),
         tuple(regime for found in surveys for regime in found.unequal if not regime.pinned),
+        tuple(tested.kept),
     )
 
 
@@ -272,47 +273,6 @@ def _as_pinned(
     return [(program, dict(pinned), (*pins, *left))]
 
 
-def _accept_unproved(
-    model: torch.nn.Module,
-    outputs: tuple[Term, ...],
-    one: OneCall,
-    surveys: tuple[Survey, ...],
-    kinds: tuple[Kind, Kind],
-    discovery: Discovery,
-    check: str,
-) -> int:
-    """Serves the regimes that random tests accept (``"test"``), or all (``"off"``); how many."""
-    accepted = 0
-    for found, kind in zip(surveys, kinds, strict=True):
-        for regime in list(found.unequal):
-            hints = {name: discovery.hints[name] for name in discovery.hints}
-            facts = Facts(
-                (*kind.basics, *(condition.fact for condition in regime.region.conditions))
-            )
-            sizes = facts.witness(hints=hints) or hints
-            sizes = _with_past(kind, sizes)
-            neutral = {
-                str(term.args[0]): kind.inputs[str(term.args[0])]
-                for term in (one.inputs[place] for place in discovery.cache_leaves)
-                if kind.name == FIRST_CALL and str(term.args[0]) in kind.inputs
-            }
-            if check == "off" or agree_on_samples(
-                model, outputs, regime.program.outputs, one.inputs, [sizes], neutral
-            ):
-                found.unequal.remove(regime)
-                found.served.append(regime)
-                accepted += 1
-    return accepted
-
-
-def _with_past(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of a call with those of the one graph."""
-    symbols = {size_symbol(name): size for name, size in sizes.items()}
-    known = {symbol: size for symbol, size in symbols.items() if symbol not in kind.zero}
-    values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
-    return {**sizes, **values}
-
-
 _MOST_CORNERS = 8
 
 
@@ -348,7 +308,7 @@ def _refuse_broken(
         for sizes in _corners(surveys, kind):
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
-            broken = signatures.broken(_with_past(kind, sizes))
+            broken = signatures.broken(call_sizes(kind, sizes))
             if broken is not None:
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise UnsupportedBranchError(

@@ -1,0 +1,116 @@
+"""Regimes that no proof serves, and that random tests accept, where the user asked for tests.
+
+Each is tried at many sizes: small ones in every combination, one after the other, and with more
+tokens than any number in the model's code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from cachefree.discover import Discovery
+from cachefree.facts import Facts
+from cachefree.other_sizes import many_rounds
+from cachefree.regimes import Kind, Regime, Survey
+from cachefree.sampling import agree_on_samples
+from cachefree.sizes import size_symbol
+from cachefree.spec import FIRST_CALL
+from cachefree.terms import Term
+from cachefree.write_once import OneCall
+
+__all__ = ["Tested", "accept_unproved", "call_sizes"]
+
+log = logging.getLogger(__name__)
+_SMALL = (1, 2, 3)
+_LENGTHS = (4, 5, 6, 7, 8, 9, 12, 16, 17)
+_MOST_COMBINED = 2
+_QUERY = "query"
+
+
+class Tested:
+    """What was accepted without a proof.
+
+    Attributes:
+        count: How many regimes.
+        kept: Names of buffers whose values the tests relied on.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kept: dict[str, None] = {}
+
+
+def accept_unproved(
+    model: torch.nn.Module,
+    outputs: tuple[Term, ...],
+    one: OneCall,
+    surveys: Sequence[Survey],
+    kinds: Sequence[Kind],
+    discovery: Discovery,
+    check: str,
+) -> Tested:
+    """Serves the regimes that random tests accept (``"test"``), or all (``"off"``)."""
+    tested = Tested()
+    caches = [one.inputs[place] for place in discovery.cache_leaves]
+    for found, kind in zip(surveys, kinds, strict=True):
+        neutral = {
+            str(term.args[0]): kind.inputs[str(term.args[0])]
+            for term in caches
+            if kind.name == FIRST_CALL and str(term.args[0]) in kind.inputs
+        }
+        for regime in list(found.unequal):
+            if check != "off":
+                points = [
+                    call_sizes(kind, sizes) for sizes in _sizes(model, kind, regime, discovery)
+                ]
+                samples = agree_on_samples(
+                    model, outputs, regime.program.outputs, one.inputs, points, neutral
+                )
+                if samples is None:
+                    continue
+                tested.kept.update(dict.fromkeys(samples.kept))
+            found.unequal.remove(regime)
+            found.served.append(regime)
+            tested.count += 1
+    return tested
+
+
+def call_sizes(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a call with those of the one graph."""
+    symbols = {size_symbol(name): size for name, size in sizes.items()}
+    known = {symbol: size for symbol, size in symbols.items() if symbol not in kind.zero}
+    values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
+    return {**sizes, **values}
+
+
+def _sizes(
+    model: torch.nn.Module, kind: Kind, regime: Regime, discovery: Discovery
+) -> list[dict[str, int]]:
+    """Sizes of a regime: small ones in every combination, and then more and more tokens."""
+    facts = Facts((*kind.basics, *(c.fact for c in regime.region.conditions)))
+    hints = dict(discovery.hints)
+    base = facts.witness(hints=hints) or hints
+    many = many_rounds(model)
+    found: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
+    for point in itertools.chain([base], _points(kind, base, many)):
+        if regime.region.holds(point) and all(point[str(symbol)] for symbol in kind.symbols):
+            found.setdefault(tuple(sorted(point.items())), point)
+    return list(found.values()) or [base]
+
+
+def _points(kind: Kind, base: Mapping[str, int], many: int) -> Iterator[dict[str, int]]:
+    names = [str(symbol) for symbol in kind.symbols]
+    names.sort(key=lambda name: name not in (_QUERY, "batch"))
+    few = names[:_MOST_COMBINED]
+    for values in itertools.product(_SMALL, repeat=len(few)):
+        yield {**base, **dict(zip(few, values, strict=True))}
+    for name in names:
+        for size in (*_SMALL, *(_LENGTHS if name == _QUERY else ())):
+            yield {**base, name: size}
+    for name in names:
+        for size in (many, many // 2, many // 4, many // 8) if name == _QUERY else (many,):
+            yield {**base, **({"batch": 1} if "batch" in base else {}), name: size}
