@@ -36,6 +36,7 @@ from cachefree.starts import started
 from cachefree.stepped import (
     SCANNED,
     first_values,
+    has_state,
     not_its_steps,
     not_tested,
     step_of,
@@ -236,16 +237,19 @@ def _of_steps(
     Raises:
         CacheFreeError: it is not the first path; or the reason, why no other graph is.
     """
+    if not has_state(discovery):
+        raise reason
     try:
         step = step_of(model, table, names, discovery)
         _refuse_unfit(discovery, first, step, refuse)
         one = with_steps_scanned(table, discovery, first, step)
     except CacheFreeError as error:
         log.debug("no step to be scanned with %s: %s", discovery.later, error)
-        raise reason from None
+        why = error.refusals if check == "test" else ()
+        raise type(reason)(*reason.refusals, *why) from None
     if check != "test":
         raise _with_hint(reason, discovery, step) from None
-    starts = first_values(table, discovery, first, step)
+    starts = first_values(model, table, discovery, first, step)
     try:
         certified = certify(
             model, table, names, discovery, first, step, one, starts, check, pinned=ONE_TOKEN

@@ -11,8 +11,10 @@ its steps is a theorem about the model that no term tells; it is tested (`cachef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -27,6 +29,7 @@ from cachefree.one_token import ONE_TOKEN, of_one_token
 from cachefree.reading import Program
 from cachefree.regimes import Kind
 from cachefree.rules import replaced
+from cachefree.sampling import agree_on_samples
 from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import FIRST_CALL
 from cachefree.starts import past_symbols
@@ -36,6 +39,7 @@ from cachefree.write_once import OneCall
 __all__ = [
     "SCANNED",
     "first_values",
+    "has_state",
     "not_its_steps",
     "not_tested",
     "step_of",
@@ -47,6 +51,12 @@ SCANNED = (
     "values at many sizes showed no difference"
 )
 _QUERY = size_symbol("query")
+_MOST_TRIED = 12
+
+
+def has_state(discovery: Discovery) -> bool:
+    """Whether something in the cache keeps its size."""
+    return len(_growing(discovery)) < len(discovery.cache_leaves)
 
 
 def step_of(model: nn.Module, table: Table, names: dict[int, str], discovery: Discovery) -> Program:
@@ -55,21 +65,20 @@ def step_of(model: nn.Module, table: Table, names: dict[int, str], discovery: Di
     Raises:
         UnsupportedBranchError: something in the cache grows with the tokens.
     """
-    for place in discovery.cache_leaves:
-        spec = discovery.later.tensors[place]
-        known = symbols_of(
-            size
-            for leaf in discovery.first.leaves
-            if isinstance(leaf, TensorSpec)
-            for size in leaf.shape
+    for spec in _growing(discovery):
+        sizes = ", ".join(map(str, spec.shape))
+        raise _unfit(
+            f"the cache {spec.path} of shape ({sizes}) grows with the tokens, and what is carried "
+            "from token to token keeps its size"
         )
-        if symbols_of(spec.shape) - (known - {_QUERY}):
-            sizes = ", ".join(map(str, spec.shape))
-            raise _unfit(
-                f"the cache {spec.path} of shape ({sizes}) grows with the tokens, and what is "
-                "carried from token to token keeps its size"
-            )
     return of_one_token(model, table, names, discovery)
+
+
+def _growing(discovery: Discovery) -> list[TensorSpec]:
+    """The tensors of the cache whose sizes are not those of every first call."""
+    known = symbols_of(size for spec in discovery.first.tensors for size in spec.shape) - {_QUERY}
+    caches = [discovery.later.tensors[place] for place in discovery.cache_leaves]
+    return [spec for spec in caches if symbols_of(spec.shape) - known]
 
 
 def with_steps_scanned(
@@ -243,7 +252,9 @@ class _Steps:
             )
 
 
-def first_values(table: Table, discovery: Discovery, first: Program, step: Program) -> FirstValues:
+def first_values(
+    model: nn.Module, table: Table, discovery: Discovery, first: Program, step: Program
+) -> FirstValues:
     """What the steps start from: what makes one step a first call of one token.
 
     It is a proposal: the steps from there are compared with first calls of any length.
@@ -257,7 +268,56 @@ def first_values(table: Table, discovery: Discovery, first: Program, step: Progr
         facts = Facts((*basics, one))
     unknown = [step.inputs[place] for place in discovery.cache_leaves]
     sizes = {**dict.fromkeys(past, 0), **ONE_TOKEN}
-    return find_neutrals(table, step.outputs, first.outputs, unknown, facts, sizes, {})
+    found = find_neutrals(table, step.outputs, first.outputs, unknown, facts, sizes, {})
+    points = [{**discovery.hints, "batch": batch, "query": 1} for batch in (2, 3)]
+
+    def agrees(values: Mapping[str, Term]) -> bool:
+        return bool(
+            agree_on_samples(model, step.outputs, first.outputs, step.inputs, points, values)
+        )
+
+    for values in _likely(table, first, unknown, found.terms):
+        if agrees(values):
+            return replace(found, terms=values)
+    return found
+
+
+def _likely(
+    table: Table, first: Program, unknown: Sequence[Term], found: Mapping[str, Term]
+) -> Iterator[dict[str, Term]]:
+    """The values that were found, then parameters of the first path in place of mere numbers."""
+    yield dict(found)
+    attributes = [term for term in topological(first.outputs) if term.op == "attribute"]
+    choices: dict[str, list[Term]] = {}
+    for past in unknown:
+        path = str(past.args[0])
+        fitting = [term for term in attributes if _is_row_of(term, past)]
+        if found[path].op == "full" and fitting:
+            choices[path] = [
+                table.like(past, "expand", (term, past.sizes), past.sizes) for term in fitting
+            ]
+    counts: Counter[tuple[Term, ...]] = Counter()
+    in_order = {}
+    for path, several in choices.items():
+        key = tuple(value.args[0] for value in several)
+        in_order[path] = several[counts[key] % len(several)]
+        counts[key] += 1
+    if choices:
+        yield {**found, **in_order}
+    combined = itertools.product(*([found[path], *values] for path, values in choices.items()))
+    for values in itertools.islice(combined, 1, _MOST_TRIED):
+        yield {**found, **dict(zip(choices, values, strict=True))}
+
+
+def _is_row_of(term: Term, past: Term) -> bool:
+    """Whether a parameter is what every row of a batch may start from."""
+    sizes, whole = term.sizes, past.sizes
+    return (
+        term.dtype == past.dtype
+        and 0 < len(sizes) <= len(whole)
+        and tuple(sizes)[-len(whole[1:]) :] == tuple(whole[1:])
+        and all(size == 1 for size in sizes[: -len(whole[1:])])
+    )
 
 
 def not_tested(discovery: Discovery, step: Program) -> Refusal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -19,7 +20,7 @@ from cachefree.regimes import Kind, Regime, Survey
 from cachefree.sampling import agree_on_samples
 from cachefree.sizes import size_symbol
 from cachefree.spec import FIRST_CALL
-from cachefree.terms import Term
+from cachefree.terms import Term, operands, topological
 from cachefree.write_once import OneCall
 
 __all__ = ["Tested", "accept_unproved", "call_sizes"]
@@ -29,6 +30,7 @@ _SMALL = (1, 2, 3)
 _LENGTHS = (4, 5, 6, 7, 8, 9, 12, 16, 17)
 _MOST_COMBINED = 2
 _QUERY = "query"
+_LARGEST = 1024
 
 
 class Tested:
@@ -64,8 +66,10 @@ def accept_unproved(
         }
         for regime in list(found.unequal):
             if check != "off":
+                both = (*outputs, *regime.program.outputs)
                 points = [
-                    call_sizes(kind, sizes) for sizes in _sizes(model, kind, regime, discovery)
+                    call_sizes(kind, sizes)
+                    for sizes in _sizes(model, both, kind, regime, discovery)
                 ]
                 samples = agree_on_samples(
                     model, outputs, regime.program.outputs, one.inputs, points, neutral
@@ -88,18 +92,41 @@ def call_sizes(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _sizes(
-    model: torch.nn.Module, kind: Kind, regime: Regime, discovery: Discovery
+    model: torch.nn.Module,
+    outputs: Sequence[Term],
+    kind: Kind,
+    regime: Regime,
+    discovery: Discovery,
 ) -> list[dict[str, int]]:
     """Sizes of a regime: small ones in every combination, and then more and more tokens."""
     facts = Facts((*kind.basics, *(c.fact for c in regime.region.conditions)))
     hints = dict(discovery.hints)
     base = facts.witness(hints=hints) or hints
-    many = many_rounds(model)
+    many = max(many_rounds(model), *(number + 3 for number in _numbers(outputs)))
     found: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}
     for point in itertools.chain([base], _points(kind, base, many)):
         if regime.region.holds(point) and all(point[str(symbol)] for symbol in kind.symbols):
             found.setdefault(tuple(sorted(point.items())), point)
     return list(found.values()) or [base]
+
+
+def _numbers(outputs: Sequence[Term]) -> list[int]:
+    """Numbers that places may be compared with: those beside integers."""
+    found = [0]
+    for term in topological(outputs):
+        is_of_integers = any(
+            below.dtype is not None and not below.dtype.is_floating_point
+            for below in operands(term)
+        )
+        numbers = term.args if is_of_integers or term.op == "full" else ()
+        if term.op == "constant" and term.payload.numel() == 1 and not term.payload.is_complex():
+            numbers = (term.payload.item(),)
+        found += [
+            math.ceil(abs(number))
+            for number in numbers
+            if type(number) in (int, float) and 2 <= abs(number) <= _LARGEST
+        ]
+    return found
 
 
 def _points(kind: Kind, base: Mapping[str, int], many: int) -> Iterator[dict[str, int]]:
