@@ -28,7 +28,7 @@ from cachefree.report import Verdict
 from cachefree.results import refusal_of_result
 from cachefree.rules import RULES, Closing, replaced, sites
 from cachefree.shapes import Signatures
-from cachefree.sizes import size_symbol
+from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
@@ -144,7 +144,7 @@ def certify(
     return Certified(
         outputs,
         _verdict(served, laws, check, tested.count),
-        Domain(_regions(surveys, kinds), _fixed(discovery)),
+        Domain(_regions(surveys, kinds, _told_by_cache(discovery, one)), _fixed(discovery)),
         laws,
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
@@ -348,13 +348,22 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
     return Verdict.PROVED_EXACT if is_exact else Verdict.PROVED_REAL
 
 
-def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind]) -> tuple[Region, ...]:
+def _told_by_cache(discovery: Discovery, one: OneCall) -> set[sympy.Symbol]:
+    """The sizes of the cache, by which a call that is given one is known to be the first."""
+    caches = (one.inputs[place] for place in discovery.cache_leaves)
+    return symbols_of(size for term in caches for size in term.sizes)
+
+
+def _regions(
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, Kind], told: set[sympy.Symbol]
+) -> tuple[Region, ...]:
     """The served regions, with what their names imply made explicit."""
     regions = []
     for found, kind in zip(surveys, kinds, strict=True):
-        facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
-        implied = tuple(Condition(fact, is_implied=True) for fact in facts)
-        implied += tuple(Condition(sympy.Eq(*tie)) for tie in kind.ties.items())
+        nothing = [Condition(sympy.Eq(s, 0), is_implied=s in told) for s in kind.zero]
+        implied = tuple(Condition(fact, is_implied=True) for fact in kind.basics)
+        implied += (*nothing, *(Condition(sympy.Eq(*tie)) for tie in kind.ties.items()))
+        facts = (*kind.basics, *(condition.fact for condition in nothing))
         served = merged([regime.region.conditions for regime in found.served], facts)
         regions += [Region(kind.name, (*implied, *conditions)) for conditions in served]
     return tuple(regions)
