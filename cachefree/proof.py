@@ -33,9 +33,9 @@ from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
 from cachefree.spec import LATER_CALLS
 from cachefree.starts import started
+from cachefree.step_starts import first_values
 from cachefree.stepped import (
     SCANNED,
-    first_values,
     has_state,
     not_its_steps,
     not_tested,
@@ -237,7 +237,7 @@ def _of_steps(
     Raises:
         CacheFreeError: it is not the first path; or the reason, why no other graph is.
     """
-    if not has_state(discovery):
+    if discovery.both is not None or not has_state(discovery):
         raise reason
     try:
         step = step_of(model, table, names, discovery)

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _SEED = 0
 _INTEGERS = (11, 2)
 """How many integers there are to draw from: as many as a small table has rows, else two."""
+_NO_NUMBERS = "the values are no numbers"
 _Values = Mapping[str, torch.Tensor]
 
 
@@ -58,7 +59,7 @@ def agree_on_samples(
 
     The weights are drawn anew, so that a weight which happens to be 0 or 1 hides nothing. Buffers
     are too; where the programs differ then, a buffer may be a table that the code relies on, and
-    they keep their values.
+    they keep their values, as integers and flags always do.
 
     Args:
         model: Whose parameters the programs use.
@@ -76,16 +77,17 @@ def agree_on_samples(
         return None
     pair = _Pair(model, one, other, inputs, neutral)
     read = {str(term.args[0]) for term in below if term.op == "attribute"}
-    kept = tuple(
-        name
-        for name, buffer in model.named_buffers()
-        if name in read and buffer.dtype.is_floating_point
-    )
-    draws = (_Draw(frozenset()), _Draw(frozenset(kept)), _Draw(frozenset(kept), is_near=True))
-    for draw in dict.fromkeys(draws):
-        told = pair.differ(sizes, draw)
-        if told is None:
-            return Samples(len(sizes), tuple(sorted(draw.kept)))
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name in read}
+    kept = {name for name, tensor in buffers.items() if tensor.dtype.is_floating_point}
+    never_drawn = buffers.keys() - kept
+    anew, near = _Draw(frozenset(kept)), _Draw(frozenset(kept), is_near=True)
+    told = ""
+    for draw in dict.fromkeys((_Draw(frozenset()), anew, near)):
+        if draw is near and _NO_NUMBERS not in told:
+            break  # a difference that depends on weights is one
+        told = pair.differ(sizes, draw) or ""
+        if not told:
+            return Samples(len(sizes), tuple(sorted(draw.kept | never_drawn)))
         log.debug("with %s: %s", draw, told)
     return None
 
@@ -184,7 +186,7 @@ class _Pair:
         self, values: _Values, weights: _Values, expected: Sequence[torch.Tensor], draw: _Draw
     ) -> str | None:
         if not all(_is_telling(tensor) for tensor in expected):
-            return "the values are no numbers"
+            return _NO_NUMBERS
         try:
             found = self._run(self.wide[0], self.inputs, values, weights, is_wide=True)
             narrow = coarsest([*self.one, *self.other])

@@ -54,7 +54,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once in_a_row",
         "starts",
         "one_token prefix tested",
-        "stepped",
+        "stepped step_starts",
         "encoder_argument left_out outlines",
         "certify onnx branches",
         "assembly certificate proof steps kept rowless scale",

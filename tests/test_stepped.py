@@ -11,7 +11,7 @@ import cachefree
 
 from .assertions import equal_calls, same, says_what_to_do
 from .models import ModelCase, RefusalCase
-from .models.refused_stepped import REFUSED_STEPPED, AboveALength, Decayed
+from .models.refused_stepped import REFUSED_STEPPED, AboveALength, ByATable, Decayed
 from .models.stepped import STEPPED
 
 QUICK = {"linear_attention"}
@@ -70,6 +70,16 @@ def test_what_is_not_its_steps_is_refused(case: RefusalCase) -> None:
     for text in case.says:
         assert text in str(refused.value)
     says_what_to_do(refused.value)
+
+
+def test_a_table_that_the_tests_relied_on_is_watched() -> None:
+    model = ByATable().eval()
+    rewritten = cachefree.rewrite(model, (PROMPT,), check="test")
+    assert "the values of mask, which the tests relied on" in rewritten.report.notes
+    same(rewritten(PROMPT), model(PROMPT))
+    model.mask[3, 2] = False
+    with pytest.raises(cachefree.UnsupportedBranchError, match="is not its steps"):
+        rewritten(PROMPT)
 
 
 @pytest.mark.slow

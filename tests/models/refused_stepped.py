@@ -78,6 +78,18 @@ class AfterManyTokens(Decayed):
         return super().weights(n) * (t[:, None] - t[None, :] < 100)
 
 
+class ByATable(Decayed):
+    """A mask that is a buffer of flags: equal for this one alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(64, 64, dtype=torch.bool).tril())
+
+    def weights(self, n):
+        t = torch.arange(n)
+        return self.rate ** (t[:, None] - t[None, :]).abs() * self.mask[:n, :n]
+
+
 class AboveALength(Decayed):
     """Prompts of more than 24 tokens decay otherwise."""
 
@@ -106,6 +118,17 @@ class FromAnotherStart(Decayed):
         if state is None:
             new = new + self.embed(ids).mean(1, keepdim=True)
         return y, new
+
+
+class ByTheSign(Decayed):
+    """Equal as long as a weight is positive, as it is at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def values(self, x):
+        return self.v(x) * self.scale.abs() / self.scale
 
 
 class GrowsBeside(Decayed):
@@ -139,5 +162,6 @@ REFUSED_STEPPED: tuple[RefusalCase, ...] = (
     _refused("sees_ahead", SeesAhead, _NOT_ITS_STEPS),
     _refused("after_decay", AfterDecay, _NOT_ITS_STEPS),
     _refused("from_another_start", FromAnotherStart, _NOT_ITS_STEPS),
+    _refused("by_the_sign", ByTheSign, _NOT_ITS_STEPS),
     _refused("grows_beside", GrowsBeside, "grows with the tokens"),
 )
