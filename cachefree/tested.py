@@ -18,7 +18,7 @@ from cachefree.facts import Facts
 from cachefree.other_sizes import many_rounds
 from cachefree.regimes import Kind, Regime, Survey
 from cachefree.sampling import agree_on_samples
-from cachefree.sizes import size_symbol
+from cachefree.sizes import compiled, size_symbol, symbols_of
 from cachefree.spec import FIRST_CALL
 from cachefree.terms import Term, operands, topological
 from cachefree.write_once import OneCall
@@ -31,6 +31,7 @@ _LENGTHS = (4, 5, 6, 7, 8, 9, 12, 16, 17)
 _MOST_COMBINED = 2
 _QUERY = "query"
 _LARGEST = 1024
+_MOST_ELEMENTS = 2**26  # half a gigabyte in float64
 
 
 class Tested:
@@ -67,10 +68,9 @@ def accept_unproved(
         for regime in list(found.unequal):
             if check != "off":
                 both = (*outputs, *regime.program.outputs)
-                points = [
-                    call_sizes(kind, sizes)
-                    for sizes in _sizes(model, both, kind, regime, discovery)
-                ]
+                sizes = _sizes(model, both, kind, regime, discovery)
+                points = [call_sizes(kind, point) for point in sizes]
+                points = [point for point in points if _fits(both, point)] or points[:1]
                 samples = agree_on_samples(
                     model, outputs, regime.program.outputs, one.inputs, points, neutral
                 )
@@ -108,6 +108,16 @@ def _sizes(
         if regime.region.holds(point) and all(point[str(symbol)] for symbol in kind.symbols):
             found.setdefault(tuple(sorted(point.items())), point)
     return list(found.values()) or [base]
+
+
+def _fits(outputs: Sequence[Term], sizes: Mapping[str, int]) -> bool:
+    """Whether no value is so large that a test should not compute it."""
+    known = set(map(size_symbol, sizes))
+    return all(
+        math.prod(int(compiled(size)(sizes)) for size in term.shape or ()) <= _MOST_ELEMENTS
+        for term in topological(outputs)
+        if term.op != "attribute" and symbols_of(term.shape or ()) <= known
+    )
 
 
 def _numbers(outputs: Sequence[Term]) -> list[int]:
