@@ -27,12 +27,12 @@ from cachefree.regimes import Exclusion, Kind, Regime, Survey, conditions_of, su
 from cachefree.report import Verdict
 from cachefree.results import refusal_of_result
 from cachefree.rules import RULES, Closing, replaced, sites
-from cachefree.sampling import agree_on_samples
 from cachefree.shapes import Signatures
-from cachefree.sizes import size_symbol
+from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.starts import past_symbols
 from cachefree.terms import Table, Term
+from cachefree.tested import Tested, accept_unproved, call_sizes
 from cachefree.uniform_inputs import refuse_further_questions, uniform_kinds, values_asked
 from cachefree.value_questions import ValueQuestion
 from cachefree.write_once import OneCall
@@ -59,6 +59,7 @@ class Certified:
         shown: For the first call and for later calls: the call, and the regimes that are served.
         missed: Regimes in which the model runs and the graph computes otherwise.
         values: What the code asks about values; the graph is right whatever the answers are.
+        relied_on: Names of buffers whose values random tests relied on.
     """
 
     outputs: tuple[Term, ...]
@@ -71,6 +72,7 @@ class Certified:
     shown: tuple[tuple[Kind, tuple[Regime, ...]], ...] = ()
     missed: tuple[Regime, ...] = ()
     values: tuple[ValueQuestion, ...] = ()
+    relied_on: tuple[str, ...] = ()
 
     def neutral_words(self, path: str) -> str:
         """The neutral element of a cache tensor of fixed size, in words."""
@@ -144,11 +146,9 @@ def certify(
             break
         closings.append(improved[0])
         outputs, surveys = improved[0].outputs, improved[1]
-    tested = (
-        _accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
-        if check != "prove"
-        else 0
-    )
+    tested = Tested()
+    if check != "prove":
+        tested = accept_unproved(model, outputs, one, surveys, kinds, discovery, check)
     refuse_further_questions(surveys, kinds)
     _refuse_unserved(surveys, kinds, starts.refusals)
     _refuse_broken(outputs, surveys, kinds, past)
@@ -156,8 +156,8 @@ def certify(
     laws = tuple(dict.fromkeys(law for regime in served for law in regime.comparison.laws))
     return Certified(
         outputs,
-        _verdict(served, laws, check, tested),
-        Domain(_regions(surveys, kinds), _fixed(discovery)),
+        _verdict(served, laws, check, tested.count),
+        Domain(_regions(surveys, kinds, _told_by_cache(discovery, one)), _fixed(discovery)),
         laws,
         (*one.closings, *closings),
         tuple(exclusion for found in surveys for exclusion in found.excluded),
@@ -167,6 +167,7 @@ def certify(
         ),
         tuple(regime for found in surveys[:2] for regime in found.unequal if not regime.pinned),
         values_asked(surveys),
+        tuple(tested.kept),
     )
 
 
@@ -288,47 +289,6 @@ def _as_pinned(
     return [(program, dict(pinned), (*pins, *left))]
 
 
-def _accept_unproved(
-    model: torch.nn.Module,
-    outputs: tuple[Term, ...],
-    one: OneCall,
-    surveys: tuple[Survey, ...],
-    kinds: tuple[Kind, ...],
-    discovery: Discovery,
-    check: str,
-) -> int:
-    """Serves the regimes that random tests accept (``"test"``), or all (``"off"``); how many."""
-    accepted = 0
-    for found, kind in zip(surveys, kinds, strict=True):
-        for regime in list(found.unequal):
-            hints = {name: discovery.hints[name] for name in discovery.hints}
-            facts = Facts(
-                (*kind.basics, *(condition.fact for condition in regime.region.conditions))
-            )
-            sizes = facts.witness(hints=hints) or hints
-            sizes = _with_past(kind, sizes)
-            neutral = {
-                str(term.args[0]): kind.inputs[str(term.args[0])]
-                for term in (one.inputs[place] for place in discovery.cache_leaves)
-                if kind.name == FIRST_CALL and str(term.args[0]) in kind.inputs
-            }
-            if check == "off" or agree_on_samples(
-                model, outputs, regime.program.outputs, one.inputs, [sizes], neutral
-            ):
-                found.unequal.remove(regime)
-                found.served.append(regime)
-                accepted += 1
-    return accepted
-
-
-def _with_past(kind: Kind, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of a call with those of the one graph."""
-    symbols = {size_symbol(name): size for name, size in sizes.items()}
-    known = {symbol: size for symbol, size in symbols.items() if symbol not in kind.zero}
-    values = {str(symbol): int(size) for symbol, size in kind.values(known).items()}
-    return {**sizes, **values}
-
-
 _MOST_CORNERS = 8
 
 
@@ -364,7 +324,7 @@ def _refuse_broken(
         for sizes in _corners(surveys, kind):
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
-            whole = _with_past(kind, sizes)
+            whole = call_sizes(kind, sizes)
             broken = signatures.broken(whole)
             if broken is not None and not signatures.does_not_run(whole):
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
@@ -405,15 +365,24 @@ def _verdict(served: list[Regime], laws: tuple[Law, ...], check: str, tested: in
     return Verdict.PROVED_EXACT if is_exact else Verdict.PROVED_REAL
 
 
-def _regions(surveys: tuple[Survey, ...], kinds: tuple[Kind, ...]) -> tuple[Region, ...]:
+def _told_by_cache(discovery: Discovery, one: OneCall) -> set[sympy.Symbol]:
+    """The sizes of the cache, by which a call that is given one is known to be the first."""
+    caches = (one.inputs[place] for place in discovery.cache_leaves)
+    return symbols_of(size for term in caches for size in term.sizes)
+
+
+def _regions(
+    surveys: tuple[Survey, ...], kinds: tuple[Kind, ...], told: set[sympy.Symbol]
+) -> tuple[Region, ...]:
     """The served regions, with what their names imply made explicit."""
     regions = []
     for found, kind in zip(surveys, kinds, strict=True):
         if kind.uniform:
             continue
-        facts = (*kind.basics, *(sympy.Eq(symbol, 0) for symbol in kind.zero))
-        implied = tuple(Condition(fact, is_implied=True) for fact in facts)
-        implied += tuple(Condition(sympy.Eq(*tie)) for tie in kind.ties.items())
+        nothing = [Condition(sympy.Eq(s, 0), is_implied=s in told) for s in kind.zero]
+        implied = tuple(Condition(fact, is_implied=True) for fact in kind.basics)
+        implied += (*nothing, *(Condition(sympy.Eq(*tie)) for tie in kind.ties.items()))
+        facts = (*kind.basics, *(condition.fact for condition in nothing))
         served = merged(_conditions(found, kind, surveys, kinds), facts)
         regions += [Region(kind.name, (*implied, *conditions)) for conditions in served]
     return tuple(regions)

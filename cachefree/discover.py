@@ -156,6 +156,9 @@ def _discovery(
 ) -> Discovery:
     later, cache_leaves, carried, more = later_call
     hints = _with_past(hints, more)
+    past = size_symbol("past")
+    if past in symbols_of(_sizes_of(later)) and "past" not in hints:  # an input alone tells it
+        hints["past"] = unlike(PAST, hints)
     _refuse_counters(later)
     asked = {"query": 1} if found.tokens == 1 else {}
     return Discovery(

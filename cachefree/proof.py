@@ -33,6 +33,15 @@ from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
 from cachefree.spec import LATER_CALLS
 from cachefree.starts import started
+from cachefree.step_starts import first_values
+from cachefree.stepped import (
+    SCANNED,
+    has_state,
+    not_its_steps,
+    not_tested,
+    step_of,
+    with_steps_scanned,
+)
 from cachefree.terms import Table
 from cachefree.write_once import OneCall, with_slots_joined
 
@@ -102,16 +111,14 @@ def proved(
                 return there
         return shown
     assert reason is not None
-    if not loops_in(first.outputs):
-        raise reason
-    for attempt in _readings(discovery):
+    for attempt in _readings(discovery) if loops_in(first.outputs) else ():
         try:
             return _of_one_token(model, table, names, attempt, first, check, refuse)
         except CacheFreeError as error:
             log.debug("no loop from the cache with %s: %s", attempt.later, error)
             if isinstance(error, UnsupportedBranchError) and attempt.asked:
                 reason = error
-    raise reason
+    return _of_steps(model, table, names, discovery, first, check, refuse, reason)
 
 
 def _serves(certified: Certified, sizes: Mapping[str, int]) -> bool:
@@ -213,6 +220,51 @@ def _of_one_token(
         model, table, names, discovery, first, later, one, starts, check, pinned=ONE_TOKEN
     )
     return discovery, later, one, certified
+
+
+def _of_steps(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    check: str,
+    refuse: _Refuse,
+    reason: CacheFreeError,
+) -> tuple[Discovery, Program, OneCall, Certified]:
+    """The later path's step scanned over the tokens, where tests are asked for.
+
+    Raises:
+        CacheFreeError: it is not the first path; or the reason, why no other graph is.
+    """
+    if discovery.both is not None or not has_state(discovery):
+        raise reason
+    try:
+        step = step_of(model, table, names, discovery)
+        _refuse_unfit(discovery, first, step, refuse)
+        one = with_steps_scanned(table, discovery, first, step)
+    except CacheFreeError as error:
+        log.debug("no step to be scanned with %s: %s", discovery.later, error)
+        why = error.refusals if check == "test" else ()
+        raise type(reason)(*reason.refusals, *why) from None
+    if check != "test":
+        raise _with_hint(reason, discovery, step) from None
+    starts = first_values(model, table, discovery, first, step)
+    try:
+        certified = certify(
+            model, table, names, discovery, first, step, one, starts, check, pinned=ONE_TOKEN
+        )
+    except UnsupportedBranchError as error:
+        log.debug("the steps are not the first path: %s", error)
+        raise type(reason)(*reason.refusals, not_its_steps(discovery, step)) from None
+    return replace(discovery, notes=(*discovery.notes, SCANNED)), step, one, certified
+
+
+def _with_hint(reason: CacheFreeError, discovery: Discovery, step: Program) -> CacheFreeError:
+    """The reason with what tests may take, where the paths may be a parallel form and its steps."""
+    if not isinstance(reason, UnsupportedBranchError):
+        return reason
+    return type(reason)(*reason.refusals, not_tested(discovery, step))
 
 
 def _attempts(discovery: Discovery, asks: list[bool]) -> Iterator[Discovery]:

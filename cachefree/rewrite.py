@@ -276,6 +276,7 @@ def _rewritten(
             *assumed_of(subject),
             *_stand_in_notes(first, later),
             *left_alone,
+            *(f"the values of {name}, which the tests relied on" for name in certified.relied_on),
             *_remembered_notes(remembered),
             *(f"{name} may be left out, which then has no rows" for name in rowless[0]),
             *(["the model writes to its cache; the graph returns a new one"] * bool(later.written)),
@@ -324,7 +325,7 @@ def _rewritten(
                 tensor
                 for path in (first, later)
                 for tensor in path.captured.attributes.values()
-                if id(tensor) not in names
+                if id(tensor) not in names or names[id(tensor)] in certified.relied_on
             ],
             has_state=keeper is not None,
         ),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import cachefree
 from cachefree import DomainError, UnsupportedBranchError
@@ -209,3 +210,32 @@ def test_the_domain_of_past_zero_is_that_of_the_first_call() -> None:
         with torch.no_grad():
             given = rewritten(tokens_of, rewritten.empty_cache(1))
             torch.testing.assert_close(given[0], model(tokens_of)[0])
+
+
+class MaskBesideAState(nn.Module):
+    """A sum is carried; a mask over all tokens is given, which alone tells how many are past."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+
+    def forward(self, ids, state=None, mask=None):
+        x = self.embed(ids)
+        if mask is not None:
+            x = x * mask[:, -ids.shape[1] :, None]
+        y = x.cumsum(1)
+        if state is not None:
+            y = y + state[:, None]
+        return y, y[:, -1]
+
+
+def test_a_mask_over_all_tokens_beside_a_state() -> None:
+    model, ids, mask = MaskBesideAState().eval(), torch.arange(10).view(2, 5), torch.ones(2, 10)
+    rewritten = cachefree.rewrite(model, {"ids": ids, "mask": mask[:, :5]})
+    assert rewritten.report.verdict.is_proof
+    y, state = rewritten(ids, mask=mask[:, :5])
+    torch.testing.assert_close(y, model(ids, mask=mask[:, :5])[0])
+    mask[0, 6] = 0
+    torch.testing.assert_close(rewritten(ids, state, mask)[0], model(ids, state, mask)[0])
+    with pytest.raises(cachefree.DomainError, match="past = 0"):
+        rewritten(ids, state, mask[:, :5])
