@@ -165,8 +165,8 @@ def _traced(
             loops.heard(),
             sizes_in_text(environment),
             stand_ins,
-            exact as slices,
             Answering(named),
+            exact as slices,
         ):
             value = model(*args, **kwargs)
             leaves, result["structure"] = flatten(value, is_tensor_or_size)

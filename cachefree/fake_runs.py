@@ -72,7 +72,7 @@ def run_on_fakes(
         ]
         if log_calls is not None:
             log_calls.given(given)
-        with StandIns(), log_calls or contextlib.nullcontext(), Answering(given):
+        with StandIns(), Answering(given), log_calls or contextlib.nullcontext():
             value = model(*args, **kwargs)
         if seen is not None:
             seen(leaves, args, kwargs, value)

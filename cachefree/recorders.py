@@ -76,7 +76,8 @@ def only_written(model: torch.nn.Module) -> dict[int, Any]:
 
 def _has_readers_by_other_names(found: Reached) -> bool:
     """Whether a file of the user's calls ``getattr`` and the like by names of its own."""
-    files = [vars(sys.modules[cls.__module__]) for cls in found.classes]
+    homes = [sys.modules.get(cls.__module__) for cls in found.classes]
+    files = [vars(home) for home in homes if home is not None]
     files += [space for space, *_ in (*found.places, *found.named) if isinstance(space, dict)]
     ids = set(map(id, _READERS))
     return any(

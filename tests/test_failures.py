@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import logging
 import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ class FailsAt(Small):
         self.error: type[BaseException] = RuntimeError
 
     def attend(self, q, k):
-        call = next(COUNT[0])
+        call = next(CALLS.count)
         if call == self.countdown[0]:
             self.log.append(call)
             self.fresh = q
@@ -44,20 +45,21 @@ class FailsAt(Small):
         return super().attend(q, k)
 
 
-COUNT = [itertools.count(1)]
+CALLS: Any = logging.getLogger("calls")  # what a logger holds is no state of a model's
+CALLS.count = itertools.count(1)
 
 
 def failing(at: int, error: type[BaseException] = RuntimeError) -> nn.Module:
     model = small(FailsAt)
     model.countdown[0] = at
     model.error = error
-    COUNT[0] = itertools.count(1)
+    CALLS.count = itertools.count(1)
     return model
 
 
 def number_of_calls() -> int:
     cachefree.rewrite(failing(10**9), (IDS[:2, :3],))
-    return next(COUNT[0]) - 1
+    return next(CALLS.count) - 1
 
 
 def test_a_failure_at_any_call_leaves_nothing_behind() -> None:
@@ -167,7 +169,7 @@ def test_a_failure_of_a_comparison_leaves_the_model_as_it_was() -> None:
     rewritten = rewritten_small(model)
     model.error = KeyboardInterrupt
     for at in (1, 3):
-        COUNT[0] = itertools.count(1)
+        CALLS.count = itertools.count(1)
         model.countdown[0] = at
         unchanged = Unchanged(model)
         with pytest.raises(KeyboardInterrupt, match="on purpose"):
