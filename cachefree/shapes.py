@@ -67,7 +67,9 @@ class Signatures:
             return False
         symbols = self._symbols[term]
         own = set(symbols) - {"batch"}
-        is_of_calls = not own or any(name.startswith(_OF_CALLS) for name in own)
+        is_of_calls = not own or any(
+            name.startswith(_OF_CALLS) or not sizes.get(name) for name in own
+        )
         return not is_of_calls and self._held[term, tuple(map(sizes.get, symbols))] is None
 
     def is_known(self, sizes: Mapping[str, int]) -> bool:
