@@ -140,9 +140,11 @@ class Answering(TorchFunctionMode):
             if answer is not None:
                 return answer
         result = func(*args, **(kwargs or {}))
-        if func in _MADE and isinstance(result, torch.Tensor):
+        if not isinstance(result, torch.Tensor) or not _tells_writes(result):
+            return result
+        if func in _MADE:
             self._note_made(func, args, kwargs or {}, result)
-        elif isinstance(result, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
+        elif args and isinstance(args[0], torch.Tensor):
             self._note(func, args, kwargs, result)
         return result
 
@@ -232,6 +234,12 @@ def _is_view_of_all(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
         place is None or place is ... or (type(place) is slice and place == slice(None))
         for place in places
     )
+
+
+def _tells_writes(tensor: torch.Tensor) -> bool:
+    """Whether a tensor counts what is written to it; one that was made for inference does not."""
+    with torch._C.DisableTorchFunction():
+        return not tensor.is_inference()
 
 
 def _version(tensor: torch.Tensor) -> int:
