@@ -17,7 +17,7 @@ import torch
 
 from cachefree.held_code import is_installed
 from cachefree.reach import reached_by
-from cachefree.sizes import SizeEnvironment, compiled
+from cachefree.sizes import SizeEnvironment, compiled, is_standard
 
 __all__ = ["many_rounds", "other_sizes"]
 
@@ -37,7 +37,11 @@ def other_sizes(
         environment: Of the captured path.
         sizes: The example size of each symbol.
     """
-    codes = [code for code in reached_by(model).codes if not is_installed(code.co_filename)]
+    codes = [
+        code
+        for code in reached_by(model).codes
+        if not is_installed(code.co_filename) and not _is_of_python(code)
+    ]
     if not any(map(_is_hard_to_hear, codes)):
         return
     numbers = sorted({n + more for code in codes for n in _numbers(code) for more in (0, 1)})
@@ -74,6 +78,13 @@ def many_rounds(model: torch.nn.Module) -> int:
             if type(value) is int and name in read and value <= _MOST_ROUNDS_OF_ATTRIBUTES
         ]
     return max([_MANY_ROUNDS, *(number + 3 for number in numbers)])
+
+
+def _is_of_python(code: CodeType) -> bool:
+    """Whether code is the standard library's, or what ``dataclass`` writes: no size comes there."""
+    return is_standard(code.co_filename) or (
+        code.co_filename == "<string>" and code.co_qualname.startswith("__create_fn__.")
+    )
 
 
 @functools.lru_cache(maxsize=4096)
