@@ -325,8 +325,8 @@ def _refuse_broken(
             if not any(regime.region.holds(sizes) for regime in found.served):
                 continue
             whole = call_sizes(kind, sizes)
-            broken = signatures.broken(whole)
-            if broken is not None and not signatures.does_not_run(whole):
+            broken = signatures.wrong(whole)
+            if broken is not None:
                 given = ", ".join(f"{name} = {size}" for name, size in sizes.items())
                 raise UnsupportedBranchError(
                     Refusal(

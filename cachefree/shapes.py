@@ -56,27 +56,21 @@ class Signatures:
             self._known[key] = self._broken(sizes)
         return self._known[key]
 
-    def does_not_run(self, sizes: Mapping[str, int]) -> bool:
-        """Whether an operator raises at these sizes, none of which is one of tokens or of rows.
+    def wrong(self, sizes: Mapping[str, int]) -> Term | None:
+        """An operator that does not, though the model may be called at these sizes, or None.
 
-        It raises for the model too, on the call that computes it: a picture that is smaller than a
-        convolution's kernel.
+        Where an operator raises at sizes none of which is one of tokens or of rows, it raises for
+        the model too, on the call that computes it: a picture that is smaller than a kernel.
         """
-        term = self.broken(sizes)
-        if term is None:
-            return False
-        symbols = self._symbols[term]
-        own = set(symbols) - {"batch"}
-        is_of_calls = not own or any(
-            name.startswith(_OF_CALLS) or not sizes.get(name) for name in own
-        )
-        return not is_of_calls and self._held[term, tuple(map(sizes.get, symbols))] is None
+        if self.broken(sizes) is None:
+            return None
+        return self._broken(sizes, may_raise=True)
 
     def is_known(self, sizes: Mapping[str, int]) -> bool:
         """Whether these sizes were tried."""
         return tuple(sorted(sizes.items())) in self._known
 
-    def _broken(self, sizes: Mapping[str, int]) -> Term | None:
+    def _broken(self, sizes: Mapping[str, int], *, may_raise: bool = False) -> Term | None:
         values = {size_symbol(name): size for name, size in sizes.items()}
         numbers: dict[Any, Any] = {}
         with silenced(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -84,9 +78,17 @@ class Signatures:
                 key = (term, tuple(map(sizes.get, symbols)))
                 if key not in self._held:
                     self._held[key] = _holds(term, values, numbers)
-                if not self._held[key]:
+                holds = self._held[key]
+                is_spared = may_raise and holds is None and not _are_of_calls(symbols, sizes)
+                if not holds and not is_spared:
                     return term
         return None
+
+
+def _are_of_calls(symbols: Iterable[str], sizes: Mapping[str, int]) -> bool:
+    """Whether one of these sizes is 0, or one of tokens or of rows, as those of each call are."""
+    own = set(symbols) - {"batch"}
+    return not own or any(name.startswith(_OF_CALLS) or not sizes.get(name) for name in own)
 
 
 def _signature(term: Term) -> Any:

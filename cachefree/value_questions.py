@@ -32,6 +32,7 @@ _NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.
 _ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
 _COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
 _TRUTH = {_T.__bool__, _T.item}
+_UNCOUNTED = {_T.untyped_storage, _T.storage, _T._typed_storage}
 _MADE: dict[Any, int | None] = {
     **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
     **dict.fromkeys((torch.zeros, torch.zeros_like, _T.new_zeros), 0),
@@ -130,6 +131,7 @@ class Answering(TorchFunctionMode):
         self._made: dict[str, int] = {}
         self._claims: dict[int, _Claim] = {}
         self._truths: dict[int, tuple[_Claim, bool]] = {}
+        self._memories: set[int] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -139,6 +141,8 @@ class Answering(TorchFunctionMode):
             answer = None if truth is None else self._answer(*truth, args[0])
             if answer is not None:
                 return answer
+        if _gives_memory(func) and isinstance(args[0], torch.Tensor):
+            self._memories.add(_memory(args[0]))
         result = func(*args, **(kwargs or {}))
         if not isinstance(result, torch.Tensor) or not _tells_writes(result):
             return result
@@ -204,12 +208,18 @@ class Answering(TorchFunctionMode):
         claim = self._claims.get(id(tensor))
         if claim is None or id(tensor) in self._truths or _version(tensor) != claim.version:
             return None
-        return claim
+        return None if self._is_handed_out(tensor) else claim
+
+    def _is_handed_out(self, *tensors: torch.Tensor) -> bool:
+        """Whether the memory of one can have been written to without its tensor being told."""
+        return bool(self._memories) and any(_memory(each) in self._memories for each in tensors)
 
     def _answer(self, claim: _Claim, is_all: bool, truth: torch.Tensor) -> bool | None:
         """The answer, where nothing was written in between; None where it is not known."""
         inputs = [known for known in self._inputs.values() if known[2] == claim.path]
         if any(_version(tensor) != version for tensor, version, _ in inputs):
+            return None
+        if self._is_handed_out(truth, *(tensor for tensor, _, _ in inputs)):
             return None
         if _version(truth) != self._claims[id(truth)].version:
             return None
@@ -240,6 +250,19 @@ def _tells_writes(tensor: torch.Tensor) -> bool:
     """Whether a tensor counts what is written to it; one that was made for inference does not."""
     with torch._C.DisableTorchFunction():
         return not tensor.is_inference()
+
+
+def _gives_memory(func: Any) -> bool:
+    """Whether a function hands out a tensor's memory in a way that counts no writes: ``x.data``."""
+    return func in _UNCOUNTED or (
+        getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ != "__delete__"
+    )
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """What tells a tensor's memory from that of others, while the tensor lives."""
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
 
 
 def _version(tensor: torch.Tensor) -> int:

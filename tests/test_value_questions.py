@@ -13,6 +13,7 @@ from .assertions import same, says_what_to_do
 from .models.by_values import (
     VOCABULARY,
     AnyHidden,
+    CopyWrittenAsData,
     DoublesLaterWhereFull,
     DoublesWhereFull,
     MakesAndWrites,
@@ -23,6 +24,7 @@ from .models.by_values import (
     SeesAllWhereFull,
     Truths,
     TwoNumbers,
+    WrittenAsData,
     WrittenBefore,
 )
 from .models.case import seeded
@@ -101,7 +103,9 @@ def test_a_mask_that_was_made_and_written_to_is_not_known() -> None:
         cachefree.rewrite(seeded(MakesAndWrites)().eval(), {"ids": IDS[:, :5]})
 
 
-@pytest.mark.parametrize("kind", [OneIsSeen, WrittenBefore, TwoNumbers])
+@pytest.mark.parametrize(
+    "kind", [OneIsSeen, WrittenBefore, WrittenAsData, CopyWrittenAsData, TwoNumbers]
+)
 def test_questions_that_do_not_tell_every_element(kind: type[MaskedUnlessFull]) -> None:
     with pytest.raises(cachefree.CacheFreeError) as caught:
         cachefree.rewrite(seeded(kind)().eval(), _example(torch.int64))

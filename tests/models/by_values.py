@@ -136,6 +136,24 @@ class WrittenBefore(MaskedUnlessFull):
         return seen.all()
 
 
+class WrittenAsData(MaskedUnlessFull):
+    """What is asked about was written to through ``.data``, which counts no writes."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        seen = mask == 1
+        seen.data[:, 0] = True
+        return seen.all()
+
+
+class CopyWrittenAsData(MaskedUnlessFull):
+    """The whole mask is read under another shape, and then written to through ``.data``."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        mask = mask[:, None]
+        mask[:, :, :1].data.fill_(1)
+        return (mask == 1).all()
+
+
 class TwoNumbers(MaskedUnlessFull):
     """Asks whether all is 1, and then whether all is 0."""
 
