@@ -178,8 +178,10 @@ class CallLog(TorchFunctionMode):
             return None
         number = len(self.calls)
         operands = (*args, *((key, kwargs[key]) for key in sorted(kwargs)))
-        sources = tuple([self.flow.of(operand, number) for operand in operands])
-        call = TorchCall(name, _described(operands, sources), sources, user_line(frame))
+        with torch._C.DisableTorchFunction():
+            sources = tuple([self.flow.of(operand, number) for operand in operands])
+            described = _described(operands, sources)
+        call = TorchCall(name, described, sources, user_line(frame))
         self.calls.append(call)
         return call
 

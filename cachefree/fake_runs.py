@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit._fuser import optimized_execution
 
 from cachefree.calls import Call, TensorSpec
 from cachefree.explaining import silenced
 from cachefree.faithful import CallLog
-from cachefree.fakes import OnOneDevice, WeightsAsFakes, device_of, fakes_by_type
+from cachefree.fakes import OnOneDevice, device_of, fakes_by_type, weights_as_fakes
 from cachefree.isolation import untouched
 from cachefree.sizes import size_symbol
 from cachefree.stand_ins import StandIns
@@ -54,9 +53,7 @@ def run_on_fakes(
     def fixed(expr: Any) -> int:
         return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = device_of(model)
-    with untouched(model), quiet(model), mode, WeightsAsFakes(mode, device), torch.no_grad():
+    with untouched(model), quiet(model), weights_as_fakes(model), torch.no_grad():
         empty = _scattered if is_scattered else torch.empty
         leaves = [
             empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)

@@ -21,7 +21,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["OnOneDevice", "WeightsAsFakes", "device_of", "fakes_by_type", "has_no_values"]
+from cachefree.looked_up import once
+
+__all__ = [
+    "OnOneDevice",
+    "WeightsAsFakes",
+    "device_of",
+    "fakes_by_type",
+    "has_no_values",
+    "weights_as_fakes",
+]
 
 
 class WeightsAsFakes(TorchDispatchMode):
@@ -33,6 +42,9 @@ class WeightsAsFakes(TorchDispatchMode):
     Args:
         mode: The mode below.
         device: Where weights without values are taken to be.
+
+    Attributes:
+        is_written: Whether an operator that writes was given a parameter.
     """
 
     def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
@@ -40,18 +52,30 @@ class WeightsAsFakes(TorchDispatchMode):
         self.mode = mode
         self.device = device
         self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.is_written = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would wrap each call in a guard against its compiler, which never runs."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is _DEVICE and self._is_fake(args[0]) and not self.mode.in_kernel_invocation:
+            return args[0].fake_device
         if func in _LIFTS or (not kwargs and self._all_fake(args)):
             return func(*args, **(kwargs or {}))
         leaves, structure = tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        is_real = tensors and not any(self._is_fake(tensor) for tensor in tensors)
-        if is_real or any(self._has_no_values(tensor) for tensor in tensors):
+        is_real = bool(tensors) and not any(self._is_fake(tensor) for tensor in tensors)
+        if is_real or any(self._has_twin(tensor) for tensor in tensors):
+            self.is_written |= func._schema.is_mutable
             leaves = [
-                self.twin(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+                self.twin(leaf)
+                if isinstance(leaf, torch.Tensor) and (is_real or self._has_twin(leaf))
+                else leaf
+                for leaf in leaves
             ]
             args, kwargs = tree_unflatten(leaves, structure)
         return func(*args, **(kwargs or {}))
@@ -71,22 +95,48 @@ class WeightsAsFakes(TorchDispatchMode):
     def _is_fake(self, tensor: torch.Tensor) -> bool:
         return isinstance(tensor, FakeTensor) and tensor.fake_mode is self.mode
 
-    def _has_no_values(self, tensor: torch.Tensor) -> bool:
-        return not self._is_fake(tensor) and has_no_values(tensor)
+    def _has_twin(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter, or has no values."""
+        return not self._is_fake(tensor) and (
+            isinstance(tensor, torch.nn.Parameter) or has_no_values(tensor)
+        )
 
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake tensor that stands for a tensor of the model."""
         if self._is_fake(tensor):
             return tensor
-        if not has_no_values(tensor):
+        is_unvalued = has_no_values(tensor)
+        if not is_unvalued and not isinstance(tensor, torch.nn.Parameter):
             return self.mode.from_tensor(tensor, static_shapes=True)
         if id(tensor) not in self.twins:
-            with self.mode:
-                twin = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device
-                )
-            self.twins[id(tensor)] = (tensor, twin.requires_grad_(tensor.requires_grad))
+            if is_unvalued:
+                twin = self._with_values(tensor)
+            else:
+                twin = self.mode.from_tensor(tensor, static_shapes=True)
+            self.twins[id(tensor)] = (tensor, twin)
         return self.twins[id(tensor)][1]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether each twin still is as its tensor is."""
+        return not self.is_written and all(_are_alike(*pair) for pair in self.twins.values())
+
+    def _with_values(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake tensor as one without values will be once they are loaded."""
+        with self.mode:
+            twin = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device
+            )
+        return twin.requires_grad_(tensor.requires_grad)
+
+
+def _are_alike(tensor: torch.Tensor, twin: torch.Tensor) -> bool:
+    return (
+        tensor.shape == twin.shape
+        and tensor.dtype == twin.dtype
+        and tensor.stride() == twin.stride()
+        and tensor.requires_grad == twin.requires_grad
+    )
 
 
 class OnOneDevice(TorchFunctionMode):
@@ -129,11 +179,36 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+_DEVICE = torch.ops.prim.device.default
 _LIFTS = (  # a tensor of numbers in the code: torch keeps the numbers beside its fake twin
     torch.ops.aten.lift_fresh.default,
     torch.ops.aten.lift_fresh_copy.default,
     torch.ops.aten.lift.default,
 )
+
+
+@once
+def _left_of(model: torch.nn.Module) -> list[WeightsAsFakes]:
+    """What earlier runs of a model have made, if no run has it now."""
+    return []
+
+
+@contextlib.contextmanager
+def weights_as_fakes(model: torch.nn.Module) -> Iterator[WeightsAsFakes]:
+    """The modes for a run of fixed sizes, with the twins of parameters that earlier runs have made.
+
+    A run that writes to a parameter leaves nothing: its twin may have another size by now.
+
+    Args:
+        model: The model that is run.
+    """
+    left = _left_of(model)
+    weights = left.pop() if left else None
+    if weights is None or not weights.is_current:
+        weights = WeightsAsFakes(FakeTensorMode(allow_non_fake_inputs=True), device_of(model))
+    with weights.mode, weights:
+        yield weights
+    left.append(weights)
 
 
 @contextlib.contextmanager

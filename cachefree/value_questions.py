@@ -32,7 +32,6 @@ _NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.
 _ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
 _COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
 _TRUTH = {_T.__bool__, _T.item}
-_UNCOUNTED = {_T.untyped_storage, _T.storage, _T._typed_storage}
 _MADE: dict[Any, int | None] = {
     **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
     **dict.fromkeys((torch.zeros, torch.zeros_like, _T.new_zeros), 0),
@@ -42,6 +41,13 @@ _SAME_ELEMENTS = {
     *(_T.view, _T.reshape, torch.reshape, _T.unsqueeze, torch.unsqueeze, _T.contiguous),
     *(_T.permute, torch.permute, _T.transpose, torch.transpose, _T.flatten, torch.flatten),
 }
+# what hands out a tensor's memory in a way that counts no writes: ``x.data``
+_UNCOUNTED = {
+    *(_T.data.__get__, _T.data.__set__),  # type: ignore[attr-defined]
+    *(_T.untyped_storage, _T.storage, _T._typed_storage),
+}
+_HEARD = {*_TRUTH, *_MADE, *_COMPARED, *_JOINED, *_NOT, *_SAME_ELEMENTS, *_UNCOUNTED}
+_HEARD.add(_T.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -136,15 +142,17 @@ class Answering(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func not in _HEARD:
+            return func(*args, **(kwargs or {}))
         if func in _TRUTH and len(args) == 1:
             truth = self._truths.get(id(args[0]))
             answer = None if truth is None else self._answer(*truth, args[0])
             if answer is not None:
                 return answer
-        if _gives_memory(func) and isinstance(args[0], torch.Tensor):
+        if func in _UNCOUNTED and isinstance(args[0], torch.Tensor):
             self._memories.add(_memory(args[0]))
         result = func(*args, **(kwargs or {}))
-        if not isinstance(result, torch.Tensor) or not _tells_writes(result):
+        if not isinstance(result, torch.Tensor):
             return result
         if func in _MADE:
             self._note_made(func, args, kwargs or {}, result)
@@ -160,7 +168,7 @@ class Answering(TorchFunctionMode):
         if number is None:
             place = 2 if func is _T.new_full else 1
             number = kwargs.get("fill_value", args[place] if len(args) > place else None)
-        if isinstance(number, int) and 0 <= number <= 1:
+        if isinstance(number, int) and 0 <= number <= 1 and _tells_writes(result):
             path = f"made {id(result)}"
             self._inputs[id(result)] = (result, _version(result), path)
             self._made[path] = int(number)
@@ -168,7 +176,7 @@ class Answering(TorchFunctionMode):
     def _note(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: torch.Tensor) -> None:
         source = args[0]
         known = self._inputs.get(id(source))
-        if known is None and id(source) not in self._claims:
+        if (known is None and id(source) not in self._claims) or not _tells_writes(result):
             return
         if known is not None and _is_view_of_all(func, args, kwargs):
             if result is not source and result.dtype == source.dtype:
@@ -250,13 +258,6 @@ def _tells_writes(tensor: torch.Tensor) -> bool:
     """Whether a tensor counts what is written to it; one that was made for inference does not."""
     with torch._C.DisableTorchFunction():
         return not tensor.is_inference()
-
-
-def _gives_memory(func: Any) -> bool:
-    """Whether a function hands out a tensor's memory in a way that counts no writes: ``x.data``."""
-    return func in _UNCOUNTED or (
-        getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ != "__delete__"
-    )
 
 
 def _memory(tensor: torch.Tensor) -> int:
