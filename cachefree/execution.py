@@ -20,7 +20,8 @@ aten = torch.ops.aten
 def make_quick(module: fx.GraphModule) -> None:
     """Lets a graph module use its operators and parameters without looking each up by its name.
 
-    ``torch.jit.trace`` sees sizes: operators that are called by overload take plain numbers.
+    ``torch.jit.trace`` sees sizes: operators that are called by overload take plain numbers. An
+    error that an operator raises tells the user's line.
     """
     cls: Any = type(module)
     run, quick = cls.forward, _bound(cls.forward, module)
@@ -35,9 +36,26 @@ def make_quick(module: fx.GraphModule) -> None:
             return quick(self, *args, **kwargs)
         except KeyError:  # a parameter became something else, such as a buffer
             return run(self, *args, **kwargs)
+        except Exception as error:
+            where = _line_of(error, quick, self)
+            if where is not None:
+                error.add_note(f"raised in the model's code:\n  {where}")
+            raise
 
     origin = weakref.ref(module)
     cls.forward = forward
+
+
+def _line_of(error: Exception, quick: Any, module: fx.GraphModule) -> str | None:
+    """The user's line of the operator that raised an error, where it is known."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code is not quick.__code__:
+        trace = trace.tb_next
+    if trace is None:
+        return None
+    name = module.code.splitlines()[trace.tb_lineno - 1].partition(" = ")[0].strip()
+    node = next((node for node in module.graph.nodes if node.name == name), None)
+    return None if node is None else node.stack_trace
 
 
 _OVERLOAD = re.compile(r"(?<= = )torch\.ops\.aten\.(\w+)\.(\w+)(?=\()")

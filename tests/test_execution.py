@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -76,3 +77,18 @@ def test_a_graph_that_is_edited_runs_as_edited(pair: tuple[nn.Module, cachefree.
     output.args = ((doubled, *output.args[0][1:]),)
     graph.recompile()
     assert torch.equal(logits(graph, rewritten), 2 * logits(rewritten.graph_module, rewritten))
+
+
+def test_an_error_of_an_operator_tells_the_users_line(
+    pair: tuple[nn.Module, cachefree.Rewritten],
+) -> None:
+    _, rewritten = pair
+    with pytest.raises(IndexError) as caught:
+        rewritten(torch.full((2, 3), 10**6))
+    (note,) = caught.value.__notes__
+    lines, start = inspect.getsourcelines(Small.forward)
+    where = start + next(k for k, line in enumerate(lines) if "self.emb(ids)" in line)
+    assert note == (
+        f'raised in the model\'s code:\n  File "{__file__.replace("test_execution", "small")}", '
+        f"line {where}, in forward"
+    )
