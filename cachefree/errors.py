@@ -68,6 +68,7 @@ class Refusal:
         remedy: What the user can do.
         where: The user's line, where it is known.
         also: Other lines that have a part in it.
+        snippet: Python that shows it, to be pasted: its lines stand at the margin.
     """
 
     what: str
@@ -75,6 +76,7 @@ class Refusal:
     remedy: str = ""
     where: SourceLine | None = None
     also: tuple[SourceLine, ...] = ()
+    snippet: str = ""
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -86,6 +88,8 @@ class Refusal:
             lines.append(f"  why:   {self.why}")
         if self.remedy:
             lines.append(f"  do:    {self.remedy}")
+        if self.snippet:
+            lines += ["", self.snippet]
         return "\n".join(lines)
 
 

@@ -107,9 +107,10 @@ def test_wrong_logits_are_found_and_replayed(model: nn.Module, rewritten: Any) -
         "inputs: ids (3, 1), attention_mask (3, 4), position_ids (3, 1), past[0][0] (3, 2, 3, 4)"
         in text
     )
-    plan = eval(re.search(r"Plan\(.*?seed=\d+\)", text)[0], {"Plan": Plan})
+    _, snippet = text.split("  do:    Replay it with:\n\n")
     with pytest.raises(EquivalenceError, match=r"call 2 of 2"):
-        replay(model, wrong, plan, backends=EAGER)
+        exec(snippet, {"model": model, "rewritten": wrong})  # as it is pasted
+    plan = eval(re.search(r"Plan\(.*?seed=\d+\)", snippet)[0], {"Plan": Plan})
     assert replay(model, rewritten, plan, backends=EAGER).generations == 1
 
 

@@ -62,9 +62,8 @@ class Verification:
 def counterexample(difference: Difference, plan: Plan) -> EquivalenceError:
     """The error that tells a difference, with sizes, seed and a snippet that replays it."""
     snippet = (
-        "replay it with\n"
-        "         from cachefree.verification import Plan, replay\n"
-        f"         replay(model, rewritten, {plan!r}, backends=({difference.backend!r},))"
+        "from cachefree.verification import Plan, replay\n"
+        f"replay(model, rewritten, {plan!r}, backends=({difference.backend!r},))"
     )
     sizes = ", ".join(f"{name} = {size}" for name, size in plan.sizes.items())
     calls = (
@@ -76,7 +75,10 @@ def counterexample(difference: Difference, plan: Plan) -> EquivalenceError:
     )
     return EquivalenceError(
         Refusal(
-            f"{difference.backend} is not the model: {difference.place}.", why=why, remedy=snippet
+            f"{difference.backend} is not the model: {difference.place}.",
+            why=why,
+            remedy="Replay it with:",
+            snippet=snippet,
         )
     )
 
