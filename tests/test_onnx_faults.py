@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -243,6 +245,25 @@ def test_kinds_and_opsets_that_do_not_go_together(rewritten: Any, tmp_path: Path
     )
     with pytest.raises(CacheFreeError, match="There is no kv='ring'"):
         to_onnx(rewritten, tmp_path / "m.onnx", kv="ring")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("opset", [0, 1000, "23", True])
+def test_opsets_that_do_not_exist(rewritten: Any, tmp_path: Path, opset: Any) -> None:
+    with pytest.raises(CacheFreeError, match=f"There is no opset {opset!r}") as caught:
+        to_onnx(rewritten, tmp_path / "m.onnx", opset=opset)
+    says_what_to_do(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_without_an_operator_of_the_graph(
+    rewritten: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(CacheFreeError, match="cannot be written in opset 9") as caught:
+        to_onnx(rewritten, tmp_path / "m.onnx", opset=9)
+    assert re.search(r"converts it said: .* for \w+\n", str(caught.value))
+    says_what_to_do(caught.value)
+    assert not list(tmp_path.iterdir())
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
 def test_weights_cut_short(path: Path) -> None:

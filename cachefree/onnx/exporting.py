@@ -40,6 +40,7 @@ _CHATTY = (
     "onnxscript.optimizer",
     "onnx_ir.passes.common.initializer_deduplication",
 )
+_CONVERTERS = ("onnxscript.version_converter", "torch.onnx._internal.exporter._compat")
 _PREFERRED_OPSET = 23  # the first with Attention
 
 
@@ -53,8 +54,10 @@ def export(
     program: torch.export.ExportedProgram, opset: int, matched: Matched | None = None
 ) -> Any:
     """The ``onnx_ir.Model`` of a program."""
+    _refuse_unknown_opset(opset)
+    converted = _Conversion()
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with _quiet_exporter(), converted.heard(), torch.no_grad():
             onnx_program = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -85,7 +88,8 @@ def export(
         raise CacheFreeError(
             Refusal(
                 f"The graph cannot be written in opset {opset}.",
-                why=f"torch.onnx wrote it in opset {onnx_program.model.opset_imports.get('')}.",
+                why=f"torch.onnx writes it in opset {onnx_program.model.opset_imports.get('')}; "
+                f"what converts it said: {converted.reason or 'nothing'}",
                 remedy=f"Leave opset= out for {default_opset()}.",
             )
         )
@@ -97,6 +101,51 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def _refuse_unknown_opset(opset: int) -> None:
+    try:
+        import onnx
+    except ImportError:
+        return  # which the exporter tells
+    newest = onnx.defs.onnx_opset_version()
+    if type(opset) is not int or not 1 <= opset <= newest:
+        raise CacheFreeError(
+            Refusal(
+                f"There is no opset {opset!r}.",
+                why=f"The onnx that is installed knows 1 to {newest}.",
+                remedy=f"Leave opset= out for {default_opset()}.",
+            )
+        )
+
+
+class _Conversion(logging.Filter):
+    """Keeps what the converter between opsets logs from the user, and why it failed.
+
+    Attributes:
+        reason: The last line of its last exception; empty where it raised none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            self.reason = str(record.exc_info[1]).strip().splitlines()[-1]
+        return False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listens."""
+        loggers = [logging.getLogger(name) for name in _CONVERTERS]
+        for logger in loggers:
+            logger.addFilter(self)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(self)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def to_onnx(
         _check_loop(beside_it, kv)
         one.loop = loop
     changed = with_kind(one.module, one.interface, kv, opset)
-    version = opset or opset_of(changed)
+    version = opset_of(changed) if opset is None else opset
     stored = target.name + JS_DATA_SUFFIX if folder else None
     with contextlib.ExitStack() as files:
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
