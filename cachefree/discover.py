@@ -136,13 +136,22 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     first = path.call
     none = Facts(())
     ones = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
-    fixed, growing = (
+    readings: list[tuple[Facts, bool]] = [(ones, True), (none, True)]
+    if found.absent:  # what the first call alone is given may make rows before the first token
+        readings.append((ones, False))
+    fixed, *others = (
         _discovery(
-            search, found, first, path, hints, _later_call(search, found, first, path, facts)
+            search,
+            found,
+            first,
+            path,
+            hints,
+            _later_call(search, found, first, path, facts, has_own_rows=has_own_rows),
         )
-        for facts in (ones, none)
+        for facts, has_own_rows in readings
     )
-    fixed.other = growing if growing.later.leaves != fixed.later.leaves else None
+    unlike_it = (other for other in others if other.later.leaves != fixed.later.leaves)
+    fixed.other = next(unlike_it, None)
     return fixed
 
 
@@ -304,7 +313,13 @@ def _refuse_counters(later: Call) -> None:
 
 
 def _later_call(
-    search: Search, found: Found, first: Call, path: Captured, facts: Facts
+    search: Search,
+    found: Found,
+    first: Call,
+    path: Captured,
+    facts: Facts,
+    *,
+    has_own_rows: bool = True,
 ) -> tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
     tensors = itertools.count()
     marks = [
@@ -334,7 +349,13 @@ def _later_call(
         renamed = [
             _Mark(
                 _grown(
-                    _as_past(_settled(mark.spec, facts), path_, lengths, is_counted),
+                    _as_past(
+                        _settled(mark.spec, facts),
+                        path_,
+                        lengths,
+                        is_counted=is_counted,
+                        has_own_rows=has_own_rows,
+                    ),
                     _axes_grown(found, mark, seen),
                     lengths,
                 ),
@@ -391,16 +412,24 @@ def _is_mark(value: Any) -> bool:
 
 
 def _as_past(
-    spec: TensorSpec | SizeSpec, path: str, lengths: dict[Any, Any], is_counted: bool
+    spec: TensorSpec | SizeSpec,
+    path: str,
+    lengths: dict[Any, Any],
+    *,
+    is_counted: bool,
+    has_own_rows: bool,
 ) -> TensorSpec | SizeSpec:
     """A tensor of the result as the input of a later call.
 
     What grew with the call's sizes gets a size of its own; where the cache counts its tokens
-    besides, every size follows from the count.
+    besides, every size follows from the count. Rows before those of the tokens are the cache's own,
+    or the first call's.
     """
 
     def past_size(size: Any) -> Any:
-        return substitute(size, lengths) if is_counted else _past_size(size, lengths)
+        if is_counted:
+            return substitute(size, lengths)
+        return _past_size(size, lengths, has_own_rows=has_own_rows)
 
     if isinstance(spec, SizeSpec):
         return SizeSpec(path, past_size(spec.expr))
@@ -415,7 +444,7 @@ def _is_told_by(spec: TensorSpec | SizeSpec) -> bool:
     return all(sympy.diff(size, query).is_Integer for size in own)
 
 
-def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
+def _past_size(size: Any, lengths: dict[Any, Any], *, has_own_rows: bool = True) -> Any:
     """The length of what is past, for a size that a first call makes of its tokens."""
     query, batch = size_symbol("query"), size_symbol("batch")
     if not isinstance(size, sympy.Basic) or query not in size.free_symbols:
@@ -423,7 +452,7 @@ def _past_size(size: Any, lengths: dict[Any, Any]) -> Any:
     if size in lengths:
         return lengths[size]
     rows = size - query
-    if rows.is_Integer and rows > 0:  # rows that are there before the first token
+    if has_own_rows and rows.is_Integer and rows > 0:  # rows that are there before the first token
         return _past_size(query, lengths) + rows
     if size == query:
         name = "past"
