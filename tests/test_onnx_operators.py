@@ -50,6 +50,37 @@ class OneHeadForAll(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, scale=0.9), (k, v)
 
 
+class InGroups(nn.Module):
+    """``enable_gqa`` stands in the code, whatever the number of heads that it is built with."""
+
+    heads = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 16)
+        self.kv = nn.Linear(16, 8 * self.heads)
+
+    def forward(self, ids: Any, past: Any = None) -> Any:
+        x = self.emb(ids)
+        q = x.unflatten(-1, (4, 4)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2 * self.heads, 4)).transpose(1, 2).chunk(2, 1)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True), (k, v)
+
+
+class OfTwo(InGroups):
+    """Two heads of queries for each of keys."""
+
+    heads = 2
+
+
+class OfAll(InGroups):
+    """One head of keys."""
+
+    heads = 1
+
+
 def turned(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     return torch.cat((-x[..., half:], x[..., :half]), -1)
@@ -78,7 +109,9 @@ class AnglesForEveryText(nn.Module):
         return F.scaled_dot_product_attention(q, k, v), (k, v)
 
 
-@pytest.mark.parametrize("build", [WithoutHeads, OneHeadForAll, AnglesForEveryText])
+@pytest.mark.parametrize(
+    "build", [WithoutHeads, OneHeadForAll, AnglesForEveryText, InGroups, OfTwo, OfAll]
+)
 def test_equal_on_onnxruntime(build: type[nn.Module], tmp_path: Path) -> None:
     model = small(build)
     ids = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(3))

@@ -37,7 +37,7 @@ from cachefree.fakes import device_of, has_no_values
 from cachefree.graph import is_body
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.networks import network_operator
-from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result
+from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result, without_groups
 from cachefree.onnx.spare_rounds import cut_to, with_spare_round, with_spare_row
 from cachefree.sizes import SizeEnvironment, size_symbol
 from cachefree.token_scan import token_scan
@@ -345,6 +345,7 @@ class _ProgramWriter:
         return (result,) if has_several else result
 
     def _create(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        kwargs = without_groups(target, args, kwargs)
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
         new.meta.update({key: node.meta[key] for key in ("stack_trace",) if key in node.meta})
         with self.mode:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["LEAST", "PREVIOUS", "SIMPLER", "Result"]
+__all__ = ["LEAST", "PREVIOUS", "SIMPLER", "Result", "without_groups"]
 
 aten = torch.ops.aten
 _ARANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
@@ -109,6 +109,24 @@ def _one_head_for_all(steps: Steps, given: list[Any]) -> Steps:
     expanded: Steps = [(aten.expand.default, (arg, [-1, heads, -1, -1])) for arg in given[1:3]]
     given[1:3] = [Result(len(steps)), Result(len(steps) + 1)]
     return expanded
+
+
+def without_groups(target: Any, args: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an operator, without heads in groups where each query has keys of its own.
+
+    torch.onnx takes ``enable_gqa`` for fewer heads of keys only.
+
+    Args:
+        target: The operator.
+        args: Its operands.
+        options: Its keyword arguments.
+    """
+    if target is not aten.scaled_dot_product_attention.default or not options.get("enable_gqa"):
+        return options
+    heads, *others = (arg.meta["val"].shape[-3] for arg in args[:3])
+    if any(type(size) is not int or size != heads for size in others):
+        return options
+    return {name: value for name, value in options.items() if name != "enable_gqa"}
 
 
 def _step(offsets: Any) -> int | None:
