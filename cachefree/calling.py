@@ -29,7 +29,7 @@ from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
 from cachefree.sizes import compiled, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Interface, Region
-from cachefree.structure import MismatchError, Structure
+from cachefree.structure import MismatchError, Structure, is_same_plain
 
 __all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
 
@@ -297,8 +297,8 @@ class Calling:
         if parameter.kind is parameter.VAR_POSITIONAL:
             return bool(value == ())
         default = parameter.default
-        is_plain = isinstance(value, (bool, int, float, str)) and type(value) is type(default)
-        return default is value or (is_plain and bool(value == default))
+        is_plain = isinstance(value, (bool, int, float, str))
+        return default is value or (is_plain and is_same_plain(value, default))
 
     def _left_out(self, place: int, name: str) -> Any:
         """What stands for an argument that a call leaves out."""

@@ -21,7 +21,7 @@ from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten
 from cachefree.value_questions import Answering
 
-__all__ = ["quiet", "run_on_fakes"]
+__all__ = ["for_inference", "quiet", "run_on_fakes", "scattered", "tracked"]
 
 
 def run_on_fakes(
@@ -30,7 +30,7 @@ def run_on_fakes(
     sizes: Mapping[str, int],
     log_calls: CallLog | None = None,
     *,
-    is_scattered: bool = False,
+    made: Callable[..., torch.Tensor] = torch.empty,
     seen: Callable[[list[Any], Any, Any, Any], None] | None = None,
 ) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
@@ -40,7 +40,7 @@ def run_on_fakes(
         call: How to call it.
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
-        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
+        made: Makes an input of its sizes: `scattered`, `tracked`, `for_inference`.
         seen: Looks at the inputs' leaves, the arguments and the result after the call.
 
     Returns:
@@ -57,9 +57,8 @@ def run_on_fakes(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = device_of(model)
     with untouched(model), quiet(model), mode, WeightsAsFakes(mode, device), torch.no_grad():
-        empty = _scattered if is_scattered else torch.empty
         leaves = [
-            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            made([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
             else fixed(leaf.expr)
             for leaf in call.leaves
@@ -82,11 +81,26 @@ def run_on_fakes(
         return flat
 
 
-def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
+def scattered(sizes: list[int], **options: Any) -> torch.Tensor:
     """An empty tensor that begins within another one and lies there in reversed order."""
     whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
     whole = whole.permute(*reversed(range(len(sizes))))
     return whole[tuple(slice(1, None) for _ in sizes)]
+
+
+def tracked(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor through which gradients are followed, where its dtype has any."""
+    made = torch.empty(sizes, **options)
+    if not (made.is_floating_point() or made.is_complex()):
+        return made
+    with torch.enable_grad():
+        return made.requires_grad_().clone()  # as what an earlier call gave
+
+
+def for_inference(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that was made in inference mode."""
+    with torch.inference_mode():
+        return torch.empty(sizes, **options)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from cachefree.calls import Call
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.explaining import explained
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
-from cachefree.fake_runs import run_on_fakes
+from cachefree.fake_runs import for_inference, run_on_fakes, scattered, tracked
 from cachefree.jumps import Jumps, unwatched, watched_jumps
 from cachefree.loops import Loop
 from cachefree.other_sizes import many_rounds, other_sizes
@@ -93,7 +93,10 @@ class CapturedCalls:
                 run_on_fakes(self.model, self.call, self._sizes)
         doubts += [self._compare_elsewhere(), self._compare_at_one()]
         if plain.asks_layout:
-            self._compare_by_layout(plain)
+            self._compare_made(plain, scattered)
+        if plain.asks_history:
+            self._compare_made(plain, tracked)
+            self._compare_made(plain, for_inference)
         return next((doubt for doubt in doubts if doubt is not None), None)
 
     def _compare_here(self, jumps: Jumps | None) -> CallLog:
@@ -215,15 +218,15 @@ class CapturedCalls:
         refuse_another_result(*self.result, structure, point)
         return None
 
-    def _compare_by_layout(self, plain: CallLog) -> None:
-        """Two plain runs, where code asks how tensors lie in memory: inputs may lie otherwise."""
-        scattered = CallLog()
+    def _compare_made(self, plain: CallLog, made: Callable[..., torch.Tensor]) -> None:
+        """Two plain runs, where code asks how tensors were made: inputs may be made otherwise."""
+        other = CallLog()
         try:
-            run_on_fakes(self.model, self.call, self._sizes, scattered, is_scattered=True)
+            run_on_fakes(self.model, self.call, self._sizes, other, made=made)
         except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
-            log.debug("the model takes contiguous inputs only: %s", error)
+            log.debug("the model takes no inputs that are %s: %s", made.__name__, error)
             return
-        refuse_another_path(plain.whole, scattered.whole, {}, with_sizes=False, with_numbers=True)
+        refuse_another_path(plain.whole, other.whole, {}, with_sizes=False, with_numbers=True)
 
 
 def _another_round(where: SourceLine | None) -> CaptureError:

@@ -156,8 +156,11 @@ def asking(question) -> type[nn.Module]:
         lambda ids, past: ids.shape[1] is ONE,
         lambda ids, past: past is not None and past[0].mT.is_contiguous(),
         lambda ids, past: past is not None and past[0].storage_offset() > 0,
+        lambda ids, past: past is not None and past[0].requires_grad,
+        lambda ids, past: past is not None and not past[0].is_leaf,
+        lambda ids, past: past is not None and past[0].is_inference(),
     ],
-    ids=["f-string", "str", "repr", "is", "layout", "offset"],
+    ids=["f-string", "str", "repr", "is", "layout", "offset", "gradients", "leaf", "inference"],
 )
 def test_what_sizes_and_layouts_hide_is_refused_or_outside_the_domain(question) -> None:
     model = small(asking(question))
