@@ -50,7 +50,8 @@ _NOT_COMPUTED = {
 _VALUES = {"numpy", "__array__", "__dlpack__", "tolist", "item", "storage", "untyped_storage"}
 _TEXTS = {"__repr__", "__format__", "__str__"}
 _LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
-_HISTORY = {"grad_fn", "is_leaf", "requires_grad", "retains_grad"}
+_HISTORY = {"_version", "grad_fn", "is_leaf", "requires_grad", "retains_grad"}
+_MADE = {"is_conj", "is_inference", "is_neg"}
 _OVERRIDES = TORCH + "overrides.py"
 _OverRows = type(iter(()))  # what iterating over a tensor gives
 _LAYERS = tuple(
@@ -84,7 +85,7 @@ def _asks_history(func: Any, name: str) -> bool:
     """Whether a function tells what made a tensor: ``x.requires_grad``, ``x.is_inference()``."""
     if name == "__get__":
         return getattr(func.__self__, "__name__", "") in _HISTORY
-    return name == "is_inference"
+    return name in _MADE
 
 
 class CallLog(TorchFunctionMode):

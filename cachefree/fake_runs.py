@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.jit._fuser import optimized_execution
 
 from cachefree.calls import Call, TensorSpec
@@ -21,7 +21,16 @@ from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten
 from cachefree.value_questions import Answering
 
-__all__ = ["for_inference", "quiet", "run_on_fakes", "scattered", "tracked"]
+__all__ = [
+    "for_inference",
+    "marks_on",
+    "negated",
+    "of_one_row",
+    "quiet",
+    "run_on_fakes",
+    "scattered",
+    "tracked",
+]
 
 
 def run_on_fakes(
@@ -40,7 +49,8 @@ def run_on_fakes(
         call: How to call it.
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
-        made: Makes an input of its sizes: `scattered`, `tracked`, `for_inference`.
+        made: Makes an input of its sizes: `scattered`, `of_one_row`, `negated`, `tracked`,
+            `for_inference`.
         seen: Looks at the inputs' leaves, the arguments and the result after the call.
 
     Returns:
@@ -88,19 +98,40 @@ def scattered(sizes: list[int], **options: Any) -> torch.Tensor:
     return whole[tuple(slice(1, None) for _ in sizes)]
 
 
+def of_one_row(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor whose rows are all one row in memory."""
+    return torch.empty([1] * len(sizes[:1]) + sizes[1:], **options).expand(sizes)
+
+
+def negated(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that is another one, to be negated, and conjugated, when it is read."""
+    made = torch.empty(sizes, **options)
+    if made.is_complex():
+        made = made.conj()
+    return torch._neg_view(made) if made.is_floating_point() or made.is_complex() else made
+
+
 def tracked(sizes: list[int], **options: Any) -> torch.Tensor:
     """An empty tensor through which gradients are followed, where its dtype has any."""
     made = torch.empty(sizes, **options)
     if not (made.is_floating_point() or made.is_complex()):
         return made
-    with torch.enable_grad():
-        return made.requires_grad_().clone()  # as what an earlier call gave
+    with torch.enable_grad():  # as what an earlier call gave, written to since
+        return made.requires_grad_().clone().mul_(1)
 
 
 def for_inference(sizes: list[int], **options: Any) -> torch.Tensor:
     """An empty tensor that was made in inference mode."""
     with torch.inference_mode():
         return torch.empty(sizes, **options)
+
+
+def marks_on(leaves: Iterable[Any]) -> list[str]:
+    """The attributes that code has put on fake tensors, which a later call may find there."""
+    fakes = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
+    known = set(vars(torch.empty(0))) if fakes else set()
+    found = {name for fake in fakes for name in vars(fake).keys() - known}
+    return sorted(name for name in found if "_memo" not in name and "_dynamo" not in name)
 
 
 @contextlib.contextmanager

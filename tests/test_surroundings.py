@@ -156,11 +156,8 @@ def asking(question) -> type[nn.Module]:
         lambda ids, past: ids.shape[1] is ONE,
         lambda ids, past: past is not None and past[0].mT.is_contiguous(),
         lambda ids, past: past is not None and past[0].storage_offset() > 0,
-        lambda ids, past: past is not None and past[0].requires_grad,
-        lambda ids, past: past is not None and not past[0].is_leaf,
-        lambda ids, past: past is not None and past[0].is_inference(),
     ],
-    ids=["f-string", "str", "repr", "is", "layout", "offset", "gradients", "leaf", "inference"],
+    ids=["f-string", "str", "repr", "is", "layout", "offset"],
 )
 def test_what_sizes_and_layouts_hide_is_refused_or_outside_the_domain(question) -> None:
     model = small(asking(question))
@@ -176,6 +173,25 @@ def test_what_sizes_and_layouts_hide_is_refused_or_outside_the_domain(question) 
         except cachefree.CacheFreeError:
             continue
         torch.testing.assert_close(found, model(ids, past)[0])
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda past: past.requires_grad,
+        lambda past: not past.is_leaf,
+        lambda past: past.grad_fn is not None,
+        lambda past: past.is_inference(),
+        lambda past: past._version > 0,
+        lambda past: past.is_neg(),
+        lambda past: past.stride(0) == 0,
+    ],
+    ids=["gradients", "leaf", "function", "inference", "version", "negated", "stride"],
+)
+def test_what_made_an_input_may_choose_no_path(question) -> None:
+    asks = asking(lambda ids, past: past is not None and question(past[0]))
+    with pytest.raises(cachefree.CaptureError, match="takes another path"):
+        rewritten_small(small(asks))
 
 
 class TellsItsSizes(Small):
