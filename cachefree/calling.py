@@ -178,16 +178,25 @@ class Calling:
                 )
         return tensors
 
-    def unflatten(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
-        """The graph's flat outputs in the model's own structure and classes."""
+    def unflatten(
+        self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor] | Sizes
+    ) -> Any:
+        """The graph's flat outputs in the model's own structure and classes.
+
+        Args:
+            outputs: The outputs.
+            inputs: The flat inputs, which tell the sizes; or these.
+        """
         tensors = iter(outputs)
-        sizes: Sizes | None = None
+        sizes: Sizes | None = inputs if isinstance(inputs, dict) else None
         leaves: list[Any] = []
         for spec in self.result_leaves:
             if isinstance(spec, TensorSpec):
                 leaves.append(next(tensors))
             else:
-                sizes = sizes if sizes is not None else self.sizes_of(inputs)
+                if sizes is None:
+                    assert not isinstance(inputs, dict)
+                    sizes = self.sizes_of(inputs)
                 leaves.append(self.value(spec.expr, sizes))
         return self.results.rebuild(leaves)
 
