@@ -12,14 +12,15 @@ import operator
 import os
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from cachefree.reach import PLAIN, get, reached_by
-from cachefree.structure import flatten
+from cachefree.settings import setting, settings_named
+from cachefree.structure import flatten, is_same_plain
 
 __all__ = ["Flags", "Modes", "asks_for_devices", "moved_to", "names_in_code"]
 
@@ -43,27 +44,36 @@ class Flags:
     def __init__(self, model: nn.Module, without: frozenset[str] = frozenset()) -> None:
         self._reads: list[Callable[[Any], Any]] = []
         self._namespaces: list[Any] = []
-        self._known: list[Any] = []
         seen: set[int] = set()
         for namespace, names in _namespaces(model, without):
             if id(namespace) not in seen and names:
                 seen.add(id(namespace))
-                self._add(operator.itemgetter(*names), namespace)
+                # one name alone would be read as itself, not as a tuple of one
+                self._add(operator.itemgetter(*names, names[0]), namespace)
         for namespace, name in _outside(model):
             is_cell = isinstance(namespace, types.CellType)
-            self._add((operator.attrgetter if is_cell else operator.itemgetter)(name), namespace)
+            read = operator.attrgetter if is_cell else operator.itemgetter
+            self._add(read(name, name), namespace)
+
+        self._known = self._now()
 
     def _add(self, read: Callable[[Any], Any], namespace: Any) -> None:
         self._reads.append(read)
         self._namespaces.append(namespace)
-        self._known.append(read(namespace))
+
+    def _now(self) -> list[Any]:
+        found = map(operator.call, self._reads, self._namespaces)
+        return list(itertools.chain.from_iterable(found))
 
     def have_changed(self) -> bool:
         """Whether any of them is another one now."""
         try:
-            return list(map(operator.call, self._reads, self._namespaces)) != self._known
+            now = self._now()
         except (KeyError, ValueError):
             return True
+        if all(map(operator.is_, now, self._known)):
+            return False
+        return not all(map(is_same_plain, now, self._known))
 
 
 def _outside(model: nn.Module) -> Iterator[tuple[Any, str]]:
@@ -107,6 +117,7 @@ class Modes:
         fast_path: Whether attention modules may take torch's own fast path.
         environment: The environment's variables that the model's code reads, by the texts that
             stand in that code.
+        settings: Settings of torch that the model's code names, by their paths in torch.
     """
 
     dtype: torch.dtype
@@ -114,17 +125,21 @@ class Modes:
     casts: tuple[tuple[str, torch.dtype], ...]
     fast_path: bool
     environment: Mapping[str, str | None] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def now(cls, model: nn.Module | None = None) -> Modes:
         """The modes as they are."""
         read = None if model is None else _variables(model)
+        codes = () if model is None else reached_by(model).codes
+        names = {name for code in codes for name in code.co_names}
         return cls(
             torch.get_default_dtype(),
             torch.get_default_device(),
             _casts(),
             torch.backends.mha.get_fastpath_enabled(),
             None if read is None else {name: os.environ.get(name) for name in read},
+            {name: setting(name) for name in settings_named(names)},
         )
 
     def difference(self) -> str | None:
@@ -141,6 +156,9 @@ class Modes:
         names = [name for name, value in was.items() if os.environ.get(name) != value]
         if names:
             return f"the environment's {', '.join(sorted(names))} was another"
+        for name, value in self.settings.items():
+            if setting(name) != value:
+                return f"torch.{name} is {setting(name)!r}, and was {value!r}"
         return None
 
 

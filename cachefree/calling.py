@@ -29,7 +29,7 @@ from cachefree.first_only import argument_of
 from cachefree.recipes import Recipe
 from cachefree.sizes import compiled, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Interface, Region
-from cachefree.structure import MismatchError, Structure
+from cachefree.structure import MismatchError, Structure, is_same_plain
 
 __all__ = ["NEUTRAL", "CachePlace", "Calling", "is_tracing"]
 
@@ -178,16 +178,25 @@ class Calling:
                 )
         return tensors
 
-    def unflatten(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Any:
-        """The graph's flat outputs in the model's own structure and classes."""
+    def unflatten(
+        self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor] | Sizes
+    ) -> Any:
+        """The graph's flat outputs in the model's own structure and classes.
+
+        Args:
+            outputs: The outputs.
+            inputs: The flat inputs, which tell the sizes; or these.
+        """
         tensors = iter(outputs)
-        sizes: Sizes | None = None
+        sizes: Sizes | None = inputs if isinstance(inputs, dict) else None
         leaves: list[Any] = []
         for spec in self.result_leaves:
             if isinstance(spec, TensorSpec):
                 leaves.append(next(tensors))
             else:
-                sizes = sizes if sizes is not None else self.sizes_of(inputs)
+                if sizes is None:
+                    assert not isinstance(inputs, dict)
+                    sizes = self.sizes_of(inputs)
                 leaves.append(self.value(spec.expr, sizes))
         return self.results.rebuild(leaves)
 
@@ -297,8 +306,8 @@ class Calling:
         if parameter.kind is parameter.VAR_POSITIONAL:
             return bool(value == ())
         default = parameter.default
-        is_plain = isinstance(value, (bool, int, float, str)) and type(value) is type(default)
-        return default is value or (is_plain and bool(value == default))
+        is_plain = isinstance(value, (bool, int, float, str))
+        return default is value or (is_plain and is_same_plain(value, default))
 
     def _left_out(self, place: int, name: str) -> Any:
         """What stands for an argument that a call leaves out."""

@@ -50,6 +50,8 @@ _NOT_COMPUTED = {
 _VALUES = {"numpy", "__array__", "__dlpack__", "tolist", "item", "storage", "untyped_storage"}
 _TEXTS = {"__repr__", "__format__", "__str__"}
 _LAYOUT = {"is_contiguous", "stride", "storage_offset", "data_ptr"}
+_HISTORY = {"_version", "grad_fn", "is_leaf", "requires_grad", "retains_grad"}
+_MADE = {"is_conj", "is_inference", "is_neg"}
 _OVERRIDES = TORCH + "overrides.py"
 _OverRows = type(iter(()))  # what iterating over a tensor gives
 _LAYERS = tuple(
@@ -79,6 +81,13 @@ class TorchCall:
     rows: Any = None
 
 
+def _asks_history(func: Any, name: str) -> bool:
+    """Whether a function tells what made a tensor: ``x.requires_grad``, ``x.is_inference()``."""
+    if name == "__get__":
+        return getattr(func.__self__, "__name__", "") in _HISTORY
+    return name in _MADE
+
+
 class CallLog(TorchFunctionMode):
     """Writes down the calls of torch functions.
 
@@ -87,6 +96,7 @@ class CallLog(TorchFunctionMode):
         flow: Where the tensors come from.
         result: What the model returned.
         asks_layout: Whether the user's code asked how a tensor lies in memory.
+        asks_history: Whether it asked if gradients are followed through one, or what made it.
         asks_values: Where code asked for the values of a tensor, which has none here.
     """
 
@@ -96,6 +106,7 @@ class CallLog(TorchFunctionMode):
         self.flow = Dataflow()
         self.result: TorchCall | None = None
         self.asks_layout = False
+        self.asks_history = False
         self.asks_values: list[SourceLine | None] = []
 
     def __torch_function__(
@@ -172,6 +183,8 @@ class CallLog(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _LAYOUT and is_users(frame.f_code.co_filename):
             self.asks_layout = True
+        if _asks_history(func, name) and is_users(frame.f_code.co_filename):
+            self.asks_history = True
         if name in _TEXTS and (reader := _user_frame(frame)) and not is_message(reader):
             self.asks_values.append(user_line(frame))
         if name in _NOT_COMPUTED or name.startswith("sym_") or not _is_model_code(frame):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.jit._fuser import optimized_execution
 
 from cachefree.calls import Call, TensorSpec
@@ -20,7 +21,16 @@ from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten
 from cachefree.value_questions import Answering
 
-__all__ = ["quiet", "run_on_fakes"]
+__all__ = [
+    "for_inference",
+    "marks_on",
+    "negated",
+    "of_one_row",
+    "quiet",
+    "run_on_fakes",
+    "scattered",
+    "tracked",
+]
 
 
 def run_on_fakes(
@@ -29,7 +39,7 @@ def run_on_fakes(
     sizes: Mapping[str, int],
     log_calls: CallLog | None = None,
     *,
-    is_scattered: bool = False,
+    made: Callable[..., torch.Tensor] = torch.empty,
     seen: Callable[[list[Any], Any, Any, Any], None] | None = None,
 ) -> tuple[list[Any], Structure]:
     """Runs a call once on fake tensors of fixed sizes, tracing nothing.
@@ -39,7 +49,8 @@ def run_on_fakes(
         call: How to call it.
         sizes: The size of each symbol.
         log_calls: Where to write the calls of torch functions down.
-        is_scattered: Whether the inputs are parts of larger tensors, not contiguous.
+        made: Makes an input of its sizes: `scattered`, `of_one_row`, `negated`, `tracked`,
+            `for_inference`.
         seen: Looks at the inputs' leaves, the arguments and the result after the call.
 
     Returns:
@@ -54,9 +65,8 @@ def run_on_fakes(
         return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
 
     with untouched(model), quiet(model), weights_as_fakes(model), torch.no_grad():
-        empty = _scattered if is_scattered else torch.empty
         leaves = [
-            empty([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
+            made([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
             else fixed(leaf.expr)
             for leaf in call.leaves
@@ -79,11 +89,47 @@ def run_on_fakes(
         return flat
 
 
-def _scattered(sizes: list[int], **options: Any) -> torch.Tensor:
+def scattered(sizes: list[int], **options: Any) -> torch.Tensor:
     """An empty tensor that begins within another one and lies there in reversed order."""
     whole = torch.empty([size + 1 for size in reversed(sizes)], **options)
     whole = whole.permute(*reversed(range(len(sizes))))
     return whole[tuple(slice(1, None) for _ in sizes)]
+
+
+def of_one_row(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor whose rows are all one row in memory."""
+    return torch.empty([1] * len(sizes[:1]) + sizes[1:], **options).expand(sizes)
+
+
+def negated(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that is another one, to be negated, and conjugated, when it is read."""
+    made = torch.empty(sizes, **options)
+    if made.is_complex():
+        made = made.conj()
+    return torch._neg_view(made) if made.is_floating_point() or made.is_complex() else made
+
+
+def tracked(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor through which gradients are followed, where its dtype has any."""
+    made = torch.empty(sizes, **options)
+    if not (made.is_floating_point() or made.is_complex()):
+        return made
+    with torch.enable_grad():  # as what an earlier call gave, written to since
+        return made.requires_grad_().clone().mul_(1)
+
+
+def for_inference(sizes: list[int], **options: Any) -> torch.Tensor:
+    """An empty tensor that was made in inference mode."""
+    with torch.inference_mode():
+        return torch.empty(sizes, **options)
+
+
+def marks_on(leaves: Iterable[Any]) -> list[str]:
+    """The attributes that code has put on fake tensors, which a later call may find there."""
+    fakes = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
+    known = set(vars(torch.empty(0))) if fakes else set()
+    found = {name for fake in fakes for name in vars(fake).keys() - known}
+    return sorted(name for name in found if "_memo" not in name and "_dynamo" not in name)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch.utils._sympy.functions import Max, Min
 from cachefree.execution import make_quick
 from cachefree.size_nodes import SizeNodes
 from cachefree.sizes import symbols_of
+from cachefree.structure import is_same_plain
 from cachefree.terms import (
     SCAN,
     Term,
@@ -331,7 +332,7 @@ def _is_default(default: Any, value: Any) -> bool:
         return False
     if isinstance(default, list):
         default = tuple(default)
-    return type(default) is type(value) and bool(default == value)
+    return is_same_plain(default, value)
 
 
 def _expanded(term: Term) -> tuple[Any, ...]:

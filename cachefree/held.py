@@ -30,6 +30,7 @@ from cachefree.reach import (
 )
 from cachefree.recorders import only_written
 from cachefree.remembered import memory_of
+from cachefree.structure import is_same_plain
 
 __all__ = ["Held"]
 
@@ -224,7 +225,7 @@ def _is_equal(one: Any, other: Any) -> bool:
     if one is other:
         return True
     plain = (*PLAIN, torch.dtype, torch.device, types.MethodType)
-    return type(one) is type(other) and type(one) in plain and bool(one == other)
+    return type(one) in plain and is_same_plain(one, other)
 
 
 def _is_plain(value: Any, depth: int = 3) -> bool:

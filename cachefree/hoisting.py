@@ -21,6 +21,7 @@ import torch
 
 from cachefree.assembly import Assembled
 from cachefree.calling import Calling, is_tracing
+from cachefree.calls import SizeSpec
 from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder_call import EncoderCall
@@ -28,7 +29,16 @@ from cachefree.errors import DomainError, Refusal, UnsupportedBranchError
 from cachefree.reading import Program
 from cachefree.rules import replaced
 from cachefree.sizes import substitute, symbols_of
-from cachefree.spec import FIRST_CALL, CacheSlot, Condition, Domain, Interface, OutputSpec, Region
+from cachefree.spec import (
+    FIRST_CALL,
+    CacheSlot,
+    Condition,
+    Domain,
+    InputSpec,
+    Interface,
+    OutputSpec,
+    Region,
+)
 from cachefree.terms import Table, Term, operands, topological
 from cachefree.write_once import OneCall
 
@@ -122,21 +132,14 @@ class HoistedCall:
             found.insert(returned, inputs[self.kept.index(place)])
         return found
 
-    def full_inputs(self, calling: Calling, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors of the sizes that the graph that joins would have been given."""
-        by_place = dict(zip(self.kept, inputs, strict=True))
-        sizes = {
+    def sizes_of(self, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
+        """The sizes of a call, by symbol, as far as the graph's own inputs tell them."""
+        return {
             str(size): tensor.shape[axis]
             for spec, tensor in zip(self.interface.inputs, inputs, strict=True)
             for axis, size in enumerate(spec.shape)
             if isinstance(size, sympy.Symbol)
         }
-        return [
-            by_place[place]
-            if place in by_place
-            else torch.empty([calling.value(s, sizes) for s in spec.shape], device="meta")
-            for place, spec in enumerate(calling.interface.inputs)
-        ]
 
     def _is_first(self, flat: Sequence[torch.Tensor]) -> bool:
         return flat[self.crossing[0]].numel() == 0
@@ -229,6 +232,7 @@ def hoisted(
         )
         for place, slot, value in zip(crossing, slots, values, strict=True)
     )
+    _refuse_unknown_sizes(parts.calling, [specs[place] for place in kept])
     domain = _domain(interface.domain, one.ties)
     own = Interface(
         tuple(specs[place] for place in kept),
@@ -267,6 +271,20 @@ def _refuse_other_uses(outputs: Sequence[Term], old: set[Term], lengths: set[sym
                     why=f"The decoder reads their past otherwise: {term.text(2)}",
                     remedy='Use cross_attention="reuse".',
                     where=term.line,
+                )
+            )
+
+
+def _refuse_unknown_sizes(calling: Calling, specs: Sequence[InputSpec]) -> None:
+    """Refuses a result with a number that no size of the graph's inputs tells."""
+    told = {size for spec in specs for size in spec.shape if isinstance(size, sympy.Symbol)}
+    for leaf in calling.result_leaves:
+        if isinstance(leaf, SizeSpec) and symbols_of([leaf.expr]) - told:
+            raise UnsupportedBranchError(
+                Refusal(
+                    "The encoder's keys and values cannot be moved beside the encoder.",
+                    why=f"The model returns the number {leaf.expr}, which they do not tell.",
+                    remedy='Use cross_attention="reuse".',
                 )
             )
 

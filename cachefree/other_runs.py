@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,15 @@ from cachefree.calls import Call
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.explaining import explained
 from cachefree.faithful import CallLog, TorchCall, refuse_another_path
-from cachefree.fake_runs import run_on_fakes
+from cachefree.fake_runs import (
+    for_inference,
+    marks_on,
+    negated,
+    of_one_row,
+    run_on_fakes,
+    scattered,
+    tracked,
+)
 from cachefree.jumps import Jumps, unwatched, watched_jumps
 from cachefree.loops import Loop
 from cachefree.other_sizes import many_rounds, other_sizes
@@ -30,7 +38,7 @@ from cachefree.plain_results import refuse_another_result
 from cachefree.repeated_calls import places_of, repeated
 from cachefree.sameness import asks_for_sameness, refuse_sameness
 from cachefree.sizes import SizeEnvironment, compiled, size_symbol
-from cachefree.structure import Structure
+from cachefree.structure import Structure, flatten
 
 __all__ = ["CapturedCalls"]
 
@@ -93,19 +101,31 @@ class CapturedCalls:
                 run_on_fakes(self.model, self.call, self._sizes)
         doubts += [self._compare_elsewhere(), self._compare_at_one()]
         if plain.asks_layout:
-            self._compare_by_layout(plain)
+            self._compare_made(plain, scattered)
+            self._compare_made(plain, of_one_row)
+        if plain.asks_history:
+            self._compare_made(plain, tracked)
+            self._compare_made(plain, for_inference)
+            self._compare_made(plain, negated)
         return next((doubt for doubt in doubts if doubt is not None), None)
 
     def _compare_here(self, jumps: Jumps | None) -> CallLog:
         """With a run at the example's sizes."""
         plain = CallLog() if jumps is None else _WatchedLog()
+        marks: list[str] = []
+
+        def look(leaves: list[Any], args: Any, kwargs: Any, value: Any) -> None:
+            marks.extend(marks_on([*leaves, *flatten(value)[0]]))
+
         watched = contextlib.nullcontext() if jumps is None else watched_jumps(jumps)
         try:
             with watched:
-                _, structure = run_on_fakes(self.model, self.call, self._sizes, plain)
+                _, structure = run_on_fakes(self.model, self.call, self._sizes, plain, seen=look)
         except Exception as error:
             raise explained(error, "The model does not run with plain sizes.") from error
         plain.refuse_values()
+        if marks:
+            raise _marked(marks[0])
         values = {size_symbol(name): sympy.Integer(size) for name, size in self.hints.items()}
         refuse_another_path(
             repeated(self.calls, self.loops, self._sizes),
@@ -215,15 +235,26 @@ class CapturedCalls:
         refuse_another_result(*self.result, structure, point)
         return None
 
-    def _compare_by_layout(self, plain: CallLog) -> None:
-        """Two plain runs, where code asks how tensors lie in memory: inputs may lie otherwise."""
-        scattered = CallLog()
+    def _compare_made(self, plain: CallLog, made: Callable[..., torch.Tensor]) -> None:
+        """Two plain runs, where code asks how tensors were made: inputs may be made otherwise."""
+        other = CallLog()
         try:
-            run_on_fakes(self.model, self.call, self._sizes, scattered, is_scattered=True)
+            run_on_fakes(self.model, self.call, self._sizes, other, made=made)
         except Exception as error:  # noqa: BLE001 - the model itself refuses such inputs
-            log.debug("the model takes contiguous inputs only: %s", error)
+            log.debug("the model takes no inputs that are %s: %s", made.__name__, error)
             return
-        refuse_another_path(plain.whole, scattered.whole, {}, with_sizes=False, with_numbers=True)
+        refuse_another_path(plain.whole, other.whole, {}, with_sizes=False, with_numbers=True)
+
+
+def _marked(name: str) -> CaptureError:
+    return CaptureError(
+        Refusal(
+            f"The model sets the attribute {name!r} of a tensor that it is given, or returns.",
+            why="A later call may be given that tensor and read it there; the tensors of a graph "
+            "have no attributes.",
+            remedy="Return what it says beside the tensor.",
+        )
+    )
 
 
 def _another_round(where: SourceLine | None) -> CaptureError:

@@ -243,7 +243,7 @@ class Rewritten(nn.Module):
         call = self.hoisted_call
         if call is not None:
             flat_outputs = call.full_outputs(flat_outputs, flat_inputs)
-            flat_inputs = call.full_inputs(self.calling, flat_inputs)
+            return self.calling.unflatten(flat_outputs, call.sizes_of(flat_inputs))
         return self.calling.unflatten(flat_outputs, flat_inputs)
 
     def sizes_of(self, flat_inputs: Sequence[torch.Tensor]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["MismatchError", "Structure", "flatten", "leaf_paths"]
+__all__ = ["MismatchError", "Structure", "flatten", "is_same_plain", "leaf_paths"]
 
 Leaf = Any
 
@@ -270,13 +270,22 @@ def _words(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
+def is_same_plain(one: Any, other: Any) -> bool:
+    """Whether two plain values are told apart by nothing: 1, 1.0 and True are, and so is −0.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (float, complex)):
+        return repr(one) == repr(other)
+    return bool(one == other)
+
+
 def _same_constant(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     try:
-        return type(one) is type(other) and bool(one == other)
+        return is_same_plain(one, other)
     except Exception:  # noqa: BLE001 - an equality that a user's class does not answer is none
         return False
 

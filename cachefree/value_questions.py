@@ -132,7 +132,7 @@ class Answering(TorchFunctionMode):
         self._inputs = {
             id(tensor): (tensor, _version(tensor), path)
             for path, tensor in inputs
-            if tensor.dtype in _DTYPES
+            if tensor.dtype in _DTYPES and _tells_writes(tensor)
         }
         self._made: dict[str, int] = {}
         self._claims: dict[int, _Claim] = {}

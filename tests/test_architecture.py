@@ -18,7 +18,8 @@ ROOT = Path(cachefree.__file__).parent
 LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
-        "errors structure dataflow signatures vocabulary progress recurrent offered cutting",
+        "errors structure settings dataflow signatures vocabulary progress recurrent offered",
+        "cutting",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code value_questions",

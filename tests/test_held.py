@@ -18,6 +18,7 @@ from cachefree.origin import Origin
 
 from .assertions import same
 
+FACTOR = 1.0
 SETTINGS = {"by": 1.0}
 OBJECTS = {"settings": types.SimpleNamespace(by=1.0)}
 
@@ -85,6 +86,7 @@ class Hidden(Held):
 
     def __init__(self) -> None:
         super().__init__()
+        self.offset = self.dicts["zero"] = 0.0
         self.slotted, self.array = Slotted(), numpy.ones(1)
         self.hidden = [nn.Linear(4, 4)]
         self.partial = functools.partial(scaled, by=1.0)
@@ -92,6 +94,7 @@ class Hidden(Held):
     def normed(self, x: torch.Tensor) -> torch.Tensor:
         self.seen = x
         x = scaled(x, getattr(self.rows, "gain", 1.0)) * OBJECTS["settings"].by * self.level
+        x = x * FACTOR + self.offset + self.dicts["zero"]
         return self.hidden[0](self.partial(x)) * self.slotted.by * float(self.array[0])
 
 
@@ -130,6 +133,13 @@ NOTICED: dict[str, Change] = {
     "a class of a module": lambda m, p: setattr(m.rows, "__class__", Twice),
     "an attribute that hides one of the class": lambda m, p: setattr(m, "level", 2.0),
     "an attribute that code asks for": lambda m, p: setattr(m.rows, "gain", 2.0),
+    "a number of another kind": lambda m, p: setattr(m, "level", 1),
+    "a number of another kind in a list": lambda m, p: m.lists.__setitem__(0, True),
+    "a number of another kind in settings": lambda m, p: setattr(m.options, "by", 1),
+    "a number of another kind in a global": lambda m, p: p.setitem(globals(), "FACTOR", 1),
+    "a number of another kind in slots": lambda m, p: setattr(m.slotted, "by", 1),
+    "a zero of another sign": lambda m, p: setattr(m, "offset", -0.0),
+    "a zero of another sign in a dict": lambda m, p: m.dicts.update(zero=-0.0),
     "another hook": lambda m, p: m.rows._forward_hooks.__setitem__(_only(m), _twice),
 }
 NOT_NOTICED: dict[str, Change] = {

@@ -165,6 +165,44 @@ def test_copied() -> None:
     same(copy.deepcopy(case.rewritten)(features, tokens), case.rewritten(features, tokens))
 
 
+class Pooled(nn.Module):
+    """Projects the mean of the encoder's states: what is projected does not tell how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.rows, self.mean = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor, states: torch.Tensor, past: Any = None) -> Any:
+        rows = self.rows(self.table(ids))
+        mean = self.mean(states.mean(1, keepdim=True)) if past is None else past[1]
+        if past is not None:
+            rows = torch.cat([past[0], rows], 1)
+        return rows.cumsum(1)[:, -ids.shape[1] :] * mean, (rows, mean)
+
+
+class PooledAndCounted(Pooled):
+    def forward(self, ids: torch.Tensor, states: torch.Tensor, past: Any = None) -> Any:
+        return *super().forward(ids, states, past), states.shape[1]
+
+
+def test_what_is_projected_need_not_tell_how_many_states_there_are() -> None:
+    model = small(Pooled)
+    given = torch.randint(11, (2, 3)), torch.randn(2, 4, 8)
+    rewritten = cachefree.rewrite(model, given, cross_attention="hoist")
+    for batch, count in ((1, 6), (3, 1)):
+        tokens, seen = torch.randint(11, (batch, 5)), torch.randn(batch, count, 8)
+        expected, past = model(tokens[:, :3], seen)
+        found, own = rewritten(tokens[:, :3], seen)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(
+            rewritten(tokens[:, 3:], seen, own)[0], model(tokens[:, 3:], seen, past)[0]
+        )
+    with pytest.raises(
+        cachefree.UnsupportedBranchError, match="returns the number states_1, which"
+    ):
+        cachefree.rewrite(small(PooledAndCounted), given, cross_attention="hoist")
+
+
 class OwnCacheOnly(nn.Module):
     def __init__(self) -> None:
         super().__init__()

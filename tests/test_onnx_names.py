@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cachefree.errors import CacheFreeError
 from cachefree.onnx.names import Names, axis_name, name_interface, steps_of
+from cachefree.onnx.roles import is_mask, is_position
 from cachefree.sizes import size_symbol
 from cachefree.spec import CacheSlot, Domain, InputSpec, Interface, OutputSpec, Region
 
@@ -201,3 +202,39 @@ def test_names_are_unique_and_pairs_are_found(cache: list[str], style: Any) -> N
     assert len(set(every)) == len(every)
     assert all(name.isprintable() and " " not in name for name in every)
     assert len(names.inputs) == len(cache) + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "dtype", "is_known"),
+    [
+        ("attention_mask", I64, True),
+        ("inputs['mask']", torch.bool, True),
+        ("token_types", I64, False),
+        ("key_padding_mask", torch.bool, False),
+        ("attention_mask", F32, False),
+    ],
+)
+def test_what_a_mask_is(path: str, dtype: torch.dtype, is_known: bool) -> None:
+    assert is_mask(InputSpec("mask", path, (B, P + S), dtype)) is is_known
+    assert not is_mask(InputSpec("mask", path, (B, S), dtype))
+
+
+@pytest.mark.parametrize(
+    ("path", "is_known"),
+    [
+        ("position_ids", True),
+        ("input_pos", True),
+        ("cache_position", True),
+        ("pos_tags", False),
+        ("composer", False),
+        ("relative_position_bias", False),
+    ],
+)
+def test_what_positions_are(path: str, is_known: bool) -> None:
+    assert is_position(InputSpec("x", path, (B, S), I64)) is is_known
+    assert not is_position(InputSpec("x", path, (B, S), F32))
+
+
+def test_a_mask_of_padding_has_no_usual_name() -> None:
+    spec = interface(["past"], inputs={"input_ids": (B, S), "key_padding_mask": (B, P + S)})
+    assert name_interface(spec, "optimum", {"in0": 7}).inputs[1] == "key_padding_mask"

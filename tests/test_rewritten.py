@@ -276,6 +276,52 @@ class SetsInAMethod(Small):
         return self
 
 
+class AsksForSettings(Small):
+    """Scales by what torch is set to."""
+
+    def attend(self, q, k):
+        weights = super().attend(q, k)
+        if torch.is_inference_mode_enabled():
+            weights = weights * 2
+        if torch.get_float32_matmul_precision() == "high":
+            weights = weights * 3
+        if torch.backends.mkldnn.enabled:
+            weights = weights * 5
+        return weights
+
+
+def test_settings_of_torch_that_code_asks_for() -> None:
+    rewritten = rewritten_small(small(AsksForSettings))
+    equal_in_chunks(small(AsksForSettings), rewritten)
+    with torch.inference_mode(), pytest.raises(DomainError, match=r"torch\.is_inference_mode_enab"):
+        rewritten(IDS)
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        pytest.raises(DomainError, match=r"torch\.backends\.mkldnn\.enabled is False"),
+    ):
+        rewritten(IDS)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(DomainError, match="matmul_precision is 'high', and was 'highest'"):
+            rewritten(IDS)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_flag_of_another_kind_is_no_default() -> None:
+    rewritten = rewritten_small(small(Shifted))
+    equal_in_chunks(small(Shifted), rewritten)
+    for by in (-0.0, 0, False):
+        with pytest.raises(DomainError, match="'by' was given, but the graph was captured without"):
+            rewritten(IDS, by=by)
+
+
+class Shifted(Small):
+    def forward(self, ids, past=None, by=0.0):
+        logits, past = super().forward(ids, past)
+        return logits.relu() * by, past
+
+
 def test_the_mode_is_asked_for_in_a_method() -> None:
     rewritten = rewritten_small(small(AsksInAMethod))
     rewritten.train()

@@ -175,6 +175,25 @@ def test_what_sizes_and_layouts_hide_is_refused_or_outside_the_domain(question) 
         torch.testing.assert_close(found, model(ids, past)[0])
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda past: past.requires_grad,
+        lambda past: not past.is_leaf,
+        lambda past: past.grad_fn is not None,
+        lambda past: past.is_inference(),
+        lambda past: past._version > 0,
+        lambda past: past.is_neg(),
+        lambda past: past.stride(0) == 0,
+    ],
+    ids=["gradients", "leaf", "function", "inference", "version", "negated", "stride"],
+)
+def test_what_made_an_input_may_choose_no_path(question) -> None:
+    asks = asking(lambda ids, past: past is not None and question(past[0]))
+    with pytest.raises(cachefree.CaptureError, match="takes another path"):
+        rewritten_small(small(asks))
+
+
 class TellsItsSizes(Small):
     def forward(self, ids, past=None):
         if ids.shape[1] > 60:

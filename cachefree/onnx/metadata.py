@@ -33,6 +33,7 @@ __all__ = [
     "generates",
     "neutral_elements",
     "read_description",
+    "read_loop",
 ]
 
 FORMAT = "1"
@@ -105,9 +106,15 @@ class FileDescription:
     cache: CacheDescription = field(default_factory=CacheDescription)
 
 
-def describe_loop(beams: int) -> dict[str, str]:
-    """The metadata of a file that generates by itself."""
-    return {_KEY + "loop": json.dumps({"beams": beams})}
+def describe_loop(beams: int, ends: Sequence[int]) -> dict[str, str]:
+    """The metadata of a file that generates by itself: how many beams, and which ids end a row."""
+    return {_KEY + "loop": json.dumps({"beams": beams, "ends": list(ends)})}
+
+
+def read_loop(metadata: Mapping[str, str]) -> tuple[int, tuple[int, ...]]:
+    """What `describe_loop` wrote."""
+    told = json.loads(metadata[_KEY + "loop"])
+    return int(told["beams"]), tuple(map(int, told.get("ends", ())))
 
 
 def generates(metadata: Mapping[str, str]) -> bool:

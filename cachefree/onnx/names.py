@@ -17,7 +17,7 @@ from typing import Any, Literal
 import sympy
 
 from cachefree.errors import CacheFreeError, Refusal
-from cachefree.spec import CacheSlot, Interface
+from cachefree.spec import CacheSlot, InputSpec, Interface
 
 __all__ = ["Names", "Style", "axis_name", "name_interface"]
 
@@ -169,7 +169,7 @@ def _give_roles(
         place
         for place, spec in enumerate(interface.inputs)
         if not spec.is_cache
-        and "mask" in spec.path
+        and _is_mask(spec)
         and len(spec.shape) == 2
         and _counts_past(spec.shape[1])
     ]
@@ -180,7 +180,7 @@ def _give_roles(
     slots = (*interface.cache, *interface.crossing)
     rows = {size for slot in slots if _is_encoder(slot) for size in _rows(slot)}
     for place, spec in enumerate(interface.inputs):
-        is_encoders = len(spec.shape) == 2 and spec.shape[1] in rows and "mask" in spec.path
+        is_encoders = len(spec.shape) == 2 and spec.shape[1] in rows and _is_mask(spec)
         if is_encoders and "encoder_attention_mask" not in inputs:
             inputs[place] = "encoder_attention_mask"
     if logits is not None and "logits" not in outputs:
@@ -192,10 +192,15 @@ def _name_encoder_mask(interface: Interface, inputs: list[str]) -> None:
     masks = [
         place
         for place, spec in enumerate(interface.inputs)
-        if len(spec.shape) == 2 and re.search(r"mask|padding", spec.path)
+        if len(spec.shape) == 2 and _is_mask(spec)
     ]
     if len(masks) == 1 and "attention_mask" not in inputs:
         inputs[masks[0]] = "attention_mask"
+
+
+def _is_mask(spec: InputSpec) -> bool:
+    """Whether it is named as a mask; of padding, it says the opposite of what clients give."""
+    return "mask" in spec.path and "pad" not in spec.path
 
 
 def _rows(slot: CacheSlot) -> list[Any]:

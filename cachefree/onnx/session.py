@@ -16,7 +16,7 @@ from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
 from cachefree.onnx.generation import Options, generate
 from cachefree.onnx.loops.session import OnnxGenerator
-from cachefree.onnx.metadata import FileDescription, generates, read_description
+from cachefree.onnx.metadata import FileDescription, generates, read_description, read_loop
 from cachefree.onnx.runtime import TensorSession, open_session
 from cachefree.onnx.sharing import SharedRun
 from cachefree.onnx.staged import StagedSession
@@ -62,7 +62,7 @@ def load_onnx(
     description = read_description(metadata, str(file))
     if generates(metadata):
         session = open_session(file, providers, session_options, uses_bfloat16)
-        return cast(OnnxDecoder, OnnxGenerator(session))
+        return cast(OnnxDecoder, OnnxGenerator(session, description, *read_loop(metadata)))
     if like is not None:
         _check_like(like, description.interface, file)
     session = open_session(file, providers, session_options, uses_bfloat16)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import sympy
 import torch
 
 from cachefree.errors import DomainError, Refusal
 from cachefree.onnx.metadata import FileDescription
+from cachefree.onnx.roles import is_mask, is_position
 from cachefree.sizes import size_symbol
 from cachefree.spec import InputSpec
 
@@ -150,14 +150,14 @@ class _Inputs:
         if unknown:
             raise DomainError(f"The graph has no input {', '.join(sorted(unknown))}.")
         for spec in self.specs:
-            if spec.name not in self.values and _is_mask(spec):
+            if spec.name not in self.values and is_mask(spec):
                 self.values[spec.name] = torch.ones(batch, length, dtype=spec.dtype)
         for spec in self.specs:
-            if spec.name not in self.values and _is_position(spec):
+            if spec.name not in self.values and is_position(spec):
                 self.values[spec.name] = self._positions(spec, length)
 
     def _positions(self, spec: InputSpec, length: int) -> torch.Tensor:
-        masks = [self.values[mask.name] for mask in self.specs if _is_mask(mask)]
+        masks = [self.values[mask.name] for mask in self.specs if is_mask(mask)]
         rows = (
             (masks[0].long().cumsum(-1) - 1).clamp(min=0)
             if masks
@@ -195,9 +195,9 @@ class _Inputs:
             value = self.values.get(spec.name)
             if value is None:
                 continue
-            if _is_mask(spec):
+            if is_mask(spec):
                 self.values[spec.name] = torch.cat([value, value.new_ones(value.shape[0], 1)], 1)
-            elif _is_position(spec):
+            elif is_position(spec):
                 self.values[spec.name] = value.narrow(spec.shape.index(_QUERY), -1, 1) + 1
             elif any(_QUERY in getattr(size, "free_symbols", ()) for size in spec.shape):
                 raise DomainError(
@@ -209,16 +209,3 @@ class _Inputs:
                         ),
                     )
                 )
-
-
-def _is_mask(spec: InputSpec) -> bool:
-    """Whether it says for each past and new token if it counts: shape (batch, past + query)."""
-    return (
-        len(spec.shape) == 2
-        and isinstance(spec.shape[1], sympy.Add)
-        and _QUERY in spec.shape[1].free_symbols
-    )
-
-
-def _is_position(spec: InputSpec) -> bool:
-    return "pos" in spec.path and not spec.dtype.is_floating_point and _QUERY in spec.shape

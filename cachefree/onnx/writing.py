@@ -269,7 +269,7 @@ def _write(
         beams = graph.loop.num_beams if isinstance(graph.loop, Beam) else 1
         plan = plan_of(graph.interface, chosen, graph.neutral, beams)
         say("writing the loop")
-        model.metadata_props.update(describe_loop(beams))
+        model.metadata_props.update(describe_loop(beams, graph.loop.ends))
         model = compose(model, plan, chosen, graph.loop, lambda part: export(part, opset, None))
     elif len(paths) == 1 and graph.style != "model":
         order_by_layer(model)

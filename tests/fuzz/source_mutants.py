@@ -22,7 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-LAWS = ("attention", "identity", "join", "linear", "masks", "padding", "sequence", "shape", "zeros")
+LAWS = (
+    "attention", "hiding", "identity", "join", "linear", "masks", "padding", "scan", "scatter",
+    "sequence", "shape", "tables", "zero_signs", "zeros",
+)  # fmt: skip
 CHECKER = ("numbers", "replay", "shapes", "sizes", "terms")
 LIMIT = 90
 """Seconds after which a mutant that has not ended counts as noticed."""
@@ -151,6 +154,7 @@ def tests_of_certificates() -> list[Callable[[], None]]:
     def facts() -> None:
         for fact, holds in tests.FACTS:
             tests.test_facts_about_sizes_are_decided(fact, holds)
+        tests.test_nothing_is_shown_where_elimination_gives_up()
 
     asked = [
         tests.test_every_step_of_a_minimal_certificate_is_needed,
@@ -193,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="when to stop")
     parser.add_argument("--of", choices=("laws", "checker", "both"), default="both")
+    parser.add_argument("--file", help="one of these files alone, without its folder")
     given = parser.parse_args(arguments)
     import torch
 
@@ -200,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = [f"cachefree.laws.{name}" for name in LAWS] if given.of != "checker" else []
     names += [f"cachefree.checker.{name}" for name in CHECKER] if given.of != "laws" else []
     drawn = []
+    if given.file is not None:
+        names = [name for name in names if name.endswith(f".{given.file}")]
     for name in names:
         module = importlib.import_module(name)
         source = Path(module.__file__ or "").read_text()

@@ -33,6 +33,9 @@ ATTENTION: Family = {
         (
             Instance("a row that sees nothing", SQUARE, lambda q, k, v:
                      F.scaled_dot_product_attention(q, k, v, _hidden(q, k, 0, LOWEST)), {"n": 1}),
+            Instance("first rows that see nothing", HEADS, lambda q, k, v:
+                     F.scaled_dot_product_attention(q, k, v, _hidden(
+                         q, k, k.shape[-2] - q.shape[-2] + 1, LOWEST)), {"p": 1, "n": 1}),
             Instance("a number that is not the lowest", SQUARE, lambda q, k, v:
                      F.scaled_dot_product_attention(q, k, v, _hidden(q, k, 1, -1e4)), {"n": 1}),
             Instance("a mask that is given", (*HEADS, "n p:float64"), lambda q, k, v, m:

@@ -209,6 +209,8 @@ MASKS: Family = {
                 torch.triu(torch.full((1, 1), -7.0), 1), x, alpha=2.0), {"b": 1, "n": 1}),
             Instance("a wider mask", ("n",), lambda x: x + torch.triu(
                 torch.full((2, 1), 7.0), 1), {"n": 1}),
+            Instance("of another dtype", ("b n",), lambda x: x.double() + (x.int() + torch.triu(
+                torch.full((1, 1), 7.0), 1))),
         ),
     ),
 }  # fmt: skip

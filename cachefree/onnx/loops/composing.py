@@ -20,8 +20,9 @@ from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.steps import BeamFinish, BeamStart, BeamStep, GreedyStep, Start
 from cachefree.onnx.metadata import Neutral
 from cachefree.onnx.names import Names
+from cachefree.onnx.roles import is_mask, is_position
 from cachefree.sizes import size_symbol
-from cachefree.spec import InputSpec, Interface
+from cachefree.spec import Interface
 
 __all__ = ["compose", "plan_of"]
 
@@ -74,9 +75,9 @@ def plan_of(interface: Interface, names: Names, neutral: Sequence[Neutral], beam
     for place, spec in enumerate(inputs):
         if spec.is_cache or place == tokens:
             continue
-        if _is_mask(spec):
+        if is_mask(spec) and spec.shape[0] == _BATCH:
             masks.append(place)
-        elif "pos" in spec.path and tuple(spec.shape) == (_BATCH, _QUERY):
+        elif is_position(spec) and tuple(spec.shape) == (_BATCH, _QUERY):
             positions.append(place)
         else:
             raise _refusal(f"What {names.inputs[place]} is for the next token is not known.")
@@ -93,11 +94,7 @@ def plan_of(interface: Interface, names: Names, neutral: Sequence[Neutral], beam
     )  # fmt: skip
 
 
-def _is_mask(spec: InputSpec) -> bool:
-    return len(spec.shape) == 2 and isinstance(spec.shape[1], sympy.Add) and spec.shape[0] == _BATCH
-
-
-def _slot(spec: InputSpec, neutral: Neutral, pasts: Sequence[str], beams: int) -> Any:
+def _slot(spec: Any, neutral: Neutral, pasts: Sequence[str], beams: int) -> Any:
     sizes: list[int | None] = []
     for size in map(sympy.sympify, spec.shape):
         left = size.subs({size_symbol(name): 0 for name in pasts})

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.onnx.loops.turns import turns_inside
+from cachefree.onnx.metadata import FileDescription
+from cachefree.onnx.roles import is_mask
 from cachefree.onnx.runtime import TensorSession
 
 __all__ = ["OnnxGenerator"]
@@ -17,8 +20,17 @@ class OnnxGenerator:
         session: The ``onnxruntime.InferenceSession``.
     """
 
-    def __init__(self, session: TensorSession) -> None:
+    def __init__(
+        self,
+        session: TensorSession,
+        description: FileDescription,
+        beams: int,
+        ends: tuple[int, ...],
+    ) -> None:
         self._session = session
+        self._description = description
+        self._beams = beams
+        self._ends = ends
         self.session = session.session
 
     def generate(
@@ -39,7 +51,8 @@ class OnnxGenerator:
             The ids with the new ones behind them.
 
         Raises:
-            DomainError: the ids or the mask have another shape or dtype.
+            DomainError: the ids or the mask have another shape or dtype, there is padding that the
+                model takes no mask for, or a call of the decoder is outside the domain.
         """
         ids = input_ids.cpu()
         mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
@@ -60,7 +73,32 @@ class OnnxGenerator:
                     remedy="Pass input_ids.long() and attention_mask.long().",
                 )
             )
-        inputs = (ids.numpy(), mask.numpy(), torch.tensor(max_new_tokens).numpy())
+        if not mask.all() and not any(map(is_mask, self._description.interface.inputs)):
+            raise DomainError(
+                Refusal(
+                    "There is padding, and the model takes no mask.",
+                    why="It would take the padding for tokens.",
+                    remedy="Generate from one prompt at a time, or from prompts of one length.",
+                )
+            )
+        rows, length = ids.shape
+        inside, outside = turns_inside(
+            self._description, rows * self._beams, length, max_new_tokens
+        )
+        if outside is not None and (self._beams > 1 or not inside):
+            raise outside
+        found = self._run(ids, mask, inside)
+        if outside is not None and not self._has_ended(found[:, length:], inside):
+            raise outside
+        return found
+
+    def _has_ended(self, new: torch.Tensor, most: int) -> bool:
+        """Whether a generation is over before the turns that it may take, or with the last one."""
+        ends = torch.tensor(self._ends, dtype=torch.int64)
+        return new.shape[1] < most or bool(torch.isin(new, ends).any(1).all())
+
+    def _run(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+        inputs = (ids.numpy(), mask.numpy(), torch.tensor(count).numpy())
         names = ("input_ids", "attention_mask", "max_new_tokens")
         try:
             (found,) = self.session.run(["sequences"], dict(zip(names, inputs, strict=True)))
@@ -69,7 +107,7 @@ class OnnxGenerator:
                 Refusal(
                     "ONNX Runtime could not run the loop.",
                     why=str(error).split("\n")[0],
-                    remedy=f"The prompt was {tuple(ids.shape)}, and {max_new_tokens} tokens due.",
+                    remedy=f"The prompt was {tuple(ids.shape)}, and {count} tokens due.",
                 )
             ) from error
         return torch.from_numpy(found)
