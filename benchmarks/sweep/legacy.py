@@ -70,8 +70,8 @@ def inside(version: str, arguments: list[str]) -> None:
 
 
 def installed(version: str) -> Path:
-    """The folder of a version's packages, filled at first use."""
-    folder = PLACE / version
+    """The folder of a version's packages, filled at first use; named as installed code is."""
+    folder = PLACE / version / "site-packages"
     ready = folder / ".ready"
     if not ready.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
