@@ -13,12 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cachefree.calls import Call, SizeSpec, TensorSpec
-from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError
 from cachefree.exact_slices import ExactSlices
 from cachefree.explaining import explained
 from cachefree.fake_runs import quiet
 from cachefree.fakes import WeightsAsFakes, device_of
 from cachefree.fixed import without_fixed
+from cachefree.idle_draws import draws_randomly, refused_where_used
 from cachefree.isolation import StateChange, Trace, untouched
 from cachefree.jumps import Jumps
 from cachefree.like_integers import sizes_like_integers
@@ -168,7 +169,8 @@ def _traced(
             Answering(named),
             exact as slices,
         ):
-            value = model(*args, **kwargs)
+            with refused_where_used():
+                value = model(*args, **kwargs)
             leaves, result["structure"] = flatten(value, is_tensor_or_size)
             result["leaves"] = slices.replaced(leaves)
         slices.returned(result["leaves"])
@@ -244,13 +246,7 @@ def _captured(
         traced.trace,
     )
     if trace.drew_random:
-        raise CaptureError(
-            Refusal(
-                "The model draws random numbers outside of torch.",
-                why="Two calls of the model differ, so that no graph can equal them.",
-                remedy="Call model.eval(), or pass the numbers as an argument.",
-            )
-        )
+        raise draws_randomly()
     if trace.outside and (trace.additions is None or not MEMOS.is_open):
         raise outside_state(trace.outside)
     if MEMOS.is_open:

@@ -21,7 +21,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "errors structure dataflow signatures vocabulary progress fakes recurrent offered cutting",
         "looked_up collecting",
         "execution checker sizes calls places fixed stand_ins token_scan",
-        "token_places held_code value_questions",
+        "token_places held_code value_questions idle_draws",
         "reach",
         "recorders",
         "loop_values",
