@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from cachefree.fake_runs import quiet
 from cachefree.fakes import WeightsAsFakes, device_of
 from cachefree.fixed import without_fixed
 from cachefree.idle_draws import draws_randomly, refused_where_used
-from cachefree.isolation import StateChange, Trace, untouched
+from cachefree.isolation import NOTHING, StateChange, Trace, untouched
 from cachefree.jumps import Jumps
 from cachefree.like_integers import sizes_like_integers
 from cachefree.loop_questions import refuse_questions
@@ -28,6 +28,7 @@ from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
 from cachefree.other_runs import CapturedCalls
 from cachefree.provenance import provenance
+from cachefree.reach import PLAIN
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -118,6 +119,13 @@ class _Traced:
             for node in other.module.graph.nodes
             if node.op == "get_attr"
         )
+
+
+def _has_tensors(changes: Sequence[StateChange]) -> bool:
+    """Whether a call leaves anything on the model that is neither a number nor a text."""
+    parts = [part for change in changes for part in (change.before, change.after)]
+    sizes = (torch.SymInt, torch.SymFloat)
+    return any(part is not NOTHING and not isinstance(part, (*PLAIN, *sizes)) for part in parts)
 
 
 def _changes(model: torch.nn.Module, trace: Trace) -> list[StateChange]:
@@ -278,7 +286,7 @@ def _captured(
         if node.op == "get_attr":  # its views are views of its fake twin
             node.meta["val"] = traced.weights.twin(attributes[str(node.target)])
     changes = _changes(model, trace)
-    if MEMOS.may_keep:
+    if MEMOS.may_keep and not (MEMOS.numbers_only and _has_tensors(changes)):
         MEMOS.kept += changes
         changes = []
     leaves = tuple(
