@@ -140,3 +140,51 @@ def test_the_line_of_the_use_is_told() -> None:
     where = caught.value.refusals[0].where
     assert where is not None
     assert where.text == "return number < 0.5"
+
+
+class DrawsFromTorch(Small):
+    """Draws by torch, and does something with the number where it is told what."""
+
+    use: Any = None
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        dropout_probability = torch.rand([])
+        is_skipped = dropout_probability < 0.1
+        if self.training and is_skipped:
+            logits = logits * 0
+        return (logits if self.use is None else self.use(logits, dropout_probability)), present
+
+
+def test_what_torch_draws_and_nothing_reads_is_no_reason_to_refuse() -> None:
+    model = small(DrawsFromTorch)
+    state = torch.get_rng_state()
+    rewritten = rewritten_small(model)
+    assert rewritten.report.verdict.is_proof
+    assert not any("rand" in str(node.target) for node in rewritten.graph_module.graph.nodes)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rewritten(IDS)[0], model(IDS)[0])
+
+
+def _writes(logits: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    logits[:, 0] = number
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (lambda logits, number: logits * number, "draws random numbers"),
+        (lambda logits, number: logits * (number * 0), "draws random numbers"),
+        (lambda logits, number: logits.add_(number), "draws random numbers"),
+        (lambda logits, number: (logits, number), "draws random numbers"),
+        (_writes, "draws random numbers"),
+        (lambda logits, number: logits * 2 if number < 0.5 else logits, "values of a tensor"),
+        (lambda logits, number: logits * float(number), "values of a tensor"),
+    ],
+)
+def test_what_torch_draws_and_something_reads_is_refused(use: Any, text: str) -> None:
+    model = small(DrawsFromTorch)
+    model.use = use
+    with pytest.raises(cachefree.CaptureError, match=text):
+        rewritten_small(model)
