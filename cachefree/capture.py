@@ -28,7 +28,7 @@ from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
 from cachefree.other_runs import CapturedCalls
 from cachefree.provenance import provenance
-from cachefree.reach import PLAIN
+from cachefree.reach import PLAIN, reached_by
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -177,7 +177,7 @@ def _traced(
             Answering(named),
             exact as slices,
         ):
-            with refused_where_used():
+            with refused_where_used(reached_by(model).codes):
                 value = model(*args, **kwargs)
             leaves, result["structure"] = flatten(value, is_tensor_or_size)
             result["leaves"] = slices.replaced(leaves)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import wraps
+from types import CodeType
 from typing import Any
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.held_code import is_installed
 from cachefree.sizes import is_users
 
 __all__ = ["Draw", "drawing_functions", "draws_randomly", "refused_where_used"]
@@ -35,13 +37,20 @@ class _Draws:
 
 
 @contextlib.contextmanager
-def refused_where_used() -> Iterator[None]:
+def refused_where_used(codes: Iterable[CodeType] = ()) -> Iterator[None]:
     """Lets draws of this thread's user code give a `Draw`.
+
+    Args:
+        codes: The code that the model reaches. Where any of the user's own names ``type``, which
+            does not ask the number, draws give numbers.
 
     Raises:
         CaptureError: one was used, whatever the code made of the error that it met there; or it is
             still there at the end.
     """
+    if any("type" in code.co_names and not is_installed(code.co_filename) for code in codes):
+        yield
+        return
     before = getattr(_heard, "draws", None)
     draws = _heard.draws = _Draws()
     try:
