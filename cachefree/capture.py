@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cachefree.calls import Call, SizeSpec, TensorSpec
-from cachefree.errors import CacheFreeError, CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError
 from cachefree.exact_slices import ExactSlices
 from cachefree.explaining import explained
 from cachefree.fake_runs import quiet
 from cachefree.fakes import WeightsAsFakes, device_of
 from cachefree.fixed import without_fixed
-from cachefree.isolation import StateChange, Trace, untouched
+from cachefree.idle_draws import draws_randomly, refused_where_used
+from cachefree.isolation import NOTHING, StateChange, Trace, untouched
 from cachefree.jumps import Jumps
 from cachefree.like_integers import sizes_like_integers
 from cachefree.loop_questions import refuse_questions
@@ -27,6 +28,7 @@ from cachefree.loops import Loop, Loops
 from cachefree.memos import MEMOS, outside_state
 from cachefree.other_runs import CapturedCalls
 from cachefree.provenance import provenance
+from cachefree.reach import PLAIN, reached_by
 from cachefree.sizes import (
     Question,
     SizeEnvironment,
@@ -119,6 +121,13 @@ class _Traced:
         )
 
 
+def _has_tensors(changes: Sequence[StateChange]) -> bool:
+    """Whether a call leaves anything on the model that is neither a number nor a text."""
+    parts = [part for change in changes for part in (change.before, change.after)]
+    sizes = (torch.SymInt, torch.SymFloat)
+    return any(part is not NOTHING and not isinstance(part, (*PLAIN, *sizes)) for part in parts)
+
+
 def _changes(model: torch.nn.Module, trace: Trace) -> list[StateChange]:
     """What a run has changed on the model, but for what no call reads."""
     return [
@@ -168,7 +177,8 @@ def _traced(
             Answering(named),
             exact as slices,
         ):
-            value = model(*args, **kwargs)
+            with refused_where_used(reached_by(model).codes):
+                value = model(*args, **kwargs)
             leaves, result["structure"] = flatten(value, is_tensor_or_size)
             result["leaves"] = slices.replaced(leaves)
         slices.returned(result["leaves"])
@@ -244,13 +254,7 @@ def _captured(
         traced.trace,
     )
     if trace.drew_random:
-        raise CaptureError(
-            Refusal(
-                "The model draws random numbers outside of torch.",
-                why="Two calls of the model differ, so that no graph can equal them.",
-                remedy="Call model.eval(), or pass the numbers as an argument.",
-            )
-        )
+        raise draws_randomly()
     if trace.outside and (trace.additions is None or not MEMOS.is_open):
         raise outside_state(trace.outside)
     if MEMOS.is_open:
@@ -282,7 +286,7 @@ def _captured(
         if node.op == "get_attr":  # its views are views of its fake twin
             node.meta["val"] = traced.weights.twin(attributes[str(node.target)])
     changes = _changes(model, trace)
-    if MEMOS.may_keep:
+    if MEMOS.may_keep and not (MEMOS.numbers_only and _has_tensors(changes)):
         MEMOS.kept += changes
         changes = []
     leaves = tuple(

@@ -165,7 +165,7 @@ class Held:
             return
         self._seen.add(id(value))
         if isinstance(value, (*_SEQUENCES, dict)):
-            parts = value.values() if isinstance(value, dict) else value
+            parts = dict.values(value) if isinstance(value, dict) else value
             if len(value) > _MOST:
                 self._reads.append(functools.partial(_length, value))
                 return
@@ -234,7 +234,7 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
         return True
     if not depth or not isinstance(value, (*_SEQUENCES, dict)) or len(value) > _MOST:
         return False
-    parts = itertools.chain(value, value.values()) if isinstance(value, dict) else value
+    parts = itertools.chain(value, dict.values(value)) if isinstance(value, dict) else value
     return all(_is_plain(part, depth - 1) for part in parts)
 
 

@@ -90,7 +90,7 @@ class _Walk:
             self._object(name, value, depth)
 
     def _parts(self, name: str, value: Any, depth: int) -> None:
-        for part in list(value.values() if isinstance(value, dict) else value):
+        for part in list(dict.values(value) if isinstance(value, dict) else value):
             self.at(name, part, depth - 1)
 
     def _object(self, name: str, value: Any, depth: int) -> None:

@@ -74,12 +74,15 @@ class Memos:
         is_open: Whether additions are accepted now, to be confirmed in the end.
         may_keep: Whether calls may leave something on the model for now, to be confirmed as what
             no result depends on.
+        numbers_only: Whether only numbers may be left, since the paths ask for values of inputs:
+            that no result depends on a tensor is not shown for such paths.
         kept: What they left, as the changes of the model's attributes.
         names: What was added to, in words.
     """
 
     is_open: bool = False
     may_keep: bool = False
+    numbers_only: bool = False
     kept: list[Any] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     _additions: Additions = field(default_factory=dict)
@@ -104,7 +107,7 @@ class Memos:
 
     def _clear(self, *, is_open: bool) -> None:
         self.is_open = is_open
-        self.may_keep = False
+        self.may_keep = self.numbers_only = False
         self.kept.clear()
         self.names.clear()
         self._additions.clear()

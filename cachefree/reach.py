@@ -180,7 +180,7 @@ class _Walk:
         elif isinstance(value, types.MethodType):
             parts = (value.__func__, value.__self__)
         elif isinstance(value, (*CONTAINERS, tuple, frozenset)):
-            parts = list(value.values() if isinstance(value, dict) else value)
+            parts = list(dict.values(value) if isinstance(value, dict) else value)
         else:
             return
         for part in parts:

@@ -19,7 +19,7 @@ from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.in_place import value_written, without_the_write
 from cachefree.inverse_views import put_back
 from cachefree.provenance import LINE
-from cachefree.randomness import is_random
+from cachefree.randomness import is_random, is_thrown_away
 from cachefree.recurrent import original
 from cachefree.scans import Rounds
 from cachefree.sizes import expression
@@ -205,7 +205,7 @@ class _Reader:
             return
         parent = self._aliased(node, target)
         args = self._arguments(node, target, viewed=parent)
-        if is_random(target, args):
+        if is_random(target, args) and not is_thrown_away(node):
             self._refuse(
                 node,
                 f"The path draws random numbers ({target}).",

@@ -89,7 +89,9 @@ class _Walk:
         if isinstance(value, (bytearray, memoryview)) or _is_array(value):
             return (hash(value.tobytes() if hasattr(value, "tobytes") else bytes(value)),)
         if isinstance(value, Mapping) and not _is_odd(value):
-            return tuple((self.told(key), self.told(part)) for key, part in list(value.items()))
+            # what a dict of the user's says of its entries may load them
+            pairs = dict.items(value) if isinstance(value, dict) else value.items()
+            return tuple((self.told(key), self.told(part)) for key, part in list(pairs))
         if isinstance(value, (list, tuple, Set)) or type(value).__name__ == "deque":
             return (len(value), *(self.told(part) for part in list(value)))
         return ()

@@ -190,6 +190,7 @@ def _rewritten(
         subject, discovery = find_subject(
             model, example_inputs, cache, carry, method, remembers=remembers
         )
+        MEMOS.numbers_only = bool(discovery.first_path.values)
         begin("later path")
         table = Table()
         names = _names(model)

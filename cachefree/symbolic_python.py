@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.idle_draws import drawing_functions
 from cachefree.isolation import is_plain_object
 from cachefree.loops import heard_loops
 from cachefree.sizes import TORCH, is_standard, is_users
@@ -221,6 +222,7 @@ def _patches() -> list[tuple[Any, str, Any]]:
         (torch.SymInt, "__mul__", multiplied(torch.SymInt.__mul__)),
         (torch.SymInt, "__rmul__", multiplied(torch.SymInt.__rmul__)),
         *((home, name, _refused(getattr(home, name))) for home, name in _READ_ONLY_ONCE),
+        *drawing_functions(),
         (operator, "is_", _numbers_of(operator.is_)),
         (operator, "is_not", _numbers_of(operator.is_not)),
         # its argument parser takes no symbolic truth value: is_causal=length > 1

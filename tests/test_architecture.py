@@ -23,7 +23,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code value_questions",
-        "reach",
+        "reach idle_draws",
         "recorders",
         "loop_values",
         "loops",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import OrderedDict
+from typing import Any
 
 import numpy
 import pytest
@@ -88,6 +90,50 @@ class Records(Small):
 def test_what_is_only_recorded_is_no_state() -> None:
     assert rewritten_small(small(Records)).report.verdict.is_proof
     assert RECORDED == []
+
+
+class LazyTable(OrderedDict):
+    """Loads its entries when they are listed, as tables of classes by name do."""
+
+    def __init__(self, *entries: Any) -> None:
+        super().__init__(*entries)
+        self.loaded: list[str] = []
+
+    def load(self) -> list[Any]:
+        self.loaded.append("loaded")
+        return [(name, name.upper()) for name in self.keys()]
+
+    def items(self) -> Any:
+        return self.load()
+
+    def values(self) -> Any:
+        return [value for _, value in self.load()]
+
+
+TABLE = LazyTable({"scale": 2.0})
+
+
+class LooksUp(Small):
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return logits * TABLE["scale"], present
+
+
+class HoldsATable(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = LazyTable({"scale": 2.0})
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return logits * self.table["scale"], present
+
+
+@pytest.mark.parametrize("build", [LooksUp, HoldsATable])
+def test_a_table_that_loads_its_entries_is_not_asked_to(build: type) -> None:
+    model = small(build)
+    assert rewritten_small(model).report.verdict.is_proof
+    assert getattr(model, "table", TABLE).loaded == []
 
 
 class DrawsFromNumpy(Small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import pytest
@@ -16,6 +17,7 @@ from .models.by_values import (
     CopyWrittenAsData,
     DoublesLaterWhereFull,
     DoublesWhereFull,
+    KeepsATable,
     MakesAndWrites,
     MakesItsMask,
     MaskedUnlessFull,
@@ -66,6 +68,26 @@ def test_a_mask_that_is_left_out_where_it_hides_nothing(kind: type[MaskedUnlessF
     chunkings = ((5, 1, 3, 1), (1, 1, 4), (2, 7))
     for whole, sizes in itertools.product((full, padded, holed), chunkings):
         same(_chunks(one, whole, sizes), _chunks(model, whole, sizes))
+
+
+def test_what_is_kept_beside_a_question_about_values_bounds_the_domain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def in_vain(*_: object) -> None:
+        raise AssertionError("a second proof that cannot be had is not begun")
+
+    monkeypatch.setattr(importlib.import_module("cachefree.rewrite"), "confirm_remembered", in_vain)
+    model = seeded(KeepsATable)().eval()
+    one = cachefree.rewrite(model, _example(torch.int64))
+    assert one.report.verdict is cachefree.Verdict.PROVED_REAL
+    assert [str(region) for region in one.report.domain.regions] == [
+        "first call: query <= 16",
+        "later calls: past + query <= 16",
+    ]
+    full = torch.ones(2, 12, dtype=torch.int64)
+    same(_chunks(one, full, (5, 1, 3, 1)), _chunks(model, full, (5, 1, 3, 1)))
+    with pytest.raises(cachefree.DomainError):
+        one(torch.zeros(1, 17, dtype=torch.int64), torch.ones(1, 17, dtype=torch.int64))
 
 
 def test_a_mask_that_the_code_makes_is_known() -> None:

@@ -31,7 +31,8 @@ VERSIONS = {
 MODELS = {
     "causal": (
         *("gpt2", "llama", "opt", "bloom", "gpt_neox", "gpt_neo", "gptj", "codegen", "mistral"),
-        *("qwen2", "phi", "gemma", "falcon", "mpt", "stablelm"),
+        *("qwen2", "phi", "gemma", "falcon", "mpt", "stablelm", "gpt_bigcode", "phi3", "gemma2"),
+        *("mixtral", "cohere", "olmo", "starcoder2", "xglm"),
     ),
     "seq2seq": (*("bart", "t5", "mbart", "marian", "pegasus", "mt5", "m2m_100", "blenderbot"),),
     "speech": ("whisper",),
@@ -70,8 +71,8 @@ def inside(version: str, arguments: list[str]) -> None:
 
 
 def installed(version: str) -> Path:
-    """The folder of a version's packages, filled at first use."""
-    folder = PLACE / version
+    """The folder of a version's packages, filled at first use; named as installed code is."""
+    folder = PLACE / version / "site-packages"
     ready = folder / ".ready"
     if not ready.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
@@ -84,11 +85,15 @@ def installed(version: str) -> Path:
 def swept(options: argparse.Namespace) -> None:
     """Every model of the version that is imported here."""
     FORKING.set_forkserver_preload(["benchmarks.sweep.one", "transformers", "cachefree"])
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
     version = options.transformers
     only = [name for name in options.only.split(",") if name]
     for kind, name in ((kind, name) for kind, names in MODELS.items() for name in names):
         kept = load()
         is_named = name in only
+        if name not in CONFIG_MAPPING_NAMES:  # not in this version yet
+            continue
         if (only and not is_named) or ((version, kind, name) in kept and not is_named):
             continue
         row = run_one(kind, name, options.limit, options.layers, with_onnx=not options.without_onnx)

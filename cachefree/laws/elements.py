@@ -14,6 +14,7 @@ import sympy
 import torch
 
 from cachefree.facts import Facts, translate
+from cachefree.laws.zeroness import is_nonzero, is_positive_zero
 from cachefree.terms import Term
 
 __all__ = ["Constant", "Elements", "Reader", "UnknownElementError", "is_float", "is_integer"]
@@ -81,6 +82,7 @@ class Elements:
         self.equal = equal
         self.readers = readers
         self.representatives: list[tuple[Term, Any]] = []
+        self.floats: list[Term] = []
         self.symbols: set[Any] = set()
         self.is_real = self.is_signless = False
         self._answers: dict[tuple[int, int, int], tuple[Any, bool]] = {}
@@ -151,6 +153,9 @@ class Elements:
             is_zero = float(one.text) == float(other.text) == 0
             self.is_signless = self.is_signless or is_zero  # one of them is −0.0
             return is_zero
+        if isinstance(one, Constant) or isinstance(other, Constant):
+            number, leaf = (one, other) if isinstance(one, Constant) else (other, one)
+            return self.never(condition) or self.is_zero(number, leaf, condition)
         if (
             isinstance(one, Element)
             and isinstance(other, Element)
@@ -172,6 +177,15 @@ class Elements:
         ):
             return True
         return self.never(condition)
+
+    def is_zero(self, number: Constant, leaf: Any, condition: Any) -> bool:
+        """Whether an element and a number are both zero wherever the condition holds."""
+        if float(number.text) != 0 or isinstance(leaf, Integer):
+            return False
+        if not self.never(self.z3.And(condition, is_nonzero(self, leaf))):
+            return False
+        self.is_signless |= number.text != "0.0" or not is_positive_zero(leaf)
+        return True
 
     def at(self, term: Term, index: tuple[Any, ...]) -> Any:
         """The element: the solver's integer or truth value, or the cases of a float."""
@@ -248,8 +262,8 @@ class Elements:
                 return self.number(number.as_long(), target)
             return [(z3.BoolVal(True), Applied("cast", target, (Integer(value),)))]
         if source.is_floating_point:
-            if target == torch.bool and all(isinstance(leaf, Constant) for _, leaf in value):
-                return z3.Or(*[condition for condition, leaf in value if float(leaf.text) != 0])
+            if target == torch.bool:
+                return z3.Or(*[z3.And(here, self.truth(leaf)) for here, leaf in value])
             raise UnknownElementError
         if source == torch.bool:
             return z3.If(value, z3.IntVal(1), z3.IntVal(0))
@@ -260,6 +274,24 @@ class Elements:
         if target == torch.int64 or (target == torch.int32 and self.fits_int32(value, source)):
             return value
         raise UnknownElementError
+
+    def truth(self, leaf: Any) -> Any:
+        """Whether a floating-point element is not zero."""
+        if isinstance(leaf, Constant):
+            return self.z3.BoolVal(float(leaf.text) != 0)
+        return is_nonzero(self, leaf)
+
+    def representative(self, term: Term) -> Term:
+        """The first term looked at that a floating-point term is known to be equal to."""
+        for known in self.floats:
+            if known is term or (
+                known.dtype == term.dtype
+                and len(known.sizes) == len(term.sizes)
+                and self.equal(known, term)
+            ):
+                return known
+        self.floats.append(term)
+        return term
 
     def fits_int32(self, value: Any, source: Any) -> bool:
         """Whether an integer element is one of 32 bits, by its dtype or by what it is made of."""

@@ -159,3 +159,23 @@ class TwoNumbers(MaskedUnlessFull):
 
     def is_full(self, mask: torch.Tensor) -> Any:
         return torch.all(mask == 1) or torch.all(mask == 0)
+
+
+class KeepsATable(MaskedUnlessFull):
+    """Keeps a table of turns, and a longer one from the first call that needs it."""
+
+    def __init__(self, rows: int = 16) -> None:
+        super().__init__()
+        self.register_buffer("turns", self.made(rows), persistent=False)
+
+    def made(self, rows: int) -> torch.Tensor:
+        return torch.outer(torch.arange(rows).float(), torch.arange(1, 4).float()).cos()
+
+    def forward(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor, past: Any = None
+    ) -> tuple[torch.Tensor, Any]:
+        all_ = ids.shape[1] + (0 if past is None else past[0].shape[2])
+        if all_ > self.turns.shape[0]:
+            self.turns = self.made(all_)
+        logits, present = super().forward(ids, attention_mask, past)
+        return logits + self.turns[all_ - ids.shape[1] : all_].sum(-1, keepdim=True), present
