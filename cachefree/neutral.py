@@ -252,7 +252,7 @@ class _Solver:
         )
 
     def _joined(self, whole: Term, dim: int, slices: list[tuple[Any, Any, Term]]) -> Term | None:
-        """The value of a tensor whose slices are known; zeros where they leave a part open."""
+        """The value of a tensor whose slices are known; where a part is open, a guess."""
         kept: list[Term] = []
         at: Any = 0
         has_gap = False
@@ -260,7 +260,7 @@ class _Solver:
             slices, key=lambda part: (str(type(part[0])), str(part[0]).zfill(9))
         ):
             if self.facts.holds(sympy.Gt(start, at)):
-                kept.append(self._open(whole, dim, start - at, value))
+                kept.append(self._open(whole, dim, start - at, value, 0))
                 at, has_gap = start, True
             if self.facts.equal(start, at):
                 kept.append(value)
@@ -269,17 +269,19 @@ class _Solver:
         if not self.facts.equal(at, size):
             if not self.facts.holds(sympy.Gt(size, at)):
                 return None
-            kept.append(self._open(whole, dim, size - at, slices[0][2]))
+            last = kept[-1] if kept else slices[0][2]
+            kept.append(self._open(whole, dim, size - at, last, last.sizes[dim] - 1))
             has_gap = True
         if len(kept) == 1:
             return kept[0]
         known = [value for _, _, value in slices] if has_gap else kept
         return self._uniform(whole, known) or self._like(whole, "cat", (tuple(kept), dim))
 
-    def _open(self, whole: Term, dim: int, rows: Any, like: Term) -> Term:
-        """What stands for rows that no comparison tells; they are not read where it is proved."""
-        shape = (*whole.sizes[:dim], rows, *whole.sizes[dim + 1 :])
-        return _filled(self.table, self.table.like(like, "full", (), shape), 0)
+    def _open(self, whole: Term, dim: int, rows: Any, known: Term, at: Any) -> Term:
+        """What stands for rows that no comparison tells: the nearest known row; it is a guess."""
+        one, several = ((*whole.sizes[:dim], count, *whole.sizes[dim + 1 :]) for count in (1, rows))
+        row = self.table.like(known, "slice", (known, dim, at, at + 1, 1), one)
+        return self.table.like(known, "expand", (row, several), several)
 
     def _uniform(self, whole: Term, values: list[Term]) -> Term | None:
         """One number everywhere, where all known parts have it."""

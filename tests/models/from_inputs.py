@@ -138,6 +138,17 @@ class PolicyOfRecentObservations(nn.Module):
         return self.act(history.flatten(1)), history
 
 
+class PolicyThatLooksBack(PolicyOfRecentObservations):
+    """The oldest observation is looked at before it is pushed out; at first it is the first."""
+
+    def forward(self, obs, history=None):
+        z = torch.relu(self.encode(obs)).unsqueeze(1)
+        oldest = z[:, 0] if history is None else history[:, 0]
+        before = [z] * (self.horizon - 1) if history is None else [history[:, 1:]]
+        history = torch.cat([*before, z], dim=1)
+        return self.act(history.flatten(1) * oldest.repeat(1, self.horizon)), history
+
+
 def videos(batch, past, query, generator):
     pixels = frames(2 * 4 * 5)(batch, past, query, generator)
     return pixels.unflatten(-1, (2, 4, 5)).transpose(1, 2)
@@ -190,6 +201,13 @@ CASES = (
     ModelCase(
         "history_filled_with_the_first",
         seeded(PolicyOfRecentObservations),
+        **calls(observations),
+        patterns=("P5", "P21"),
+        chunk_invariant=False,
+    ),
+    ModelCase(
+        "history_looked_back_at",
+        seeded(PolicyThatLooksBack),
         **calls(observations),
         patterns=("P5", "P21"),
         chunk_invariant=False,
