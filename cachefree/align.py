@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -265,7 +266,9 @@ def _is_crossed(mine: list[Term], theirs: list[Term]) -> bool:
 
 
 def _likeness(one: Term, other: Term) -> int:
-    return 4 * (one is other) + 2 * bool(one.op == other.op) + bool(one.shape == other.shape)
+    is_same_op = bool(one.op == other.op)
+    shared = map(operator.is_, operands(one), operands(other)) if is_same_op else ()
+    return 4 * (one is other) + 2 * is_same_op + bool(one.shape == other.shape) + sum(shared)
 
 
 def _same_but_terms(one: Any, other: Any) -> bool:

@@ -27,7 +27,7 @@ from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
-from cachefree.first_only import together, without
+from cachefree.first_only import argument_of, together, without
 from cachefree.fixed import constants_of, without_fixed
 from cachefree.inputs import FirstCall, find_first_call
 from cachefree.places import Carry, Link, select
@@ -35,7 +35,7 @@ from cachefree.search import Found, Search
 from cachefree.sizes import size_symbol, substitute, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
-__all__ = ["Carry", "Discovery", "discover"]
+__all__ = ["Carry", "Discovery", "cache_arguments", "discover"]
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ class Discovery:
     other: Discovery | None = None
     both: Call | None = None
     first_only: tuple[str, ...] = ()
+
+
+def cache_arguments(discovery: Discovery) -> frozenset[str]:
+    """The names of the arguments that carry the cache."""
+    return frozenset(argument_of(link.place.path) for link in discovery.links)
 
 
 def discover(

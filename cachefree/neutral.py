@@ -176,11 +176,15 @@ class _Solver:
         return self.found
 
     def _unify(self, one: Term, value: Term) -> None:
-        if not self._is_known(one) or one.shape is None or value.shape is None:
+        if one.shape is None or value.shape is None:
             return
         if len(one.sizes) != len(value.sizes) or one.dtype != value.dtype:
             return
         if not all(map(self.facts.equal, one.sizes, value.sizes)):
+            return
+        if one.op == "cat":
+            self._unify_parts(one, value)
+        if not self._is_known(one):
             return
         if one.op == "input":
             self._solve(one, value)
@@ -194,6 +198,16 @@ class _Solver:
         elif one.op == "slice":
             _, dim, start, end, _ = one.args
             self.parts.setdefault((source, dim), []).append((start, end, value))
+
+    def _unify_parts(self, one: Term, value: Term) -> None:
+        """Each part of a join is the part of the value that lies where it does."""
+        parts, dim = one.args
+        at: Any = 0
+        for part in parts:
+            end = sympy.expand(at + part.sizes[dim])
+            if self._is_known(part):
+                self._unify(part, self._like(part, "slice", (value, dim, at, end, 1)))
+            at = end
 
     def _solve(self, one: Term, value: Term) -> None:
         path = str(one.args[0])
@@ -238,21 +252,36 @@ class _Solver:
         )
 
     def _joined(self, whole: Term, dim: int, slices: list[tuple[Any, Any, Term]]) -> Term | None:
-        """The value of a tensor whose slices are known; None where they leave a part open."""
+        """The value of a tensor whose slices are known; where a part is open, a guess."""
         kept: list[Term] = []
         at: Any = 0
+        has_gap = False
         for start, end, value in sorted(
             slices, key=lambda part: (str(type(part[0])), str(part[0]).zfill(9))
         ):
+            if self.facts.holds(sympy.Gt(start, at)):
+                kept.append(self._open(whole, dim, start - at, value, 0))
+                at, has_gap = start, True
             if self.facts.equal(start, at):
                 kept.append(value)
                 at = end
-        if not self.facts.equal(at, whole.sizes[dim]):
-            return self._uniform(whole, [value for _, _, value in slices])
+        size = whole.sizes[dim]
+        if not self.facts.equal(at, size):
+            if not self.facts.holds(sympy.Gt(size, at)):
+                return None
+            last = kept[-1] if kept else slices[0][2]
+            kept.append(self._open(whole, dim, size - at, last, last.sizes[dim] - 1))
+            has_gap = True
         if len(kept) == 1:
             return kept[0]
-        uniform = self._uniform(whole, kept)
-        return uniform or self._like(whole, "cat", (tuple(kept), dim))
+        known = [value for _, _, value in slices] if has_gap else kept
+        return self._uniform(whole, known) or self._like(whole, "cat", (tuple(kept), dim))
+
+    def _open(self, whole: Term, dim: int, rows: Any, known: Term, at: Any) -> Term:
+        """What stands for rows that no comparison tells: the nearest known row; it is a guess."""
+        one, several = ((*whole.sizes[:dim], count, *whole.sizes[dim + 1 :]) for count in (1, rows))
+        row = self.table.like(known, "slice", (known, dim, at, at + 1, 1), one)
+        return self.table.like(known, "expand", (row, several), several)
 
     def _uniform(self, whole: Term, values: list[Term]) -> Term | None:
         """One number everywhere, where all known parts have it."""

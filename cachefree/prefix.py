@@ -33,6 +33,7 @@ from cachefree.errors import CacheFreeError
 from cachefree.fake_runs import run_on_fakes
 from cachefree.first_only import argument_of
 from cachefree.lifting.facade import Facade
+from cachefree.prefix_joins import Join, Joined, Place, Places, join_of
 from cachefree.reading import Program, read
 from cachefree.sizes import size_symbol
 from cachefree.structure import flatten
@@ -67,6 +68,11 @@ def with_prefixes(
         log.debug("no value stands between the first call's own inputs and the rest: %s", error)
         return
     output = read(first, table, names).outputs[-1]
+    for join in meetings.joins.get(number, ()):
+        try:
+            yield _proposal(model, table, names, discovery, join, output, join.axis)
+        except CacheFreeError as error:
+            log.debug("no later path with %s: %s", join, error)
     batch = size_symbol("batch")
     axes = [axis for axis, size in enumerate(output.sizes) if size != batch]
     for axis in axes[:_MOST_AXES]:
@@ -81,7 +87,7 @@ def _proposal(
     table: Table,
     names: dict[int, str],
     discovery: Discovery,
-    number: int,
+    place: int | Join,
     output: Term,
     axis: int,
 ) -> tuple[OneCall, Program]:
@@ -99,7 +105,11 @@ def _proposal(
     used = set(discovery.hints.values())
     hint = next(size for size in itertools.count(11) if size not in used)
     hints = {**discovery.hints, str(rows): hint}
-    subject = _Replaced(model, number, spec, discovery)
+    subject = (
+        Joined(model, place, spec.path)
+        if isinstance(place, Join)
+        else _Replaced(model, place, spec, discovery)
+    )
     path = capture(subject, call, hints, is_watched=True)
     program = read(path, table, names)
     states = table.input(spec.path, spec.shape, spec.dtype, spec.device)
@@ -132,6 +142,9 @@ class _Meetings(TorchFunctionMode):
         self.count = 0
         self.parents: dict[int, set[int]] = {}  # number of a call → those of its own operands
         self.met: set[int] = set()
+        self.joins: dict[int, list[Join]] = {}  # an own value's call → where it is joined
+        self._calls = Places()
+        self._places: dict[int, Place] = {}  # a tensor → where it was computed
         self._held: dict[int, tuple[Any, int | None]] = {}  # a tensor → the call that made it
 
     def given(self, inputs: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -147,8 +160,10 @@ class _Meetings(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         number, self.count = self.count, self.count + 1
+        place = self._calls.next(func)
         tensors = _tensors((args, kwargs))
         result = func(*args, **(kwargs or {}))
+        self._places |= {id(tensor): place for tensor in _tensors(result)}
         held = [self._held[id(tensor)][1] for tensor in tensors if id(tensor) in self._held]
         if held:
             own = {made for made in held if made is not None}
@@ -157,9 +172,17 @@ class _Meetings(TorchFunctionMode):
                 self.parents[number] = own
             elif _tensors(result):
                 self.met |= own
+                self._note_joins(func, args, kwargs, tensors)
             for tensor in _tensors(result):
                 self._held[id(tensor)] = tensor, number if is_own else None
         return result
+
+    def _note_joins(self, func: Any, args: Any, kwargs: Any, tensors: Iterable[Any]) -> None:
+        for tensor in tensors:
+            made = self._held.get(id(tensor), (None, None))[1]
+            join = join_of(func, args, kwargs, tensor, self._places) if made is not None else None
+            if made is not None and join is not None:
+                self.joins.setdefault(made, []).append(join)
 
     def _own_of(self, values: Iterable[Any]) -> set[int]:
         held = [self._held.get(id(value)) for value in values]

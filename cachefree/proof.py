@@ -43,6 +43,7 @@ from cachefree.stepped import (
     with_steps_scanned,
 )
 from cachefree.terms import Table
+from cachefree.unread_inputs import with_unread_left_out
 from cachefree.write_once import OneCall, with_slots_joined
 
 __all__ = ["proved"]
@@ -80,10 +81,12 @@ def proved(
     """
     reason: CacheFreeError | None = None
     asks: list[bool] = []
+    laters: list[Program] = []
 
     def of(attempt: Discovery) -> tuple[Discovery, Program, OneCall, Certified]:
         later = _later(model, table, names, attempt, first, refuse)
         asks.append(_asks_for_tokens(later))
+        laters.append(later)
         begin()
         if attempt.both is not None:
             return _with_all_inputs(model, table, names, attempt, first, later, check, refuse)
@@ -91,7 +94,10 @@ def proved(
         found = certify(model, table, names, attempt, first, later, one, starts, check)
         return attempt, later, one, found
 
-    for attempt in _attempts(discovery, asks):
+    def without_unread() -> Discovery | None:
+        return with_unread_left_out(model, discovery, first, laters[0]) if laters else None
+
+    for attempt in _attempts(discovery, asks, without_unread):
         try:
             shown = of(attempt)
         except CacheFreeError as error:
@@ -267,13 +273,18 @@ def _with_hint(reason: CacheFreeError, discovery: Discovery, step: Program) -> C
     return type(reason)(*reason.refusals, not_tested(discovery, step))
 
 
-def _attempts(discovery: Discovery, asks: list[bool]) -> Iterator[Discovery]:
+def _attempts(
+    discovery: Discovery, asks: list[bool], without_unread: Callable[[], Discovery | None]
+) -> Iterator[Discovery]:
     """The readings to try; one new token only where the code asks how many there are."""
     readings = _readings(discovery)
     yield from readings
     if not discovery.asked and any(asks):
         for reading in readings:
             yield replace(reading, asked={_QUERY: 1})
+    less = without_unread()
+    if less is not None:
+        yield less
 
 
 def _readings(discovery: Discovery) -> list[Discovery]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -16,7 +16,7 @@ from cachefree.branches import removed_branches
 from cachefree.certificate import Evidence
 from cachefree.certify import least, verdict_of
 from cachefree.collecting import collected_seldom
-from cachefree.discover import Carry, Discovery
+from cachefree.discover import Carry, Discovery, cache_arguments
 from cachefree.encoder_argument import states_argument
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, UnsupportedBranchError
 from cachefree.explaining import unforeseen
@@ -147,7 +147,17 @@ def rewrite(
 
 
 class _MatteredError(Exception):
-    """What calls leave on the model was taken for something that no result depends on."""
+    """What calls leave on the model was taken for something that no result depends on.
+
+    Args:
+        cause: How that was found.
+        beside: The arguments that were taken for the cache meanwhile.
+    """
+
+    def __init__(self, cause: CacheFreeError, beside: Collection[str]) -> None:
+        super().__init__()
+        self.cause = cause
+        self.beside = beside
 
 
 def _rewritten_at_all(*given: Any) -> Rewritten:
@@ -156,9 +166,9 @@ def _rewritten_at_all(*given: Any) -> Rewritten:
         return _rewritten(*given, remembers=True)
     except _MatteredError as mattered:
         try:
-            return _rewritten(*given, remembers=False)
+            return _rewritten(*given, remembers=False, without=mattered)
         except CacheFreeError as error:
-            raise error from mattered.__cause__
+            raise error from (None if error is mattered.cause else mattered.cause)
 
 
 def _rewritten(
@@ -172,6 +182,7 @@ def _rewritten(
     progress: bool | None,
     *,
     remembers: bool,
+    without: _MatteredError | None = None,
 ) -> Rewritten:
     started = time.perf_counter()
     if check not in _CHECKS:
@@ -191,6 +202,7 @@ def _rewritten(
             model, example_inputs, cache, carry, method, remembers=remembers
         )
         MEMOS.numbers_only = bool(discovery.first_path.values)
+        _refuse_no_cache(without, discovery)
         begin("later path")
         table = Table()
         names = _names(model)
@@ -206,7 +218,7 @@ def _rewritten(
             )
         except CacheFreeError as error:
             if MEMOS.kept:
-                raise _MatteredError from error
+                raise _MatteredError(error, cache_arguments(discovery)) from error
             raise
         remembered = without_unread(subject, MEMOS.kept)
         changed = frozenset((*names_of(remembered), *MEMOS.idle_in(model)))
@@ -218,7 +230,7 @@ def _rewritten(
                     subject, table, names, discovery, (first, later), certified.domain, remembered
                 )
             except StateMattersError as error:
-                raise _MatteredError from error
+                raise _MatteredError(error, cache_arguments(discovery)) from error
         begin("graph")
         spare = arguments_left_out(
             subject, table, names, discovery, later, len(certified.shown[-1][1])
@@ -339,6 +351,16 @@ def _rewritten(
         Modes.now(model),
         refilled,
     )
+
+
+def _refuse_no_cache(mattered: _MatteredError | None, discovery: Discovery) -> None:
+    """Refuses a graph of what the model keeps that cannot be given the cache.
+
+    Raises:
+        CacheFreeError: why there is no graph that can.
+    """
+    if mattered is not None and not set(mattered.beside).isdisjoint(discovery.absent):
+        raise mattered.cause
 
 
 def _emitted(model: nn.Module, inputs: Sequence[Term], outputs: Sequence[Term]) -> fx.GraphModule:

@@ -14,6 +14,9 @@ import cachefree
 
 from .assertions import says_what_to_do
 from .models.first_only import (
+    Captioner,
+    CaptionerThatAsksLater,
+    CaptionerThatDoublesLater,
     Listener,
     Onlooker,
     OtherwiseWithoutSounds,
@@ -97,6 +100,25 @@ def test_what_is_computed_of_it_has_no_rows_where_it_cannot_be_empty_itself() ->
     one = rewritten(model)
     heard = sounds(4)
     torch.testing.assert_close(chunks(one, heard), chunks(model, heard), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("build", [Captioner, CaptionerThatAsksLater])
+def test_what_only_the_first_path_joins_has_no_rows_later(build: type[Captioner]) -> None:
+    model = small(build)
+    one = rewritten(model)
+    assert one.report.verdict is cachefree.Verdict.PROVED_EXACT
+    assert "sounds given on the first call alone" in one.report.notes
+    for rows in (1, 4):
+        heard = sounds(rows)
+        torch.testing.assert_close(chunks(one, heard), chunks(model, heard), rtol=0, atol=0)
+    _, past = one(IDS[:, :3], sounds=heard)
+    with pytest.raises(cachefree.CacheFreeError, match="outside the domain"):
+        one(IDS[:, 3:4], sounds=heard, past=past)
+
+
+def test_another_value_than_the_one_that_is_joined_is_refused() -> None:
+    with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
+        rewritten(small(CaptionerThatDoublesLater))
 
 
 def picture(height: int = 4, width: int = 6) -> torch.Tensor:

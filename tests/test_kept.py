@@ -9,7 +9,13 @@ import cachefree
 
 from .assertions import equal_calls, says_what_to_do
 from .models import ModelCase, RefusalCase
-from .models.tables import REFUSED_TABLES, TABLES
+from .models.tables import (
+    REFUSED_TABLES,
+    TABLES,
+    BlockWithAMaskEachTime,
+    Decoder,
+    RotaryOfTheLastLength,
+)
 
 QUICK = {"mask_grown", "warms_up"}
 
@@ -39,3 +45,14 @@ def test_what_depends_on_earlier_sizes_is_refused(case: RefusalCase) -> None:
     for text in case.says:
         assert text in str(refused.value)
     says_what_to_do(refused.value)
+
+
+class BlockThatHalvesAtFirst(BlockWithAMaskEachTime):
+    def forward(self, x, past=None):
+        return super().forward(0.5 * x if past is None else x, past)
+
+
+def test_a_table_is_no_cache_in_place_of_the_argument() -> None:
+    model = Decoder(BlockThatHalvesAtFirst, RotaryOfTheLastLength).eval()
+    with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
+        cachefree.rewrite(model)

@@ -80,6 +80,13 @@ def as_expand(m: Terms, t: Term) -> Rights:
     yield m.expand(t.args[0], t.shape)
 
 
+def repeat(m: Terms, t: Term) -> Rights:
+    x, times = t.args
+    before = (1,) * (len(times) - len(x.shape)) + tuple(x.shape)
+    if all(size == 1 or count == 1 for size, count in zip(before, times, strict=True)):
+        yield m.expand(x, t.shape)
+
+
 def expand(m: Terms, t: Term) -> Rights:
     x, shape = t.args
     if x.shape == shape:
@@ -178,6 +185,11 @@ def pieces(m: Terms, t: Term, dim: int) -> list[Term]:
 
 def continued(m: Terms, a: Term, b: Term, dim: int) -> Term | None:
     shape = (*a.shape[:dim], sympy.sympify(a.shape[dim]) + b.shape[dim], *a.shape[dim + 1 :])
+    bases = [x.args[0] if x.op == "expand" else x for x in (a, b)]
+    if bases[0] is bases[1]:
+        widths = (1,) * (len(shape) - len(bases[0].shape)) + tuple(bases[0].shape)
+        if widths[dim] == 1:
+            return m.expand(bases[0], shape)
     if a.op == b.op == "slice" and a.args[:2] == b.args[:2] and a.args[1] == dim:
         return m.slice(a.args[0], dim, a.args[2], b.args[3]) if a.args[3] == b.args[2] else None
     if a.op == b.op == "full" and a.args[1:] == b.args[1:]:
@@ -274,6 +286,7 @@ SHAPES = {
     "transpose": (ORDERS, as_permute),
     "permute": ({"permute"}, permute),
     "broadcast": (operators("expand expand_as broadcast_to"), as_expand),
+    "repeat": (operators("repeat"), repeat),
     "expand": ({"expand"}, expand),
     "split": ({"item"}, split),
     "clamp-slice": (operators("slice.Tensor"), clamp_slice),

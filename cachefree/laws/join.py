@@ -73,7 +73,7 @@ def _cat(term: Term, rewriter: Rewriter) -> Term | None:
 
 
 def _merged(parts: list[Term], dim: int, rewriter: Rewriter) -> list[Term]:
-    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]``, equal constants."""
+    """Neighbours that continue one another as one: ``x[a:b], x[b:c] → x[a:c]``, equal rows."""
     merged: list[Term] = []
     for part in parts:
         before = merged[-1] if merged else None
@@ -88,6 +88,9 @@ def _merged(parts: list[Term], dim: int, rewriter: Rewriter) -> list[Term]:
 def _continued(one: Term, two: Term, dim: int, rewriter: Rewriter) -> Term | None:
     length = sympy.sympify(one.sizes[dim]) + two.sizes[dim]
     shape = (*one.sizes[:dim], rewriter.facts.simplified(length), *one.sizes[dim + 1 :])
+    row = _only_row(one, dim)
+    if row is not None and row is _only_row(two, dim):
+        return rewriter.build("expand", (row, shape), shape, one)
     if (
         one.op == "slice"
         and two.op == "slice"
@@ -104,6 +107,13 @@ def _continued(one: Term, two: Term, dim: int, rewriter: Rewriter) -> Term | Non
         if rewriter.facts.equal(start + count * step, two.args[0]):
             return rewriter.build("arange", (start, shape[0], step, *one.args[3:]), shape, one)
     return None
+
+
+def _only_row(term: Term, dim: int) -> Term | None:
+    """What every row of a tensor along one axis is made of; None where the rows may differ."""
+    source: Term = term.args[0] if term.op == "expand" else term
+    place = dim - (len(term.sizes) - len(source.sizes))
+    return source if place < 0 or source.sizes[place] == 1 else None
 
 
 def _slice_of_cat(term: Term, rewriter: Rewriter) -> Term | None:
@@ -186,7 +196,7 @@ JOIN_LAWS: tuple[Law, ...] = (
     Law(
         "cat-empty",
         "cat([e, x], d) = x  if size(e, d) = 0 and the dtypes agree;  cat([x], d) = x;  "
-        "cat is associative",
+        "cat is associative;  cat([x, x], d) = expand(x, …)  if size(x, d) = 1",
         "exact",
         ("cat",),
         _cat,

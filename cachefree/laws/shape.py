@@ -105,6 +105,15 @@ def _as_expand(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build("expand", (term.args[0], term.shape), term.shape, term)
 
 
+def _repeat(term: Term, rewriter: Rewriter) -> Term | None:
+    source, times = term.args
+    lead = len(times) - len(source.sizes)
+    repeated = [size for size, count in zip(source.sizes, times[lead:], strict=True) if count != 1]
+    if any(size != 1 for size in repeated):
+        return None
+    return rewriter.build("expand", (source, term.shape), term.shape, term)
+
+
 def _expand(term: Term, rewriter: Rewriter) -> Term | None:
     source: Term
     source, shape = term.args
@@ -293,6 +302,13 @@ SHAPE_LAWS: tuple[Law, ...] = (
         "exact",
         (aten.expand.default, aten.expand_as.default, aten.broadcast_to.default),
         _as_expand,
+    ),
+    Law(
+        "repeat",
+        "repeat(x, n) = expand(x, n ∘ shape(x))  where only dimensions of size 1 are repeated",
+        "exact",
+        (aten.repeat.default,),
+        _repeat,
     ),
     Law(
         "expand",

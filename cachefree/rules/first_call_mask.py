@@ -40,8 +40,9 @@ class FirstCallMask:
         if len(site.past) != 1:
             return None
         for source in site.sources:
-            if other.op is _SDPA and source.op is _SDPA:
-                new = self._attention(site, source, other)
+            if other.op is _SDPA:
+                is_attention = source.op is _SDPA  # and not a view that is the same value
+                new = self._attention(site, source, other) if is_attention else None
             elif other.op is aten.masked_fill.Scalar:
                 new = self._masked_fill(site, source, other)
             elif other.op is aten.where.self:

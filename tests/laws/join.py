@@ -46,12 +46,24 @@ JOIN: Family = {
             Instance("slices that meet", ("b 9",), lambda x: torch.cat((x[:, 1:4], x[:, 4:6]), 1)),
             Instance("ranges that meet", ("n", "p"), lambda x, y: torch.cat(
                 (torch.arange(x.shape[0]), torch.arange(x.shape[0], x.shape[0] + y.shape[0])))),
+            Instance("one row twice", ("b 1 4",), lambda x: torch.cat((x, x), 1)),
+            Instance("one row many times", ("1 4",), lambda x: torch.cat(
+                (x.expand(3, -1), x, x.expand(2, -1)))),
+            Instance("rows of a vector", ("4",), lambda x: torch.cat(
+                (x.expand(3, -1), x.expand(2, -1)))),
             Instance("equal constants", ("b n", "b p"), lambda x, y: torch.cat(
                 (torch.ones_like(x), torch.ones_like(y)), 1)),
         ),
         (
             Instance("something past", ("b p", "b n"), lambda x, y: torch.cat((x, y), 1),
                      {"p": 1, "n": 1}),
+            Instance("several rows twice", ("3 2",), lambda x: torch.cat((x, x), 1)),
+            Instance("as many rows as there are", ("3 n",), lambda x: torch.cat((x, x), 1),
+                     {"n": 1}),
+            Instance("rows of two tensors", ("1 4", "1 4"), lambda x, y: torch.cat(
+                (x.expand(3, -1), y.expand(2, -1)))),
+            Instance("rows expanded along another axis", ("2 4",), lambda x: torch.cat(
+                (x.expand(3, -1, -1), x.expand(3, -1, -1)), 1)),
             Instance("slices with a gap", ("3 9",), lambda x: torch.cat((x[:, 1:4], x[:, 5:6]), 1)),
             Instance("slices in another order", ("3 9",),
                      lambda x: torch.cat((x[:, 4:6], x[:, 1:4]), 1)),

@@ -83,6 +83,18 @@ SHAPE: Family = {
         ),
         (Instance("repeat", ("n",), lambda x: x.repeat(2, 1)),),
     ),
+    "repeat": Tried(
+        (
+            Instance("of one row", ("1 n",), lambda x: x.repeat(3, 1)),
+            Instance("of a new dimension", ("b n",), lambda x: x.repeat(2, 1, 1)),
+            Instance("as often as there are rows", ("b n", "1 4"),
+                     lambda x, y: y.repeat(x.shape[0], 1)),
+        ),
+        (
+            Instance("of two rows", ("2 n",), lambda x: x.repeat(3, 1)),
+            Instance("of as many as there are", ("b 1",), lambda x: x.repeat(2, 3), {"b": 1}),
+        ),
+    ),
     "expand": Tried(
         (
             Instance("its own shape", ("b n",), lambda x: x.expand(x.shape)),

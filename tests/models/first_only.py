@@ -18,6 +18,9 @@ class Listener(Small):
         x = self.emb(ids)
         if sounds is not None:
             x = torch.cat([self.hear(sounds).tanh(), x], dim=1)
+        return self.decode(x, past)
+
+    def decode(self, x, past):
         start = 0 if past is None else past[0].shape[1]
         x = x + self.pos(torch.arange(start, start + x.shape[1]))
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -76,3 +79,33 @@ class TwoEyes(Onlooker):
 
     def forward(self, ids, left=None, right=None, past=None):
         return super().forward(ids, None if left is None else left + right, past)
+
+
+class Captioner(Listener):
+    """Sounds are joined where nothing is past, and not looked at otherwise."""
+
+    def forward(self, ids, sounds=None, past=None):
+        x = self.emb(ids)
+        if past is None and sounds is not None:
+            x = torch.cat((self.hear(sounds).tanh(), x), dim=1)
+        elif past is not None:
+            x = self.later(x)
+        return self.decode(x, past)
+
+    def later(self, x):
+        return x
+
+
+class CaptionerThatDoublesLater(Captioner):
+    """What stands where the join would be is another value on later calls."""
+
+    def later(self, x):
+        return 2 * x
+
+
+class CaptionerThatAsksLater(Captioner):
+    """Later calls that are given sounds count their rows, though they do not read them."""
+
+    def forward(self, ids, sounds=None, past=None):
+        logits, new = super().forward(ids, sounds, past)
+        return (logits if past is None or sounds is None else sounds.shape[1] * logits), new

@@ -96,6 +96,72 @@ class SmoothedLevel(nn.Module):
         return self.out(weights @ v), {"k": k, "v": v, "level": level}
 
 
+class CausalConv3d(nn.Conv3d):
+    """Over time, the first frame stands before itself; the cache is the last frames."""
+
+    def __init__(self, inner, outer, kernel=3):
+        super().__init__(inner, outer, (kernel, 3, 3), padding=(0, 1, 1))
+        self.left = kernel - 1
+
+    def forward(self, x, conv_cache=None):
+        before = [conv_cache] if conv_cache is not None else [x[:, :, :1]] * self.left
+        x = torch.cat([*before, x], dim=2)
+        return super().forward(x), x[:, :, -self.left :].clone()
+
+
+class VideoEncoder(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+        self.conv_in, self.conv_out = CausalConv3d(2, width), CausalConv3d(width, 2)
+
+    def forward(self, sample, conv_cache=None):
+        new, conv_cache = {}, conv_cache or {}
+        y, new["conv_in"] = self.conv_in(sample, conv_cache=conv_cache.get("conv_in"))
+        y, new["conv_out"] = self.conv_out(F.silu(y), conv_cache=conv_cache.get("conv_out"))
+        return y, new
+
+
+class PolicyOfRecentObservations(nn.Module):
+    """The first observation fills the history; each later one pushes the oldest out."""
+
+    def __init__(self, seen=6, dim=8, horizon=4):
+        super().__init__()
+        self.encode, self.act = nn.Linear(seen, dim), nn.Linear(horizon * dim, 2)
+        self.horizon = horizon
+
+    def forward(self, obs, history=None):
+        z = torch.relu(self.encode(obs)).unsqueeze(1)
+        if history is None:
+            history = z.repeat(1, self.horizon, 1)
+        else:
+            history = torch.cat([history[:, 1:], z], dim=1)
+        return self.act(history.flatten(1)), history
+
+
+class PolicyThatLooksBack(PolicyOfRecentObservations):
+    """The oldest observation is looked at before it is pushed out; at first it is the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.look = nn.Linear(8, 2)
+
+    def forward(self, obs, history=None):
+        z = torch.relu(self.encode(obs)).unsqueeze(1)
+        oldest = z[:, 0] if history is None else history[:, 0]
+        before = [z] * (self.horizon - 1) if history is None else [history[:, 1:]]
+        history = torch.cat([*before, z], dim=1)
+        return self.act(history.flatten(1)) + self.look(oldest), history
+
+
+def videos(batch, past, query, generator):
+    pixels = frames(2 * 4 * 5)(batch, past, query, generator)
+    return pixels.unflatten(-1, (2, 4, 5)).transpose(1, 2)
+
+
+def observations(batch, past, query, generator):
+    return frames(6)(batch, past, 1, generator)[:, 0]
+
+
 def first_frames(width):
     return (torch.linspace(-1, 1, 5 * width).view(1, 5, width),)
 
@@ -128,6 +194,27 @@ CASES = (
         **calls(frames(7)),
         patterns=("P8", "P21"),
         example_inputs=first_frames(7),
+    ),
+    ModelCase(
+        "first_frame_before_a_video",
+        seeded(VideoEncoder),
+        **calls(videos),
+        patterns=("P8", "P21"),
+        example_inputs=(torch.linspace(-1, 1, 200).view(1, 2, 5, 4, 5),),
+    ),
+    ModelCase(
+        "history_filled_with_the_first",
+        seeded(PolicyOfRecentObservations),
+        **calls(observations),
+        patterns=("P5", "P21"),
+        chunk_invariant=False,
+    ),
+    ModelCase(
+        "history_looked_back_at",
+        seeded(PolicyThatLooksBack),
+        **calls(observations),
+        patterns=("P5", "P21"),
+        chunk_invariant=False,
     ),
     ModelCase(
         "level_of_the_first_frame",

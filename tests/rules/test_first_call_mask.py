@@ -38,6 +38,15 @@ class ByFlag(Masked):
         return F.scaled_dot_product_attention(*heads, is_causal=past is None).squeeze(1)
 
 
+class ByFlagBehindAView(ByFlag):
+    """The attention's result is viewed as the shape that it has."""
+
+    def mixed(self, q, k, v, past):
+        heads = (t.unsqueeze(1) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=past is None)
+        return mixed.view(q.shape[0], 1, *q.shape[1:]).squeeze(1)
+
+
 class ByMaskOfAttention(Masked):
     def mixed(self, q, k, v, past):
         n = q.shape[1]
@@ -63,7 +72,7 @@ class BySum(Masked):
         return scores + torch.full((n, n), float("-inf"), dtype=scores.dtype).triu(1)
 
 
-CLOSED = (ByFlag, ByMaskOfAttention, ByFill, ByChoice, BySum)
+CLOSED = (ByFlag, ByFlagBehindAView, ByMaskOfAttention, ByFill, ByChoice, BySum)
 
 
 @pytest.mark.parametrize("build", CLOSED, ids=lambda build: build.__name__)

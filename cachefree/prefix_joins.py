@@ -1,0 +1,121 @@
+"""Where a value of the first call's own inputs is joined with one that later calls compute, too.
+
+Before: ``if past is None: x = cat([see(picture), x], 1)``, and no such join later.
+
+After: ``x = cat([seen, x], 1)`` at every call, ``seen`` having no rows on later ones.
+
+The place is known by the function that computes ``x`` and by the line of the user's code that calls
+it. That the later path computes the same value there is a proposal, which only a proof tells from
+the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from cachefree.lifting.facade import Facade
+from cachefree.sizes import user_line
+
+__all__ = ["Join", "Joined", "Places", "join_of"]
+
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+Place = tuple[Any, Any, int]
+"""A torch function, the user's line that calls it, and how often it did so before."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """What is joined with the rows of first calls.
+
+    Attributes:
+        place: Where it is computed.
+        axis: The axis of the join.
+        is_behind: Whether it stands behind these rows.
+    """
+
+    place: Place
+    axis: int
+    is_behind: bool
+
+
+class Places:
+    """Counts the calls of torch functions by the user's lines."""
+
+    def __init__(self) -> None:
+        self._count: Counter[tuple[Any, Any]] = Counter()
+
+    def next(self, func: Any) -> Place:
+        """The place of a call that is being made, two frames above."""
+        key = (func, user_line(sys._getframe(2)))
+        self._count[key] += 1
+        return (*key, self._count[key])
+
+
+def join_of(
+    func: Any, args: Sequence[Any], kwargs: Any, own: torch.Tensor, places: dict[int, Place]
+) -> Join | None:
+    """The join that a call of a torch function is; None where it is another one.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        own: The rows of first calls.
+        places: Where each tensor was computed, by its identity.
+    """
+    parts = args[0] if func in _CATS and args else None
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2:
+        return None
+    other = parts[1] if parts[0] is own else parts[0]
+    if other is own or not any(part is own for part in parts) or id(other) not in places:
+        return None
+    axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
+    return Join(places[id(other)], axis % own.dim(), parts[1] is other)
+
+
+class _Joining(TorchFunctionMode):
+    """Joins some rows with what is computed at one place."""
+
+    def __init__(self, join: Join, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.join = join
+        self.rows = rows
+        self.places = Places()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        place = self.places.next(func)
+        result = func(*args, **(kwargs or {}))
+        if place != self.join.place:
+            return result
+        parts = (self.rows, result) if self.join.is_behind else (result, self.rows)
+        return torch.cat(parts, self.join.axis)
+
+
+class Joined(Facade):
+    """The model with rows as an argument that it joins with one of its values.
+
+    Args:
+        model: Any module.
+        join: Which value.
+        name: The argument's name.
+    """
+
+    def __init__(self, model: nn.Module, join: Join, name: str) -> None:
+        super().__init__(model)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            rows = kwargs.pop(name)
+            with _Joining(join, rows):
+                return model(*args, **kwargs)
+
+        self.__dict__["forward"] = forward
