@@ -13,6 +13,8 @@ import torch
 import cachefree
 from cachefree import CacheFreeError
 from tests.models.gpt import GPTConfig, NanoGPT
+from tests.models.loops import StackedCells
+from tests.small import small
 
 LAYERS = 2
 IDS = torch.arange(8).reshape(2, 4)
@@ -98,3 +100,22 @@ def test_stages_that_cannot_be(rewritten: Any, tmp_path: Path) -> None:
     with pytest.raises(CacheFreeError, match="stages= and loop= cannot be given together"):
         cachefree.to_onnx(rewritten, tmp_path / "m.onnx", stages=2, loop=cachefree.Greedy())
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def stepping() -> Any:
+    return cachefree.rewrite(small(StackedCells), (torch.randint(11, (2, 3)),))
+
+
+@pytest.mark.parametrize("options", [{"stages": 3}, {"kv": "shared", "stages": 2}], ids=str)
+def test_a_loop_takes_weights_from_outside(
+    options: dict[str, Any], stepping: Any, tmp_path: Path
+) -> None:
+    model = small(StackedCells)
+    path = cachefree.to_onnx(stepping, tmp_path / "m.onnx", **options)
+    session = cachefree.load_onnx(path.with_name("m.onnx"), like=stepping)
+    for ids in (torch.tensor([[3, 1, 4, 1, 5]]), torch.randint(11, (3, 4))):
+        expected, states = model(ids[:, :3])
+        found, own = session(ids[:, :3])
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(session(ids[:, 3:], own)[0], model(ids[:, 3:], states)[0])

@@ -142,7 +142,7 @@ def graph_values(module: fx.GraphModule, interface: Interface) -> dict[fx.Node, 
     device = device_of(module)
     _, nodes = _written(module, interface, device)
     return {
-        node: value.meta["val"] if isinstance(value, fx.Node) else value
+        node: value.meta.get("val", ()) if isinstance(value, fx.Node) else value  # () for a loop
         for node, value in nodes.items()
     }
 

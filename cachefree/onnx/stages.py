@@ -7,9 +7,10 @@ states, and what every layer reads (masks, tables of positions).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,10 @@ def split(model: Any, count: int) -> list[Any]:
         )
     cuts = [0, *_cuts(model, nodes, count), len(nodes)]
     stage_of = {
-        id(node): number
+        id(inner): number
         for number in range(count)
         for node in nodes[cuts[number] : cuts[number + 1]]
+        for inner in _with_bodies(node)
     }
     return _Splitter(model, nodes, stage_of, count).run()
 
@@ -139,9 +141,7 @@ def _cuts(model: Any, nodes: Sequence[Any], count: int) -> list[int]:
     last_use: dict[int, int] = {}
     weight, read, total = [0], set(), 0
     for place, node in enumerate(nodes):
-        for value in node.inputs:
-            if value is None:
-                continue
+        for value in _read_by(node):
             if id(value) in initializers and id(value) not in read:
                 read.add(id(value))
                 total += _bytes_of(value)
@@ -153,6 +153,34 @@ def _cuts(model: Any, nodes: Sequence[Any], count: int) -> list[int]:
         for value in node.outputs
     )
     return cut_places(weight, crossings(len(nodes), lives), count)
+
+
+def _with_bodies(node: Any) -> Iterator[Any]:
+    """A node, and those of the graphs inside it: the body of a loop."""
+    import onnx_ir
+
+    yield node
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+
+
+def _read_by(node: Any) -> Iterator[Any]:
+    """The values that a node takes, those that a body takes from outside among them."""
+    import onnx_ir
+
+    made: set[int] = set()
+    for inner in _with_bodies(node):
+        if inner is not node:
+            made.update(map(id, inner.outputs))
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            made.update(map(id, (*body.inputs, *body.initializers.values())))
+    for inner in _with_bodies(node):
+        for value in inner.inputs:
+            if value is not None and id(value) not in made:
+                yield value
 
 
 def _bytes_of(value: Any) -> int:
@@ -181,9 +209,7 @@ class _Splitter:
         """A stage's nodes, inputs, outputs and initializers, by the values of the whole graph."""
         nodes = [node for node in self.nodes if self.stage_of[id(node)] == number]
         weights = set(map(id, self.initializers.values()))
-        read: dict[int, Any] = {
-            id(value): value for node in nodes for value in node.inputs if value is not None
-        }
+        read: dict[int, Any] = {id(value): value for node in nodes for value in _read_by(node)}
         made = {id(value) for node in nodes for value in node.outputs}
         wanted = set(map(id, self.outputs))
         taken = [value for key, value in read.items() if key not in made and key not in weights]
@@ -215,7 +241,7 @@ class _Splitter:
                 type=value.type,
                 const_value=value.const_value,
             )
-        for node in nodes:
+        for node in itertools.chain.from_iterable(map(_with_bodies, nodes)):
             for place, value in enumerate(node.inputs):
                 if value is not None and id(value) in own:
                     node.replace_input_with(place, own[id(value)])

@@ -88,7 +88,8 @@ class _Rows:
         if not has_rows:
             return not self._counts_rows(node)
         if not isinstance(values, torch.Tensor):
-            return node.target in _MOVES or self._along(node)
+            is_one = isinstance(node.target, torch._ops.OpOverload)  # and no loop over tokens
+            return node.target in _MOVES or (is_one and self._along(node))
         axis = self.axis(node)
         return isinstance(axis, int) and not isinstance(axis, bool) and self._known(node, axis)
 
