@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,3 +133,18 @@ def test_example_sizes_leave_rows_to_a_convolution_with_a_stride() -> None:
         sizes = next(example_sizes(interface))
         assert sizes["encoder"] >= least
         assert sizes["batch"] >= 2
+
+
+def test_example_sizes_are_enough_for_many_symbols() -> None:
+    names = [f"size_{place}" for place in range(11)]
+    interface = SimpleNamespace(
+        symbols=names,
+        past_symbols=[],
+        cache=(),
+        inputs=[SimpleNamespace(shape=tuple(map(size_symbol, names)))],
+        outputs=[],
+        domain=SimpleNamespace(holds=lambda sizes: sizes.keys() == set(names)),
+    )
+    for sizes in example_sizes(interface):
+        assert sizes.keys() == set(names)
+        assert len(set(sizes.values())) == len(names)

@@ -73,7 +73,7 @@ def example_sizes(interface: Interface) -> Iterator[dict[str, int]]:
     past_first = sorted(symbols, key=lambda name: name not in interface.past_symbols)
     orders = (past_first, symbols) if _has_ties(interface) else (symbols,)
     candidates = [
-        _with_room(dict(zip(order, numbers, strict=False)))
+        _with_room(dict(zip(order, (*numbers, *range(24, 24 + len(order))), strict=False)))
         for order in orders
         for numbers in _NUMBERS
     ]
