@@ -106,20 +106,20 @@ def test_a_model_that_failed_can_be_rewritten_afterwards() -> None:
 
 
 STAGES = (
-    ("find_subject", RuntimeError),
-    ("read", KeyboardInterrupt),
-    ("proved", KeyboardInterrupt),
-    ("emit", RuntimeError),
-    ("Rewritten", MemoryError),
+    ("paths", "find_subject", RuntimeError),
+    ("paths", "read", KeyboardInterrupt),
+    ("paths", "proved", KeyboardInterrupt),
+    ("graphs", "emit", RuntimeError),
+    ("rewrite", "Rewritten", MemoryError),
 )
 
 
-@pytest.mark.parametrize(("stage", "error"), STAGES)
+@pytest.mark.parametrize(("room", "stage", "error"), STAGES)
 def test_a_failure_after_any_stage_leaves_nothing_behind(
-    stage: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    room: str, stage: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small()
-    module = importlib.import_module("cachefree.rewrite")
+    module = importlib.import_module(f"cachefree.{room}")
     run = getattr(module, stage)
 
     def fails(*args: Any, **kwargs: Any) -> None:

@@ -386,7 +386,7 @@ def test_what_nobody_foresaw_has_a_sentence_on_top(monkeypatch: pytest.MonkeyPat
 
     small_model = small()
     cachefree.rewrite  # noqa: B018 - the import of its file
-    monkeypatch.setattr(sys.modules["cachefree.rewrite"], "find_subject", fails)
+    monkeypatch.setattr(sys.modules["cachefree.paths"], "find_subject", fails)
     with pytest.raises(cachefree.CaptureError) as caught:
         cachefree.rewrite(small_model, EXAMPLE)
     assert_says(

@@ -76,7 +76,7 @@ def test_what_is_kept_beside_a_question_about_values_bounds_the_domain(
     def in_vain(*_: object) -> None:
         raise AssertionError("a second proof that cannot be had is not begun")
 
-    monkeypatch.setattr(importlib.import_module("cachefree.rewrite"), "confirm_remembered", in_vain)
+    monkeypatch.setattr(importlib.import_module("cachefree.paths"), "confirm_remembered", in_vain)
     model = seeded(KeepsATable)().eval()
     one = cachefree.rewrite(model, _example(torch.int64))
     assert one.report.verdict is cachefree.Verdict.PROVED_REAL
