@@ -23,7 +23,7 @@ STARTS = {
     "dilated_causal_convolutions": {"zeros"},
     "maximum_padded_with_a_low_number": {"-1.0000000150474662e+30 everywhere"},
     "gru_that_makes_its_zeros": {"zeros"},
-    "learned_first_state": {"computed from h0", "computed from c0"},
+    "learned_first_state": {"computed from h0", "c0, expanded over the batch"},
     "state_from_a_buffer": {"mean, expanded over the batch"},
     "state_beside_keys_and_values": {"zeros", "zero length on axis 2"},
     "streaming_softmax": {"zeros", "-inf everywhere"},
