@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +19,20 @@ import sympy
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cachefree.calls import Call, SizeSpec, TensorSpec
+from cachefree.calls import Call, SizeSpec
 from cachefree.capture import Captured
 from cachefree.dimensions import DECODERS, Dimension, resized
 from cachefree.errors import CacheNotFoundError, CaptureError, Refusal
 from cachefree.example_sizes import PAST, capture_where_it_runs, hints_for, unlike
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
-from cachefree.first_only import argument_of, together, without
+from cachefree.first_only import argument_of, together
 from cachefree.fixed import constants_of, without_fixed
 from cachefree.inputs import FirstCall, find_first_call
+from cachefree.later_call import LaterCall, Mark, is_mark, later_call
 from cachefree.places import Carry, Link, select
 from cachefree.search import Found, Search
-from cachefree.sizes import size_symbol, substitute, symbols_of
+from cachefree.sizes import size_symbol, symbols_of
 from cachefree.structure import flatten, leaf_paths
 
 __all__ = ["Carry", "Discovery", "cache_arguments", "discover"]
@@ -126,12 +126,6 @@ def _discovered(
     return _symbolic(model, search, search.run())
 
 
-@dataclass(frozen=True)
-class _Mark:
-    spec: TensorSpec | SizeSpec
-    output: int | None = None
-
-
 def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     symbols = _named_groups(found)
     sizes = {dim: size_symbol(name) for name, group in symbols.items() for dim in group}
@@ -151,7 +145,7 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
             first,
             path,
             hints,
-            _later_call(search, found, first, path, facts, has_own_rows=has_own_rows),
+            later_call(search.names, found, first, path, facts, has_own_rows=has_own_rows),
         )
         for facts, has_own_rows in readings
     )
@@ -166,10 +160,10 @@ def _discovery(
     first: Call,
     path: Captured,
     hints: dict[str, int],
-    later_call: tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]],
+    given: LaterCall,
 ) -> Discovery:
-    later, cache_leaves, carried, more = later_call
-    hints = _with_past(hints, more)
+    later = given.call
+    hints = _with_past(hints, given.lengths)
     past = size_symbol("past")
     if past in symbols_of(_sizes_of(later)) and "past" not in hints:  # an input alone tells it
         hints["past"] = unlike(PAST, hints)
@@ -180,8 +174,8 @@ def _discovery(
         path,
         later,
         found.links,
-        cache_leaves,
-        carried,
+        given.cache_leaves,
+        given.carried,
         hints,
         asked,
         found.notes,
@@ -202,20 +196,20 @@ def _without_constants(
         return path
     copied = dataclasses.replace(path, graph=copy.deepcopy(path.graph))
     fixed = without_fixed(copied, frozenset(constants))
-    later, *_, more = _later_call(search, found, fixed.call, fixed, Facts(()))
-    sizes = {**_with_past(hints, more), "query": 1}
-    return fixed if _hands_on(model, later, sizes, constants) else path
+    given = later_call(search.names, found, fixed.call, fixed, Facts(()))
+    sizes = {**_with_past(hints, given.lengths), "query": 1}
+    return fixed if _hands_on(model, given.call, sizes, constants) else path
 
 
 def _is_carried(found: Found, path: Captured, name: str) -> bool:
     """Whether a tensor of the result is a part of the cache."""
     marks = [leaf.path for leaf in path.output_leaves]
-    result = path.outputs.rebuild([_Mark(leaf) for leaf in path.output_leaves])
+    result = path.outputs.rebuild([Mark(leaf) for leaf in path.output_leaves])
     assert name in marks
     return any(
         mark.spec.path == name
         for link in found.links
-        for mark in flatten(select(result, link.selector), _is_mark)[0]
+        for mark in flatten(select(result, link.selector), is_mark)[0]
     )
 
 
@@ -317,156 +311,5 @@ def _refuse_counters(later: Call) -> None:
         raise CaptureError(*refusals)
 
 
-def _later_call(
-    search: Search,
-    found: Found,
-    first: Call,
-    path: Captured,
-    facts: Facts,
-    *,
-    has_own_rows: bool = True,
-) -> tuple[Call, tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    tensors = itertools.count()
-    marks = [
-        _Mark(leaf, next(tensors) if isinstance(leaf, TensorSpec) else None)
-        for leaf in path.output_leaves
-    ]
-    result = path.outputs.rebuild(marks)
-    query, past = size_symbol("query"), size_symbol("past")
-    total = {(place, axis): sympy.sympify(past + query) for place, axis in found.total}
-    inputs = [_Mark(leaf) for leaf in resized(first, total).leaves]
-    args, kwargs = first.structure.rebuild(inputs)
-    args, kwargs = without(args, kwargs, search.names, found.absent)
-    lengths: dict[Any, Any] = {}
-    parts = [flatten(select(result, link.selector), _is_mark) for link in found.links]
-    is_counted = any(
-        isinstance(mark.spec, SizeSpec) and mark.spec.expr == query
-        for leaves, _ in parts
-        for mark in leaves
-    ) or bool(
-        found.counts and all(_is_told_by(mark.spec) for leaves, _ in parts for mark in leaves)
-    )
-    if is_counted:
-        lengths[query] = past
-    seen = itertools.count()
-    for link, (leaves, structure) in zip(found.links, parts, strict=True):
-        paths = leaf_paths(structure, link.place.path)
-        renamed = [
-            _Mark(
-                _grown(
-                    _as_past(
-                        _settled(mark.spec, facts),
-                        path_,
-                        lengths,
-                        is_counted=is_counted,
-                        has_own_rows=has_own_rows,
-                    ),
-                    _axes_grown(found, mark, seen),
-                    lengths,
-                ),
-                mark.output,
-            )
-            for mark, path_ in zip(leaves, paths, strict=True)
-        ]
-        args, kwargs = link.place.put(args, kwargs, structure.rebuild(renamed))
-    length = lengths.get(query, lengths.get(sympy.Integer(PAST)))
-    for count in found.counts if length is not None else ():
-        args, kwargs = count.place.put(args, kwargs, _Mark(SizeSpec(count.name, length)))
-    later_marks, structure = flatten((args, kwargs), _is_mark)
-    call = Call(structure, tuple(mark.spec for mark in later_marks), first.fixed)
-    tensor_marks = [mark for mark in later_marks if isinstance(mark.spec, TensorSpec)]
-    cache_leaves = tuple(
-        place for place, mark in enumerate(tensor_marks) if mark.output is not None
-    )
-    carried = tuple(mark.output for mark in tensor_marks if mark.output is not None)
-    return call, cache_leaves, carried, {str(symbol): expr for expr, symbol in lengths.items()}
-
-
 def _sizes_of(call: Call) -> list[Any]:
     return [size for spec in call.tensors for size in spec.shape]
-
-
-def _settled(spec: TensorSpec | SizeSpec, facts: Facts) -> TensorSpec | SizeSpec:
-    """The last row of at least one is one row: sizes as they are where none is 0."""
-    if isinstance(spec, SizeSpec):
-        return spec
-    return dataclasses.replace(spec, shape=tuple(map(facts.simplified, spec.shape)))
-
-
-def _axes_grown(found: Found, mark: _Mark, places: Iterator[int]) -> set[int]:
-    """The axes on which a leaf of the cache has a row for each call."""
-    if isinstance(mark.spec, SizeSpec):
-        return set()
-    place = next(places)
-    return {axis for grown, axis in found.grown if grown == place}
-
-
-def _grown(
-    spec: TensorSpec | SizeSpec, axes: set[int], lengths: dict[Any, Any]
-) -> TensorSpec | SizeSpec:
-    """A tensor of the cache with as many rows as calls were made, on the axes that say so."""
-    if isinstance(spec, SizeSpec) or not axes:
-        return spec
-    past = lengths.setdefault(sympy.Integer(PAST), size_symbol("past"))
-    shape = (past if axis in axes else size for axis, size in enumerate(spec.shape))
-    return dataclasses.replace(spec, shape=tuple(shape))
-
-
-def _is_mark(value: Any) -> bool:
-    return isinstance(value, _Mark)
-
-
-def _as_past(
-    spec: TensorSpec | SizeSpec,
-    path: str,
-    lengths: dict[Any, Any],
-    *,
-    is_counted: bool,
-    has_own_rows: bool,
-) -> TensorSpec | SizeSpec:
-    """A tensor of the result as the input of a later call.
-
-    What grew with the call's sizes gets a size of its own; where the cache counts its tokens
-    besides, every size follows from the count. Rows before those of the tokens are the cache's own,
-    or the first call's.
-    """
-
-    def past_size(size: Any) -> Any:
-        if is_counted:
-            return substitute(size, lengths)
-        return _past_size(size, lengths, has_own_rows=has_own_rows)
-
-    if isinstance(spec, SizeSpec):
-        return SizeSpec(path, past_size(spec.expr))
-    return TensorSpec(path, tuple(map(past_size, spec.shape)), spec.dtype, spec.device)
-
-
-def _is_told_by(spec: TensorSpec | SizeSpec) -> bool:
-    """Whether each size that the tokens have a part in tells how many they are: 3n, n + 4."""
-    query = size_symbol("query")
-    sizes = spec.shape if isinstance(spec, TensorSpec) else (spec.expr,)
-    own = [size for size in sizes if query in symbols_of([size])]
-    return all(sympy.diff(size, query).is_Integer for size in own)
-
-
-def _past_size(size: Any, lengths: dict[Any, Any], *, has_own_rows: bool = True) -> Any:
-    """The length of what is past, for a size that a first call makes of its tokens."""
-    query, batch = size_symbol("query"), size_symbol("batch")
-    if not isinstance(size, sympy.Basic) or query not in size.free_symbols:
-        return size
-    if size in lengths:
-        return lengths[size]
-    rows = size - query
-    if has_own_rows and rows.is_Integer and rows > 0:  # rows that are there before the first token
-        return _past_size(query, lengths) + rows
-    if size == query:
-        name = "past"
-    elif size.has(batch):
-        # a product with the batch, such as B·P rows: rename inside
-        return substitute(size, {query: _past_size(query, lengths)})
-    else:
-        name = "past" if not any(str(s) == "past" for s in lengths.values()) else "past_window"
-    while any(str(symbol) == name for symbol in lengths.values()):
-        name += "_"
-    lengths[size] = size_symbol(name)
-    return lengths[size]

@@ -45,6 +45,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "first_only",
         "candidates trials normal example_sizes domains calling sampling",
         "search",
+        "later_call",
         "discover",
         "lifting refills unread_inputs",
         "align shapes preconditions results written",
