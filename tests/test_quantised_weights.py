@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -34,9 +36,11 @@ def test_weights_quantised_after_the_rewrite_are_seen() -> None:
     assert not torch.equal(rewritten(ids)[0], before)
 
 
-def test_a_model_with_quantised_weights_is_rewritten() -> None:
+def test_a_model_with_quantised_weights_is_rewritten(tmp_path: Path) -> None:
     model = CASE.build()
     _quantise(model)
     rewritten = cachefree.rewrite(model)
     assert rewritten.report.verdict.name.startswith("PROVED")
     assert equal_calls(CASE, model, rewritten)
+    path = cachefree.to_onnx(rewritten, tmp_path / "model.onnx")
+    assert equal_calls(CASE, model, cachefree.load_onnx(path, like=rewritten))
