@@ -23,13 +23,15 @@ from cachefree.graph import emit
 from cachefree.recipes import Recipe
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, topological
+from cachefree.vocabulary import vocabulary_sizes
 
 __all__ = ["Samples", "agree_on_samples"]
 
 log = logging.getLogger(__name__)
 _SEED = 0
 _INTEGERS = (11, 2)
-"""How many integers there are to draw from: as many as a small table has rows, else two."""
+"""How many integers there are to draw from, where no table tells: as many as a small one has rows,
+else two."""
 _NO_NUMBERS = "the values are no numbers"
 _Values = Mapping[str, torch.Tensor]
 
@@ -153,6 +155,12 @@ class _Pair:
         """Both as they are."""
         return self._emitted(self.one, self.inputs), self._emitted(self.other, self.theirs)
 
+    @functools.cached_property
+    def rows(self) -> dict[str, int]:
+        """How many rows the tables have in which the integers of an input are looked up."""
+        sizes = zip(self.theirs, vocabulary_sizes(self.own[1]), strict=True)
+        return {str(term.args[0]): size for term, size in sizes if size is not None}
+
     def _emitted(self, outputs: Sequence[Term], inputs: Sequence[Term]) -> fx.GraphModule:
         return emit(
             self.model,
@@ -211,7 +219,11 @@ class _Pair:
         self, point: Mapping[str, int], weights: _Values, generator: torch.Generator, most: int
     ) -> dict[str, torch.Tensor]:
         terms = {str(term.args[0]): term for term in (*self.theirs, *self.inputs)}
-        values = {path: _drawn(term, point, generator, most) for path, term in terms.items()}
+        rows = self.rows if most == max(_INTEGERS) else {}
+        values = {
+            path: _drawn(term, point, generator, rows.get(path, most))
+            for path, term in terms.items()
+        }
         number = functools.partial(_number, point)
         for path, term in self.neutral.items():
             recipe = Recipe.of(term)
