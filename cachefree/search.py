@@ -188,7 +188,9 @@ class Search:
             own = {id(leaf) for leaf in flatten(part)[0]}
             inputs = args if args else dict(kwargs)
             links = []
-            for key, value in items_of(carry(part, inputs)):
+            later = items_of(carry(part, inputs))
+            self._refuse_computed(carry, part, inputs, later, own)
+            for key, value in later:
                 if any(id(leaf) in own for leaf in flatten(value)[0]):
                     is_name = isinstance(key, str)
                     place = Place(key if is_name else self.names[key], None if is_name else key)
@@ -209,6 +211,30 @@ class Search:
                 "inputs.",
             )
         )
+
+    def _refuse_computed(
+        self, carry: Carry, part: Any, inputs: Any, later: list[tuple[Any, Any]], own: set[int]
+    ) -> None:
+        """Refuses a carry that hands on outputs as they are after the first call alone.
+
+        Raises:
+            CacheNotFoundError: after a later call it gives something else.
+        """
+        fed = [key for key, value in later if any(id(x) in own for x in flatten(value)[0])]
+        given = dict(items_of(inputs)) | dict(later)
+        then = carry(part, given if isinstance(inputs, dict) else tuple(given.values()))
+        after = dict(items_of(then))
+        for key in fed:
+            if not any(id(leaf) in own for leaf in flatten(after.get(key))[0]):
+                name = key if isinstance(key, str) else self.names[key]
+                raise CacheNotFoundError(
+                    Refusal(
+                        f"carry= computes {name} after a later call.",
+                        why="The one graph hands its outputs on as they are: what is computed "
+                        "between two calls is no part of it.",
+                        remedy="Let the model return the whole cache, joined.",
+                    )
+                )
 
     def _flag_choices(self) -> Iterator[dict[str, Any]]:
         yield {}

@@ -271,6 +271,25 @@ def test_carry_says_how_outputs_feed_the_next_call() -> None:
     assert [paths[place] for place in discovery.carried] == ["[1]['keys']", "[1]['values']"]
 
 
+def test_a_carry_that_joins_by_itself_is_refused() -> None:
+    class NewRowsAlone(Small):
+        """Returns the new rows; its caller keeps the others."""
+
+        def forward(self, ids, past=None):
+            logits, (k, v) = super().forward(ids, past)
+            return logits, (k[:, -ids.shape[1] :], v[:, -ids.shape[1] :])
+
+    def carry(outputs: Any, inputs: Any) -> dict[str, Any]:
+        if inputs.get("past") is None:
+            return {"past": outputs[1]}
+        pairs = zip(inputs["past"], outputs[1], strict=True)
+        return {"past": tuple(torch.cat(pair, 1) for pair in pairs)}
+
+    with pytest.raises(CacheNotFoundError, match="carry= computes past") as caught:
+        found(NewRowsAlone, {"ids": IDS_ALONE[0]}, carry=carry)
+    says_what_to_do(caught.value)
+
+
 # The first call.
 
 
