@@ -164,6 +164,7 @@ def test_onnx_runtime_starts_from_the_same(name: str, tmp_path: Path) -> None:
         assert torch.equal(given_, due)
 
 
+@pytest.mark.slow
 def test_two_directions_and_no_bias_in_onnx(tmp_path: Path) -> None:
     """What one ONNX operator has to be told of a network that torch has in one call."""
 

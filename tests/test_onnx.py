@@ -273,7 +273,9 @@ def test_opsets(rewritten: Any, decoder: OnnxDecoder, tmp_path: Path, opset: int
     torch.testing.assert_close(other(*call)["logits"], decoder(*call)["logits"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     model = build(dtype)
     runtime = load_onnx(to_onnx(unproved(model), tmp_path / "m.onnx"))

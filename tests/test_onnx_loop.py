@@ -117,6 +117,7 @@ def test_a_generation_ends_where_the_domain_does(
         generator.generate(prompt, 2, attention_mask=(prompt > 1).long())
 
 
+@pytest.mark.slow
 def test_a_search_ends_where_the_domain_does(
     forgetful: cachefree.Rewritten, tmp_path: Path
 ) -> None:
