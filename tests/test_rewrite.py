@@ -29,7 +29,7 @@ def rewritten_from(case: ModelCase | RefusalCase, model: torch.nn.Module) -> cac
 
 
 def of_the_zoo() -> list[Any]:
-    """The first model of each set of patterns; every sixth of the others; the rest is slow."""
+    """The first model of each set of patterns; every ninth of the others; the rest is slow."""
     seen: dict[tuple[str, ...], int] = {}
     others = 0
     found: list[Any] = []
@@ -37,7 +37,7 @@ def of_the_zoo() -> list[Any]:
         is_first = case.patterns not in seen
         seen[case.patterns] = 1
         others += not is_first
-        is_quick = is_first or others % 6 == 0
+        is_quick = is_first or others % 9 == 0
         found.append(case if is_quick else pytest.param(case, marks=pytest.mark.slow))
     return found
 
