@@ -95,7 +95,7 @@ class _Names:
         self.codes = frozenset(reached.codes)
         self.uses: dict[str, set[types.CodeType]] = {}
         for code in reached.codes:
-            for name in _mentioned(code):
+            for name in _mentioned(code) - _of_dataclass(code):
                 self.uses.setdefault(name, set()).add(code)
         self.found: dict[int, set[str]] = {}
         self.holders: dict[int, list[Any]] = {}
@@ -261,6 +261,13 @@ def _mentioned(code: types.CodeType) -> set[str]:
     """The names in code, and its texts, which may be names that are asked for."""
     texts = [const for const in code.co_consts if isinstance(const, str)]
     return {*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars, *texts}
+
+
+def _of_dataclass(code: types.CodeType) -> set[str]:
+    """What code that a dataclass writes calls itself: the dataclass, and nothing else."""
+    is_written = code.co_qualname.startswith("__create_fn__.")
+    is_written |= code.co_filename == dataclasses.__file__
+    return set(code.co_varnames[:1]) if is_written else set()
 
 
 def _asks_by_text(code: types.CodeType, name: str) -> bool:
