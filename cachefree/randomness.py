@@ -41,6 +41,8 @@ def is_thrown_away(node: fx.Node) -> bool:
     ``p = torch.rand([])`` before ``if self.training and p < rate`` is drawn in every call and used
     in training only. Where Python asks for its value, that is an operator too, and refused.
     """
+    if not _only_computes(node.target):
+        return False  # a view may be written to, and what it is a view of be read
     pending, seen = [node], {node}
     while pending:
         for user in pending.pop().users:

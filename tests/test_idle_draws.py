@@ -175,9 +175,16 @@ def _writes(logits: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def _draws_into_a_view(logits: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    kept = torch.ones_like(logits)
+    kept[:, :, :2].bernoulli_(0.5)
+    return logits * kept
+
+
 @pytest.mark.parametrize(
     ("use", "text"),
     [
+        (_draws_into_a_view, "draws random numbers"),
         (lambda logits, number: logits * number, "draws random numbers"),
         (lambda logits, number: logits * (number * 0), "draws random numbers"),
         (lambda logits, number: logits.add_(number), "draws random numbers"),
