@@ -7,11 +7,11 @@ arrays and modules that are no submodules remember too; they are not put back, b
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import types
 import weakref
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "has_slots",
     "held_code",
     "is_installed",
+    "is_of_dataclass",
 ]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
@@ -33,7 +34,7 @@ _FOREIGN = frozenset(("torch", "cachefree", "threading", "_thread", "logging", "
 _DEPTH = 8
 
 
-@dataclass
+@dataclasses.dataclass
 class HeldCode:
     """What was found in the attributes of a model's modules.
 
@@ -43,9 +44,9 @@ class HeldCode:
         opaque: Name and value of all that is not put back after a call.
     """
 
-    functions: dict[types.FunctionType, None] = field(default_factory=dict)
-    classes: dict[type, None] = field(default_factory=dict)
-    opaque: list[tuple[str, Any]] = field(default_factory=list)
+    functions: dict[types.FunctionType, None] = dataclasses.field(default_factory=dict)
+    classes: dict[type, None] = dataclasses.field(default_factory=dict)
+    opaque: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @once
@@ -127,3 +128,10 @@ def file_of(kind: type) -> str:
 def has_slots(kind: type) -> bool:
     """Whether objects of a class hold something outside of their ``__dict__``."""
     return any(vars(base).get("__slots__") for base in kind.__mro__)
+
+
+def is_of_dataclass(code: types.CodeType) -> bool:
+    """Whether ``dataclass`` wrote code, or wraps what it wrote."""
+    return code.co_filename == dataclasses.__file__ or (
+        code.co_filename == "<string>" and code.co_qualname.startswith("__create_fn__.")
+    )

@@ -15,7 +15,7 @@ from types import CodeType, FunctionType
 
 import torch
 
-from cachefree.held_code import is_installed
+from cachefree.held_code import is_installed, is_of_dataclass
 from cachefree.reach import reached_by
 from cachefree.sizes import SizeEnvironment, compiled, is_standard
 
@@ -82,9 +82,7 @@ def many_rounds(model: torch.nn.Module) -> int:
 
 def _is_of_python(code: CodeType) -> bool:
     """Whether code is the standard library's, or what ``dataclass`` writes: no size comes there."""
-    return is_standard(code.co_filename) or (
-        code.co_filename == "<string>" and code.co_qualname.startswith("__create_fn__.")
-    )
+    return is_standard(code.co_filename) or is_of_dataclass(code)
 
 
 @functools.lru_cache(maxsize=4096)

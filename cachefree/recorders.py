@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from cachefree.held_code import file_of, is_installed
+from cachefree.held_code import file_of, is_installed, is_of_dataclass
 from cachefree.looked_up import once
 from cachefree.reach import CONTAINERS, Place, Reached, get, reached_by
 from cachefree.sizes import is_users
@@ -265,9 +265,7 @@ def _mentioned(code: types.CodeType) -> set[str]:
 
 def _of_dataclass(code: types.CodeType) -> set[str]:
     """What code that a dataclass writes calls itself: the dataclass, and nothing else."""
-    is_written = code.co_qualname.startswith("__create_fn__.")
-    is_written |= code.co_filename == dataclasses.__file__
-    return set(code.co_varnames[:1]) if is_written else set()
+    return set(code.co_varnames[:1]) if is_of_dataclass(code) else set()
 
 
 def _asks_by_text(code: types.CodeType, name: str) -> bool:
