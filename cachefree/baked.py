@@ -22,7 +22,14 @@ from cachefree.reach import PLAIN, get, reached_by
 from cachefree.settings import setting, settings_named
 from cachefree.structure import flatten, is_same_plain
 
-__all__ = ["Flags", "Modes", "asks_for_devices", "moved_to", "names_in_code"]
+__all__ = [
+    "Flags",
+    "Modes",
+    "asks_for_devices",
+    "floating_dtype",
+    "moved_to",
+    "names_in_code",
+]
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
@@ -174,14 +181,31 @@ def _words(casts: tuple[tuple[str, torch.dtype], ...]) -> str:
     return ", ".join(f"on for {device} ({dtype})" for device, dtype in casts) or "off"
 
 
-def moved_to(model: nn.Module, example_inputs: Any) -> Any:
-    """Example inputs on the device that the model is on now."""
+def moved_to(model: nn.Module, example_inputs: Any, before: torch.dtype | None) -> Any:
+    """Example inputs on the device that the model is on now, and in the dtype that it has now.
+
+    Args:
+        model: The model.
+        example_inputs: As they were given.
+        before: The `floating_dtype` of the model that they were given for.
+    """
+    if example_inputs is None:
+        return None
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if example_inputs is None or len(devices) != 1:
-        return example_inputs
-    (device,) = devices
+    now = floating_dtype(model)
     leaves, structure = flatten(example_inputs)
-    return structure.rebuild([leaf.to(device) for leaf in leaves])
+    if len(devices) == 1:
+        (device,) = devices
+        leaves = [leaf.to(device) for leaf in leaves]
+    if before is not None and now is not None:
+        leaves = [leaf.to(now) if leaf.dtype is before else leaf for leaf in leaves]
+    return structure.rebuild(leaves)
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating-point dtype of all parameters; None where there is none, or are several."""
+    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def asks_for_devices(model: nn.Module) -> bool:

@@ -31,7 +31,7 @@ class Origin:
 
     Args:
         model: The model.
-        again: Rewrites it again.
+        again: Rewrites it, or a copy of it, again.
         without: Names of buffers and attributes that are a cache, which any call changes.
         constants: Tensors that the graph has read, and that are no parameters or buffers.
         has_state: Whether calls of the model change its attributes.
@@ -40,14 +40,14 @@ class Origin:
     def __init__(
         self,
         model: nn.Module,
-        again: Callable[[], Any],
+        again: Callable[[nn.Module], Any],
         without: frozenset[str] = frozenset(),
         constants: Iterable[torch.Tensor] = (),
         *,
         has_state: bool = False,
     ) -> None:
         self.model = model
-        self.again = again
+        self._again = again
         self._flags = Flags(model, without)
         self._held = Held(model, without, constants, has_state=has_state)
         self._asks_for_devices = asks_for_devices(model)
@@ -104,6 +104,14 @@ class Origin:
         if list(map(type, self._modules)) != self._classes:
             return True
         return self._have_tensors_changed()
+
+    def rewritten(self, model: nn.Module | None = None) -> Any:
+        """The model as it is now, or a copy of it, rewritten as it was asked for at first.
+
+        Raises:
+            CacheFreeError: it cannot be rewritten.
+        """
+        return self._again(self.model if model is None else model)
 
     def _is_read(self, before: tuple[nn.Module, set[str]]) -> bool:
         """Whether names are new on a module that its class has too, or that code may ask for."""

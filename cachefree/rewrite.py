@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cachefree.baked import Modes, moved_to
+from cachefree.baked import Modes, floating_dtype, moved_to
 from cachefree.certificate import Evidence
 from cachefree.collecting import collected_seldom
 from cachefree.discover import Carry
@@ -169,9 +169,11 @@ def _module(
     changed |= {*names_of(paths.remembered), *idle}
     keeper = keeper_of(paths.subject, paths.later.captured)
 
-    def again() -> Rewritten:
+    dtype = floating_dtype(model)
+
+    def again(other: nn.Module) -> Rewritten:
         options = {name: value for name, value in vars(request).items() if name not in _EXAMPLES}
-        return rewrite(model, moved_to(model, request.example_inputs), **options)
+        return rewrite(other, moved_to(other, request.example_inputs, dtype), **options)
 
     relied_on = paths.certified.relied_on
     origin = Origin(

@@ -13,6 +13,7 @@ from cachefree.baked import Modes
 from cachefree.calling import Calling, is_tracing
 from cachefree.calls import TensorSpec
 from cachefree.certificate import Certificate, Evidence
+from cachefree.copies import Copied, kinds_of
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.graph import assemble, bodies, mirror
@@ -78,6 +79,7 @@ class Rewritten(nn.Module):
         self.keeper = keeper
         self.__dict__["_origin"] = origin
         self.__dict__["_evidence"] = evidence
+        self._copied: Copied | None = None
         self.__dict__["_encoder"] = encoder
         self.__dict__["_projection"] = projection
         self.encoder_call = encoder_call
@@ -94,6 +96,7 @@ class Rewritten(nn.Module):
         self._non_persistent_buffers_set = graph_module._non_persistent_buffers_set
         # not add_module: it refuses names that this class has, such as encoder
         self.__dict__["_modules"].update(graph_module.named_children())
+        self._kinds = kinds_of(self)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -358,10 +361,12 @@ class Rewritten(nn.Module):
         Raises:
             CacheFreeError: it cannot be rewritten as it is now.
         """
+        if self._copied is not None and self._copied.has_changed():
+            raise self._copied.refusal()
         origin: Origin | None = self.__dict__["_origin"]
         if origin is not None and origin.has_changed():
             try:
-                fresh = origin.again()
+                fresh = origin.rewritten()
             except CacheFreeError as error:
                 raise type(error)(_CHANGED, *error.refusals) from error
             if self.keeper is not None and fresh.keeper is not None:
@@ -393,12 +398,13 @@ class Rewritten(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         graphs = ("_graph_module", "_encoder", "_projection")
-        skipped = (*graphs, "_origin", "_evidence")
+        skipped = (*graphs, "_origin", "_evidence", "_copied")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
-        return {**state, "_copied": tuple(self.__dict__[name] for name in graphs)}
+        return {**state, "_graphs": tuple(self.__dict__[name] for name in graphs)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        copied, *beside = state.pop("_copied")
+        copied, *beside = state.pop("_graphs")
+        kinds = state["_kinds"]
         self.__dict__.update(state)
         self.__dict__["_origin"] = None
         self.__dict__["_evidence"] = None
@@ -410,6 +416,7 @@ class Rewritten(nn.Module):
         )
         for name, graph in zip(("_encoder", "_projection"), beside, strict=True):
             self.__dict__[name] = graph and assemble(graph.graph, mirror(holder), _constants(graph))
+        self._copied, self._kinds = Copied(self, kinds), kinds
 
 
 def _attribute(graph_module: fx.GraphModule, name: str) -> torch.Tensor:

@@ -32,7 +32,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "grown_rows",
         "remembered spelling provenance explaining memos",
         "surroundings baked held like_integers sameness other_sizes",
-        "isolation spec terms faithful jumps origin",
+        "isolation spec terms faithful jumps origin copies",
         "call_checks exact_slices symbolic_python size_nodes fake_runs repeated_calls counted",
         "plain_results",
         "other_runs",

@@ -91,6 +91,25 @@ def test_a_branch_on_the_dtype_is_taken_anew() -> None:
     assert rewritten(IDS)[0].dtype == torch.float16
 
 
+def test_examples_are_given_again_in_the_dtype_that_the_model_has_now() -> None:
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.keys = torch.nn.Linear(6, 6)
+
+        def forward(self, x, past=None):
+            keys = self.keys(x) if past is None else torch.cat([past, self.keys(x)], 1)
+            return torch.softmax(x @ keys.mT, -1) @ keys, keys
+
+    model = seeded(Features)()
+    rewritten, features = cachefree.rewrite(model, (torch.rand(2, 3, 6),)), torch.rand(3, 5, 6)
+    model.to(torch.bfloat16)
+    y, past = model(features[:, :3].bfloat16())
+    same(rewritten(features[:, :3].bfloat16()), (y, past))
+    assert y.dtype == torch.bfloat16
+    same(rewritten(features[:, 3:].bfloat16(), past), model(features[:, 3:].bfloat16(), past))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second kind of device")
 def test_a_branch_on_the_device_is_taken_anew() -> None:
     class Placed(Small):

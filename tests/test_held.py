@@ -171,7 +171,7 @@ def _twice(*args: Any) -> Any:
 
 def _origin(model: Held) -> Origin:
     model.rows.register_forward_hook(lambda *args: args[-1])
-    return Origin(model, lambda: None, constants=[model.plain, model.tensors[0]])
+    return Origin(model, lambda model: None, constants=[model.plain, model.tensors[0]])
 
 
 @pytest.mark.parametrize("change", NOTICED)

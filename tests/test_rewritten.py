@@ -225,6 +225,21 @@ def test_copies_are_whole_and_apart(model: nn.Module, copied: Any) -> None:
     equal_in_chunks(model, rewritten)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
+def test_a_copy_has_no_model_to_capture_again_in_another_dtype(
+    model: nn.Module, copied: Any
+) -> None:
+    other = copied(rewritten_small(model))
+    past = other.double().empty_cache(3)
+    for call in (lambda: other(IDS), lambda: other(IDS, past), lambda: copy.copy(other)(IDS)):
+        with pytest.raises(DomainError) as caught:
+            call()
+        assert "emb.weight was torch.float32 of shape (12, 6), and is torch.float64" in str(
+            caught.value
+        )
+    equal_in_chunks(model, other.float())
+
+
 def test_copies_keep_weights_tied() -> None:
     class Tied(Small):
         def __init__(self) -> None:
