@@ -154,7 +154,7 @@ def test_what_cannot_be_loaded_is_2(
 def test_verify_and_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("hypothesis")
     words = [f"{FILE}:with_inputs"]
-    assert main(["verify", *words, "--examples", "2", "--backend", "eager"]) == 0
+    assert main(["verify", *words, "--examples", "2", "--backend", "eager", "--dtype", "own"]) == 0
     assert "no difference from the model" in capsys.readouterr().out
     assert main(["export", *words, "-o", "decoder.onnx", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -173,7 +173,9 @@ def test_a_failure_of_a_comparison_leaves_the_model_as_it_was() -> None:
         model.countdown[0] = at
         unchanged = Unchanged(model)
         with pytest.raises(KeyboardInterrupt, match="on purpose"):
-            cachefree.verify(model, rewritten, backends=("eager",), max_examples=3, seed=1)
+            cachefree.verify(
+                model, rewritten, backends=("eager",), dtypes=(), max_examples=3, seed=1
+            )
         model.state.zero_()  # what the model's own code left, outside of any capture
         model.log.clear()
         model.__dict__.pop("fresh", None)

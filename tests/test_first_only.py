@@ -76,7 +76,7 @@ def test_none_stands_for_leaving_it_out(listener: Any) -> None:
 
 def test_random_calls_leave_it_out_too(listener: Any) -> None:
     model, one = listener
-    cachefree.verify(model, one, backends=("eager",), max_examples=15, seed=0)
+    cachefree.verify(model, one, backends=("eager",), dtypes=(), max_examples=15, seed=0)
 
 
 def test_it_is_left_out_on_onnx_runtime(listener: Any, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_picture_is_left_out_on_onnx_runtime(onlooker: Any, tmp_path: Path) ->
 @pytest.mark.slow
 def test_random_calls_see_a_picture_first(onlooker: Any) -> None:
     model, one = onlooker
-    cachefree.verify(model, one, backends=("eager",), max_examples=10, seed=0)
+    cachefree.verify(model, one, backends=("eager",), dtypes=(), max_examples=10, seed=0)
 
 
 def test_what_is_seen_twice_is_refused() -> None:

@@ -78,7 +78,7 @@ def caught(model: nn.Module, wrong: Any, **options: Any) -> str:
 
 def test_what_is_right_passes_on_both_backends(model: nn.Module, rewritten: Any) -> None:
     state = torch.get_rng_state()
-    found = verify(model, rewritten, max_examples=15, seed=0)
+    found = verify(model, rewritten, dtypes=(), max_examples=15, seed=0)
     assert found.backends == ("eager", "onnxruntime")
     assert found.generations >= 15
     assert found.calls > found.generations
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_run(rewritten: Any) -> None:
             raise ValueError("not today")
 
     with pytest.raises(CacheFreeError, match=r"ran on none of the generations(.|\n)*not today"):
-        verify(Broken(1, 1).eval(), rewritten, backends=EAGER, max_examples=3)
+        verify(Broken(1, 1).eval(), rewritten, backends=EAGER, dtypes=(), max_examples=3)
 
 
 def test_a_model_that_draws_random_numbers(rewritten: Any) -> None:
@@ -194,7 +194,7 @@ def test_a_model_that_draws_random_numbers(rewritten: Any) -> None:
             return logits + (1.0 if self.calls == 90 else 0.0), past
 
     with pytest.raises(CacheFreeError, match="differed once and agreed once"):
-        verify(Noisy().eval(), rewritten, backends=EAGER, max_examples=60, seed=0)
+        verify(Noisy().eval(), rewritten, backends=EAGER, dtypes=(), max_examples=60, seed=0)
 
 
 def test_refusals(model: nn.Module, rewritten: Any, monkeypatch: pytest.MonkeyPatch) -> None:

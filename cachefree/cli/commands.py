@@ -116,6 +116,8 @@ def _pages(options: argparse.Namespace, found: Any, plot: Callable[[], Any] | No
 
 
 def _verify(options: argparse.Namespace) -> Answer:
+    import torch
+
     import cachefree
 
     _needs("hypothesis", "verify")
@@ -123,10 +125,12 @@ def _verify(options: argparse.Namespace) -> Answer:
     rewritten = _rewritten(options, source)
     note("comparing on random calls")
     backends = tuple(options.backend or ("eager", "onnxruntime"))
+    named = [getattr(torch, name) for name in options.dtype or () if name != "own"]
     found = cachefree.verify(
         source.model,
         rewritten,
         backends=backends,
+        dtypes=named if options.dtype else None,
         max_examples=options.examples,
         seed=options.seed,
     )
@@ -136,6 +140,11 @@ def _verify(options: argparse.Namespace) -> Answer:
         "generations": found.generations,
         "calls": found.calls,
         "differences": dict(found.differences),
+        "dtypes": {
+            str(dtype).removeprefix("torch."): dict(other.differences)
+            for dtype, other in found.dtypes.items()
+        },
+        "left_out": dict(found.left_out),
     }
     return Answer(f"{rewritten.report.verdict.name}\n{found}", plain)
 

@@ -135,6 +135,12 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         choices=("eager", "onnxruntime"),
         help="what to compare with the model; both where left out",
     )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        choices=("own", "float64", "float32", "float16", "bfloat16"),
+        help="what the model is cast to as well, beside its own dtype; all where left out",
+    )
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

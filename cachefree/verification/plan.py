@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import sympy
+import torch
 
 from cachefree.onnx.domain import concrete
 from cachefree.spec import Interface
@@ -29,12 +30,20 @@ class Plan:
         sizes: The other sizes, which stay: batch, encoder …
         padding: What masks drop: nothing, single positions, or the start of all rows but the first.
         seed: Of all values.
+        dtype: That the model is cast to; None for its own.
     """
 
     queries: tuple[int, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
     padding: Padding = "none"
     seed: int = 0
+    dtype: torch.dtype | None = None
+
+    def __repr__(self) -> str:
+        said = {part.name: getattr(self, part.name) for part in fields(self)}
+        if self.dtype is None:
+            del said["dtype"]
+        return f"Plan({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     @property
     def total(self) -> int:
@@ -43,7 +52,11 @@ class Plan:
 
 
 def draw_plan(
-    choose: Callable[[list[Any]], Any], interface: Interface, has_masks: bool, seed: int
+    choose: Callable[[list[Any]], Any],
+    interface: Interface,
+    has_masks: bool,
+    seed: int,
+    dtype: torch.dtype | None = None,
 ) -> Plan | None:
     """Draws a generation whose every call is inside the domain.
 
@@ -52,6 +65,7 @@ def draw_plan(
         interface: Of the model.
         has_masks: Whether there are masks to pad.
         seed: Of all values.
+        dtype: That the model is cast to; None for its own.
 
     Returns:
         The plan; None where no first call fits into the domain at these sizes.
@@ -82,7 +96,7 @@ def draw_plan(
     if not queries:
         return None
     padding: Padding = choose(list(PADDINGS)) if has_masks else "none"
-    return Plan(tuple(queries), fixed, padding, seed)
+    return Plan(tuple(queries), fixed, padding, seed, dtype)
 
 
 def length_of(size: Any) -> tuple[str, int]:

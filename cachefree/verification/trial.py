@@ -38,6 +38,10 @@ class Trial:
         others: What must agree with it.
         rewritten: What was rewritten, for the ranges of integer inputs.
         device: Where inputs are made.
+
+    Attributes:
+        tally: What was run.
+        failure: Why the original did not run on a generation, if it did not.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Trial:
         self.computed_in = _coarsest(rewritten.graph_module, self.interface)
         self.device = device
         self.tally = Tally()
+        self.failure = ""
 
     @property
     def has_masks(self) -> bool:
@@ -70,7 +75,11 @@ class Trial:
         """
         values = InputValues(self.interface, self.vocabulary, plan, self.device)
         chunks: dict[str, list[Outputs]] = {}
-        difference = self._run_calls(plan.queries, plan, values, chunks)
+        try:
+            difference = self._run_calls(plan.queries, plan, values, chunks)
+        except OriginalFailedError as error:
+            self.failure = str(error)
+            raise
         if difference is None and len(plan.queries) > 1:
             difference = self._check_chunks(plan, values, chunks)
         if difference is None:

@@ -7,28 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.random import fork_rng
 
 from cachefree.errors import CacheFreeError, Refusal
-from cachefree.lifting.subject import called_alike
 from cachefree.preconditions import refuse_not_rewritten
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
 from cachefree.verification.result import Verification, counterexample, summary
-from cachefree.verification.runners import (
-    OwnCall,
-    Runner,
-    double_copy,
-    onnx_runner,
-    temporary_directory,
-)
+from cachefree.verification.runners import temporary_directory
 from cachefree.verification.tally import Difference
-from cachefree.verification.trial import OriginalFailedError, Trial, device_of
+from cachefree.verification.trial import OriginalFailedError, Trial
+from cachefree.verification.trials import BACKENDS, Trials
 
 __all__ = ["Verification", "replay", "verify"]
 
-BACKENDS = ("eager", "onnxruntime")
 _SHORT = ((1, 1, 1), (2, 1), (1, 3), (3, 2, 1), (1,), (4,))
 
 
@@ -38,6 +32,7 @@ def verify(
     *,
     backends: Sequence[str] = BACKENDS,
     providers: Sequence[Any] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
     max_examples: int = 100,
     seed: int | None = None,
 ) -> Verification:
@@ -49,11 +44,17 @@ def verify(
     its chunks give, the same is asked of the others. Equal bits pass, and so does what the dtype's
     rounding explains, measured against the original in float64.
 
+    The same in other dtypes: on a copy of the model that is cast and rewritten again, as a call of
+    ``rewritten`` does by itself after ``model.half()``. What a model, the rewrite or a backend
+    cannot do in a dtype is told, and is no difference.
+
     Args:
         model: The original.
         rewritten: What ``cachefree.rewrite`` gave for it.
         backends: ``"eager"`` for the rewritten module, ``"onnxruntime"`` for its export.
         providers: ONNX Runtime's execution providers.
+        dtypes: Other dtypes to draw from; by default float64, float16, bfloat16 and float32 without
+            the model's own. Each costs a copy of the weights and a rewrite; ``()`` for none.
         max_examples: How many generations to draw.
         seed: For the same generations again.
 
@@ -68,23 +69,22 @@ def verify(
     refuse_not_rewritten(rewritten, "verify")
     hypothesis = _hypothesis()
     with temporary_directory() as directory, fork_rng(devices=[]):
-        trial = _trial(model, rewritten, backends, providers, Path(directory))
-        failures: list[str] = []
-        for plan in _corners(trial.interface):
-            _run_or_skip(trial, plan, failures)
-        _search(hypothesis, trial, max_examples, seed, failures)
-    if not trial.tally.generations:
+        trials = Trials(model, rewritten, backends, providers, Path(directory), dtypes)
+        for plan in _corners(trials.own.interface):
+            _run_or_skip(trials.own, plan)
+        _search(hypothesis, trials, max_examples, seed)
+    if not trials.own.tally.generations:
         raise CacheFreeError(
             Refusal(
                 "The model itself ran on none of the generations.",
-                why=failures[-1] if failures else "No sizes fit into the domain.",
+                why=trials.own.failure or "No sizes fit into the domain.",
                 remedy=(
                     "Check that the model runs with random inputs of the shapes in"
                     " rewritten.interface."
                 ),
             )
         )
-    return summary(trial.tally, tuple(backends))
+    return summary(trials, tuple(backends))
 
 
 def replay(
@@ -102,7 +102,16 @@ def replay(
         CacheFreeError: the model does not run on it.
     """
     with temporary_directory() as directory, fork_rng(devices=[]):
-        trial = _trial(model, rewritten, backends, providers, Path(directory))
+        dtypes = () if plan.dtype is None else (plan.dtype,)
+        trials = Trials(model, rewritten, backends, providers, Path(directory), dtypes)
+        trial = trials.of(plan.dtype)
+        if trial is None:
+            raise CacheFreeError(
+                Refusal(
+                    f"The model cannot be compared in {plan.dtype}.",
+                    why="; ".join(trials.left_out.values()),
+                )
+            )
         try:
             difference = trial.run(plan)
         except OriginalFailedError as error:
@@ -111,7 +120,7 @@ def replay(
             ) from error
     if difference is not None:
         raise counterexample(difference, plan)
-    return summary(trial.tally, tuple(backends))
+    return summary(trials, tuple(backends))
 
 
 def _hypothesis() -> Any:
@@ -129,60 +138,6 @@ def _hypothesis() -> Any:
             )
         ) from error
     return hypothesis
-
-
-def _trial(
-    model: nn.Module,
-    rewritten: Any,
-    backends: Sequence[str],
-    providers: Sequence[Any] | None,
-    directory: Path,
-) -> Trial:
-    unknown = [backend for backend in backends if backend not in BACKENDS]
-    if unknown or not backends:
-        raise CacheFreeError(
-            Refusal(
-                f"Unknown backends: {', '.join(unknown) or 'none given'}.",
-                remedy=f"Known are {', '.join(BACKENDS)}.",
-            )
-        )
-    if any(tensor.is_meta for tensor in model.parameters()):
-        raise CacheFreeError(
-            Refusal(
-                "The model's weights are on the meta device: it computes nothing that could be"
-                " compared.",
-                remedy="Load the weights first, or trust the proof: rewritten.report.verdict.",
-            )
-        )
-    other = rewritten.calling.another_mode("model", is_training=model.training)
-    if other is not None:
-        raise CacheFreeError(other)
-    own_call = OwnCall(rewritten)
-    others = []
-    if "eager" in backends:
-        others.append(Runner("eager", rewritten, own_call))
-    if "onnxruntime" in backends:
-        try:
-            others.append(onnx_runner(rewritten, own_call, directory, providers))
-        except CacheFreeError as error:
-            without = Refusal("To verify without ONNX Runtime, pass backends=('eager',).")
-            raise type(error)(*error.refusals, without) from error
-    exact = double_copy(model)
-    return Trial(
-        Runner("original", called_alike(model, rewritten), own_call),
-        None
-        if exact is None
-        else Runner("float64", called_alike(exact, rewritten), own_call, _float64()),
-        others,
-        rewritten,
-        device_of(model),
-    )
-
-
-def _float64() -> Any:
-    import torch
-
-    return torch.float64
 
 
 def _corners(interface: Interface) -> Iterator[Plan]:
@@ -211,32 +166,34 @@ class _DifferenceFoundError(Exception):
         self.plan = plan
 
 
-def _run_or_skip(trial: Trial, plan: Plan, failures: list[str]) -> bool:
-    """Runs a generation; whether the original could."""
+def _run_or_skip(trial: Trial, plan: Plan) -> None:
     try:
         difference = trial.run(plan)
-    except OriginalFailedError as error:
-        failures.append(str(error))
-        return False
+    except OriginalFailedError:
+        return
     if difference is not None:
         raise counterexample(difference, plan)
-    return True
 
 
-def _search(
-    hypothesis: Any, trial: Trial, max_examples: int, seed: int | None, failures: list[str]
-) -> None:
+def _search(hypothesis: Any, trials: Trials, max_examples: int, seed: int | None) -> None:
     """Draws generations, and shrinks one that differs."""
     strategies = hypothesis.strategies
+    # the model's own dtype stands first, as what is simplest, and is as likely as all others
+    dtypes = [None, *[None for _ in trials.others[1:]], *trials.others]
 
     @strategies.composite  # type: ignore[untyped-decorator]
     def plans(draw: Any) -> Plan | None:
         seed = draw(strategies.integers(0, 2**16))
+        dtype = draw(strategies.sampled_from(dtypes))
+        trial = trials.of(dtype)
+        if trial is None:
+            return None
         return draw_plan(
             lambda options: draw(strategies.sampled_from(options)),
             trial.interface,
             trial.has_masks,
             seed,
+            dtype,
         )
 
     @hypothesis.settings(
@@ -253,10 +210,11 @@ def _search(
     def run(plan: Plan | None) -> None:
         hypothesis.assume(plan is not None)
         assert plan is not None
+        trial = trials.of(plan.dtype)
+        assert trial is not None
         try:
             difference = trial.run(plan)
-        except OriginalFailedError as error:
-            failures.append(str(error))
+        except OriginalFailedError:
             hypothesis.reject()
         else:
             if difference is not None:
