@@ -16,9 +16,11 @@ from cachefree.errors import (
     SourceLine,
     UnsupportedBranchError,
 )
+from cachefree.explaining import of_a_script, scripted_at
 from cachefree.held_code import is_installed
 from cachefree.reach import reached_by
 from cachefree.reading import Program
+from cachefree.sizes import Question
 from cachefree.terms import Term, topological
 
 __all__ = [
@@ -238,21 +240,28 @@ def refuse_frozen_sizes(*programs: Program) -> None:
         CaptureError: there are such, with their lines.
     """
     refusals = [
-        Refusal(
-            f"A size is turned into a Python number: {question.fact.lhs} is frozen as "
-            f"{question.fact.rhs}.",
-            why="The graph would be right at this one size only.",
-            remedy="Compute with the size itself; loop over all tokens in "
-            "steps of 1. Where the loop steps a state from token to token, rewrite the method that "
-            "takes one token (method=), and call it for each.",
-            where=question.where,
-        )
+        _frozen(question)
         for program in programs
         for question in program.captured.questions
         if question.froze
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
+
+
+def _frozen(question: Question) -> Refusal:
+    function = scripted_at(question.where)
+    if function is not None:
+        return of_a_script(function, "It reads a size.", question.where)
+    return Refusal(
+        f"A size is turned into a Python number: {question.fact.lhs} is frozen as "
+        f"{question.fact.rhs}.",
+        why="The graph would be right at this one size only.",
+        remedy="Compute with the size itself; loop over all tokens in "
+        "steps of 1. Where the loop steps a state from token to token, rewrite the method that "
+        "takes one token (method=), and call it for each.",
+        where=question.where,
+    )
 
 
 def refuse_other_results(first: Program, later: Program) -> None:

@@ -157,14 +157,38 @@ def scripted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -
     return F.linear(x, weight, bias).relu()
 
 
+@torch.jit.script
+def scripted_scale(x: torch.Tensor) -> torch.Tensor:
+    if x.shape[1] > 4:
+        return x * 2
+    return x
+
+
+@torch.jit.script
+def scripted_cap(x: torch.Tensor) -> torch.Tensor:
+    if bool(x.sum() > 4):
+        return x.tanh()
+    return x
+
+
+class ScalesInAScript(nn.Linear):
+    def forward(self, x):
+        return scripted_scale(super().forward(x))
+
+
+class CapsInAScript(nn.Linear):
+    def forward(self, x):
+        return scripted_cap(super().forward(x))
+
+
 class CallsAScript(nn.Linear):
     def forward(self, x):
         return scripted_linear(x, self.weight, self.bias)
 
 
-def gpt_with_scripted_function():
+def gpt_with_scripted_function(layer: type[nn.Linear] = CallsAScript):
     model = NanoGPT(GPTConfig())
-    model.transformer.h[0].mlp = CallsAScript(16, 16)
+    model.transformer.h[0].mlp = layer(16, 16)
     return model
 
 
@@ -190,6 +214,24 @@ REFUSALS = (
         seeded(gpt_with_scripted_function),
         error="CaptureError",
         says=("not Python: a scripted function", "self.mlp", "Call the Python function"),
+        example_inputs=(IDS,),
+    ),
+    RefusalCase(
+        "scripted_function_of_sizes",
+        seeded(lambda: gpt_with_scripted_function(ScalesInAScript)),
+        error="CaptureError",
+        says=(
+            "The scripted function 'scripted_scale' cannot be captured.",
+            "return scripted_scale(super().forward(x))",
+            "It reads a size.",
+        ),
+        example_inputs=(IDS,),
+    ),
+    RefusalCase(
+        "scripted_function_of_values",
+        seeded(lambda: gpt_with_scripted_function(CapsInAScript)),
+        error="CaptureError",
+        says=("The scripted function 'scripted_cap'", "return scripted_cap(", "without values"),
         example_inputs=(IDS,),
     ),
     RefusalCase(
