@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
 
-import torch
-
 from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.scripted import of_a_script, scripted_at
 from cachefree.sizes import is_users
 
 __all__ = [
     "depends_on_values",
     "explained",
     "line_of",
-    "of_a_script",
-    "scripted_at",
     "silenced",
     "told",
     "unforeseen",
@@ -75,29 +71,6 @@ def line_of(error: Exception) -> SourceLine | None:
         if is_users(frame.filename):
             return SourceLine(frame.filename, frame.lineno or 0, frame.name)
     return None
-
-
-def scripted_at(where: SourceLine | None) -> str | None:
-    """The scripted function of a module that a line of it names."""
-    if where is None:
-        return None
-    homes = [m for m in list(sys.modules.values()) if getattr(m, "__file__", None) == where.file]
-    for name in re.findall(r"[^\W\d]\w*", where.text):
-        if any(isinstance(vars(home).get(name), torch.jit.ScriptFunction) for home in homes):
-            return str(name)
-    return None
-
-
-def of_a_script(function: str, met: str, where: SourceLine | None) -> Refusal:
-    """What is said of a scripted function that cannot be captured."""
-    return Refusal(
-        f"The scripted function {function!r} cannot be captured.",
-        why=f"{met} TorchScript takes sizes as plain numbers, and what it asks about them and "
-        "about values cannot be heard.",
-        remedy="Call the Python function, without torch.jit.script. The one graph can be traced: "
-        'torch.jit.trace(rewritten.graph_module, **rewritten.export_args("trace", flat=True)).',
-        where=where,
-    )
 
 
 def told(error: Exception) -> str:

@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from cachefree.memos import Additions
+from cachefree.scripted import run_as_written
 from cachefree.surroundings import Outside, surroundings
 
 __all__ = ["NOTHING", "StateChange", "is_plain_object", "one_at_a_time", "untouched"]
@@ -34,12 +35,13 @@ NOTHING = object()
 def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Lets one thread into ``function``: torch traces, warns and draws for the whole process.
 
-    Inside, tensors have values, in a block of ``torch.device("meta")`` too.
+    Inside, tensors have values, in a block of ``torch.device("meta")`` too, and scripted functions
+    are run as they were written.
     """
 
     @functools.wraps(function)
     def alone(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with _one_thread, contextlib.ExitStack() as stack:
+        with _one_thread, run_as_written(), contextlib.ExitStack() as stack:
             if torch.get_default_device().type == "meta":
                 stack.enter_context(torch.device("cpu"))
             return function(*args, **kwargs)

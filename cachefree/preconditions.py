@@ -16,10 +16,10 @@ from cachefree.errors import (
     SourceLine,
     UnsupportedBranchError,
 )
-from cachefree.explaining import of_a_script, scripted_at
 from cachefree.held_code import is_installed
 from cachefree.reach import reached_by
 from cachefree.reading import Program
+from cachefree.scripted import of_a_script, scripted_at
 from cachefree.sizes import Question
 from cachefree.terms import Term, topological
 

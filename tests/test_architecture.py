@@ -22,7 +22,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "cutting",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
-        "token_places held_code value_questions",
+        "token_places held_code value_questions scripted",
         "reach idle_draws",
         "recorders",
         "loop_values",

@@ -159,14 +159,14 @@ def scripted_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -
 
 @torch.jit.script
 def scripted_scale(x: torch.Tensor) -> torch.Tensor:
-    if x.shape[1] > 4:
+    if torch.jit.is_scripting() and x.shape[1] > 4:
         return x * 2
     return x
 
 
 @torch.jit.script
 def scripted_cap(x: torch.Tensor) -> torch.Tensor:
-    if bool(x.sum() > 4):
+    if torch.jit.is_scripting() and bool(x.sum() > 4):
         return x.tanh()
     return x
 
@@ -181,12 +181,7 @@ class CapsInAScript(nn.Linear):
         return scripted_cap(super().forward(x))
 
 
-class CallsAScript(nn.Linear):
-    def forward(self, x):
-        return scripted_linear(x, self.weight, self.bias)
-
-
-def gpt_with_scripted_function(layer: type[nn.Linear] = CallsAScript):
+def gpt_with_scripted_function(layer: type[nn.Linear]):
     model = NanoGPT(GPTConfig())
     model.transformer.h[0].mlp = layer(16, 16)
     return model
@@ -207,13 +202,6 @@ REFUSALS = (
             "The modules 'transformer.h.0.mlp', 'transformer.h.1.mlp' are TorchScript",
             "Put the module that was scripted or traced in its place.",
         ),
-        example_inputs=(IDS,),
-    ),
-    RefusalCase(
-        "scripted_function_of_layers",
-        seeded(gpt_with_scripted_function),
-        error="CaptureError",
-        says=("not Python: a scripted function", "self.mlp", "Call the Python function"),
         example_inputs=(IDS,),
     ),
     RefusalCase(
