@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import linecache
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,15 @@ def test_every_error_has_a_failing_and_a_fixed_example() -> None:
         section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
         assert f"# raises {name}" in section, name
         assert sum("# raises" not in block for block in BLOCK.findall(section)) >= 1, name
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(build, cwd=DOCS.parent, env=environment, check=True)
+    assert (tmp_path / "errors" / "index.html").is_file()
 
 
 def test_every_page_is_reached_and_every_public_name_is_documented() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ pytest.importorskip("ipykernel")
 from notebooks.run import executed, paths  # noqa: E402 - it needs nbclient
 
 NOTEBOOKS = paths()
-SECONDS = 240  # two minutes on two cores of its own, and others may use them too
 BYTES = 400_000
 
 
@@ -22,12 +20,10 @@ def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 7
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
-    started = time.perf_counter()
-    executed(path)
-    assert time.perf_counter() - started < SECONDS
+    cells = executed(path).cells
+    assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
