@@ -17,6 +17,8 @@ from cachefree.sizes import size_symbol
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 from cachefree.verification import Plan, replay, verify
 from cachefree.verification.plan import draw_plan, next_sizes
+from cachefree.verification.rounding import Rounding
+from cachefree.verification.runners import OwnCall, Runner, double_copy, shaken_copies
 from cachefree.verification.tolerance import compare
 from cachefree.verification.values import InputValues
 
@@ -239,6 +241,40 @@ def test_error_is_measured_against_float64() -> None:
     assert not worse.is_same
     assert "it is 0.001 from the float64 result, the original 0.0001" in worse.why
     assert not compare((exact - 2e-4).float(), original, None).is_same
+
+
+def test_an_error_that_rounding_the_weights_makes_too_is_no_difference() -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    original, actual = (exact + 1e-4).float(), (exact + 1e-3).float()
+    assert compare(actual, original, exact, spread=lambda: 5e-4).is_same
+    worse = compare(actual, original, exact, spread=lambda: 2e-4)
+    assert not worse.is_same
+    assert "the original 0.0001; rounding the weights makes 0.0002" in worse.why
+    assert not compare(actual, original, None, spread=lambda: 1.0).is_same
+
+
+def test_how_much_rounding_the_weights_makes(model: nn.Module, rewritten: Any) -> None:
+    exact, own_call = double_copy(model), OwnCall(rewritten)
+    assert exact is not None
+
+    def copies() -> list[Runner]:
+        made = shaken_copies(exact, torch.float32, 2)
+        return [Runner("float64", each, own_call, torch.float64) for each in made]
+
+    runner = Runner("float64", exact, own_call, torch.float64)
+    rounding = Rounding(own_call.interface, copies)
+    plan = Plan((2, 1), {"batch": 2})
+    rows = tuple({"ids": 13, "position_ids": 32}.get(s.path) for s in own_call.interface.inputs)
+    values = InputValues(own_call.interface, rows, plan, torch.device("cpu"))
+    for start, query in ((0, 2), (2, 1)):
+        sizes = {"batch": 2, "query": query, "past": start}
+        tensors = values.of_call(start, sizes)
+        rounding.add(tensors, sizes)
+        outputs = runner.call(tensors, sizes)
+        spread = rounding.spread(0, outputs)
+        assert 1e-9 < spread < 1e-5
+        assert rounding.spread(0, None) == 0
+        assert rounding.spread(1, outputs) != spread
 
 
 def test_float64_that_computes_something_else_excuses_nothing() -> None:

@@ -16,7 +16,7 @@ from cachefree.onnx.domain import concrete
 from cachefree.onnx.export import positional
 from cachefree.structure import Structure, flatten
 
-__all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner"]
+__all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner", "shaken_copies"]
 
 Model = Callable[..., Any]
 FORMS = ("left out", "nones", "empty tuple")
@@ -176,6 +176,22 @@ def double_copy(model: nn.Module) -> nn.Module | None:
     except Exception:  # noqa: BLE001
         # a model may hold anything, and whatever it holds may refuse a copy
         return None
+
+
+def shaken_copies(model: nn.Module, dtype: torch.dtype, number: int) -> list[nn.Module]:
+    """Copies of a float64 model whose parameters are off by up to the last digit of a dtype."""
+    copies = []
+    for seed in range(number):
+        generator = torch.Generator().manual_seed(seed)
+        copied = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                noise = (2 * noise - 1).to(parameter.device)
+                if parameter.dtype.is_floating_point:
+                    parameter.mul_(1 + torch.finfo(dtype).eps * noise)
+        copies.append(copied)
+    return copies
 
 
 def onnx_runner(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cachefree.sizes import size_symbol
 from cachefree.spec import Interface, OutputSpec
 from cachefree.verification.padding import without_dropped
 from cachefree.verification.plan import Plan, length_of
+from cachefree.verification.rounding import Rounding
 from cachefree.verification.runners import Runner
 from cachefree.verification.tally import Difference, Tally
 from cachefree.verification.tolerance import Comparison, compare
@@ -38,6 +40,7 @@ class Trial:
         others: What must agree with it.
         rewritten: What was rewritten, for the ranges of integer inputs.
         device: Where inputs are made.
+        rounded: Makes ``exact`` with weights that are off in their last digit.
 
     Attributes:
         tally: What was run.
@@ -51,6 +54,7 @@ class Trial:
         others: Sequence[Runner],
         rewritten: Any,
         device: torch.device,
+        rounded: Callable[[], Sequence[Runner]] = list,
     ) -> None:
         self.original = original
         self.exact = exact
@@ -61,6 +65,7 @@ class Trial:
         self.device = device
         self.tally = Tally()
         self.failure = ""
+        self._rounding = Rounding(self.interface, rounded)
 
     @property
     def has_masks(self) -> bool:
@@ -96,6 +101,7 @@ class Trial:
         runners = [self.original, *([self.exact] if self.exact else []), *self.others]
         for runner in runners:
             runner.start()
+        self._rounding.start()
         start = 0
         for number, query in enumerate(queries):
             sizes = {**plan.sizes, **self._past_sizes(), "query": query}
@@ -126,6 +132,7 @@ class Trial:
         if all(output.isnan().all() for output in expected if output.is_floating_point()):
             raise OriginalFailedError("It gives no numbers, only nan.")
         self.tally.calls += 1
+        self._rounding.add(tensors, sizes)
         exact = self._exact_call(tensors, sizes)
         if exact:
             exact = without_dropped(self.interface, exact, expected, tensors, sizes["query"])
@@ -178,6 +185,7 @@ class Trial:
                 exact[index] if exact else None,
                 skip_nan=runner.name != "eager",
                 computed_in=self.computed_in,
+                spread=functools.partial(self._rounding.spread, index, exact),
             )
             self.tally.add(runner.name, comparison)
             if not comparison.is_same:
@@ -253,14 +261,15 @@ class Trial:
             else:
                 continue
             precise = exact[index] if exact else None
-            found.append(
-                (
-                    _said(spec),
-                    compare(
-                        joined, whole[index], precise, skip_nan=True, computed_in=self.computed_in
-                    ),
-                )
+            same = compare(
+                joined,
+                whole[index],
+                precise,
+                skip_nan=True,
+                computed_in=self.computed_in,
+                spread=functools.partial(self._rounding.spread, index, exact),
             )
+            found.append((_said(spec), same))
         return found
 
 

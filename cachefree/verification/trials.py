@@ -13,12 +13,14 @@ from torch import nn
 from cachefree.baked import floating_dtype
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.lifting.subject import called_alike
-from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner
+from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner, shaken_copies
 from cachefree.verification.trial import Trial, device_of
 
 __all__ = ["BACKENDS", "DTYPES", "Trials"]
 
 BACKENDS = ("eager", "onnxruntime")
+COPIES = 3
+"""Roundings of the weights to look at, where the model's own error explains too little."""
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -122,7 +124,17 @@ class Trials:
         if exact is not None:
             double = Runner("float64", called_alike(exact, rewritten), own_call, torch.float64)
         original = Runner("original", called_alike(model, rewritten), own_call)
-        return Trial(original, double, others, rewritten, device_of(model))
+
+        def rounded() -> list[Runner]:
+            if exact is None:
+                return []
+            copies = shaken_copies(exact, dtype or floating_dtype(model) or torch.float32, COPIES)
+            return [
+                Runner("float64", called_alike(copied, rewritten), own_call, torch.float64)
+                for copied in copies
+            ]
+
+        return Trial(original, double, others, rewritten, device_of(model), rounded)
 
 
 def _refuse(model: nn.Module, rewritten: Any, backends: Sequence[str]) -> None:
