@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,26 +172,38 @@ def double_copy(model: nn.Module) -> nn.Module | None:
     if floating <= {torch.float64}:
         return None
     try:
-        return copy.deepcopy(model).double()
+        exact = copy.deepcopy(model).double()
+        for module in exact.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
+                    vars(module)[name] = value.double()
+        return exact
     except Exception:  # noqa: BLE001
         # a model may hold anything, and whatever it holds may refuse a copy
         return None
 
 
-def shaken_copies(model: nn.Module, dtype: torch.dtype, number: int) -> list[nn.Module]:
-    """Copies of a float64 model whose parameters are off by up to the last digit of a dtype."""
-    copies = []
+def shaken_copies(model: nn.Module, dtype: torch.dtype | None, number: int) -> Iterator[nn.Module]:
+    """Copies of a model whose parameters are off by up to the last digit.
+
+    Args:
+        model: The model; nothing comes where it cannot be copied.
+        dtype: Whose last digit; None for that of each parameter.
+        number: Of copies.
+    """
     for seed in range(number):
         generator = torch.Generator().manual_seed(seed)
-        copied = copy.deepcopy(model)
-        with torch.no_grad():
-            for parameter in copied.parameters():
-                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-                noise = (2 * noise - 1).to(parameter.device)
-                if parameter.dtype.is_floating_point:
-                    parameter.mul_(1 + torch.finfo(dtype).eps * noise)
-        copies.append(copied)
-    return copies
+        try:
+            copied = copy.deepcopy(model)
+        except Exception:  # noqa: BLE001
+            return
+        for parameter in copied.parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            if parameter.dtype.is_floating_point:
+                digit = torch.finfo(dtype or parameter.dtype).eps
+                factor = 1 + digit * (2 * noise - 1).to(parameter.device)
+                parameter.data = (parameter.data * factor).to(parameter.dtype)
+        yield copied
 
 
 def onnx_runner(

@@ -40,7 +40,7 @@ class Trial:
         others: What must agree with it.
         rewritten: What was rewritten, for the ranges of integer inputs.
         device: Where inputs are made.
-        rounded: Makes ``exact`` with weights that are off in their last digit.
+        rounded: Makes the model, in float64 or not, with weights that are off in their last digit.
 
     Attributes:
         tally: What was run.
@@ -54,7 +54,7 @@ class Trial:
         others: Sequence[Runner],
         rewritten: Any,
         device: torch.device,
-        rounded: Callable[[], Sequence[Runner]] = list,
+        rounded: Callable[[bool], Sequence[Runner]] = lambda is_exact: (),
     ) -> None:
         self.original = original
         self.exact = exact
@@ -185,7 +185,7 @@ class Trial:
                 exact[index] if exact else None,
                 skip_nan=runner.name != "eager",
                 computed_in=self.computed_in,
-                spread=functools.partial(self._rounding.spread, index, exact),
+                spread=functools.partial(self._rounding.spread, index, exact, expected),
             )
             self.tally.add(runner.name, comparison)
             if not comparison.is_same:
@@ -267,7 +267,7 @@ class Trial:
                 precise,
                 skip_nan=True,
                 computed_in=self.computed_in,
-                spread=functools.partial(self._rounding.spread, index, exact),
+                spread=functools.partial(self._rounding.spread, index, exact, whole),
             )
             found.append((_said(spec), same))
         return found

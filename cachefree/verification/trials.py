@@ -125,13 +125,11 @@ class Trials:
             double = Runner("float64", called_alike(exact, rewritten), own_call, torch.float64)
         original = Runner("original", called_alike(model, rewritten), own_call)
 
-        def rounded() -> list[Runner]:
-            if exact is None:
-                return []
-            copies = shaken_copies(exact, dtype or floating_dtype(model) or torch.float32, COPIES)
+        def rounded(is_exact: bool) -> list[Runner]:
+            source, cast = (exact, torch.float64) if is_exact and exact else (model, None)
             return [
-                Runner("float64", called_alike(copied, rewritten), own_call, torch.float64)
-                for copied in copies
+                Runner("rounded", called_alike(copied, rewritten), own_call, cast)
+                for copied in shaken_copies(source, dtype or floating_dtype(model), COPIES)
             ]
 
         return Trial(original, double, others, rewritten, device_of(model), rounded)
