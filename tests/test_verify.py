@@ -17,8 +17,8 @@ from cachefree.sizes import size_symbol
 from cachefree.spec import CacheSlot, Condition, Domain, InputSpec, Interface, OutputSpec, Region
 from cachefree.verification import Plan, replay, verify
 from cachefree.verification.plan import draw_plan, next_sizes
-from cachefree.verification.rounding import Rounding
-from cachefree.verification.runners import OwnCall, Runner, double_copy, shaken_copies
+from cachefree.verification.rounding import RandomRounding, Rounding
+from cachefree.verification.runners import OwnCall, Runner, double_copy
 from cachefree.verification.tolerance import compare
 from cachefree.verification.values import InputValues
 
@@ -243,41 +243,52 @@ def test_error_is_measured_against_float64() -> None:
     assert not compare((exact - 2e-4).float(), original, None).is_same
 
 
-def test_an_error_that_rounding_the_weights_makes_too_is_no_difference() -> None:
+def test_an_error_that_rounding_makes_too_is_no_difference() -> None:
     exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
     original, actual = (exact + 1e-4).float(), (exact + 1e-3).float()
     assert compare(actual, original, exact, spread=lambda: 5e-4).is_same
     worse = compare(actual, original, exact, spread=lambda: 2e-4)
     assert not worse.is_same
-    assert "the original 0.0001; rounding the weights makes 0.0002" in worse.why
+    assert "the original 0.0001; rounding makes 0.0002" in worse.why
     # where there is no exact result, from the original
     assert compare(actual, original, None, spread=lambda: 3e-4).is_same
     assert not compare(actual, original, None, spread=lambda: 1e-4).is_same
 
 
-def test_how_much_rounding_the_weights_makes(model: nn.Module, rewritten: Any) -> None:
+def test_how_much_rounding_makes(model: nn.Module, rewritten: Any) -> None:
     exact, own_call = double_copy(model), OwnCall(rewritten)
     assert exact is not None
-
-    def copies(is_exact: bool) -> list[Runner]:
-        source, dtype = (exact, torch.float64) if is_exact else (model, None)
-        made = shaken_copies(source, torch.float32, 2)
-        return [Runner("rounded", each, own_call, dtype) for each in made]
-
     runner = Runner("float64", exact, own_call, torch.float64)
-    rounding = Rounding(own_call.interface, copies)
-    plan = Plan((2, 1), {"batch": 2})
+    original = Runner("original", model, own_call)
+    rounding = Rounding(own_call.interface, torch.float32)
     rows = tuple({"ids": 13, "position_ids": 32}.get(s.path) for s in own_call.interface.inputs)
+    plan = Plan((2, 1), {"batch": 2})
     values = InputValues(own_call.interface, rows, plan, torch.device("cpu"))
     for start, query in ((0, 2), (2, 1)):
         sizes = {"batch": 2, "query": query, "past": start}
         tensors = values.of_call(start, sizes)
         rounding.add(tensors, sizes)
-        outputs = runner.call(tensors, sizes)
-        single = [output.float() for output in outputs]
-        for spread in (rounding.spread(0, outputs, single), rounding.spread(0, None, single)):
-            assert 1e-9 < spread < 1e-5
-        assert rounding.spread(1, outputs, single) != rounding.spread(0, outputs, single)
+        for one in (runner, original):
+            outputs, cache = one.call(tensors, sizes), one.cache
+            spreads = [rounding.spread(index, one, outputs) for index in range(len(outputs))]
+            assert all(1e-9 < spread < 1e-5 for spread in spreads)
+            assert one.cache is cache
+    assert Rounding(own_call.interface, None).spread(0, runner, outputs) == 0
+
+
+def test_rounding_moves_no_position() -> None:
+    weight = torch.rand(3, 4)
+    with RandomRounding(torch.float16, 0, [weight]):
+        positions = torch.arange(64).float().mul(0.5).log().mul(2)
+        buckets = positions[2:].long()
+        view, product = weight[1:], weight @ weight.T
+        written = torch.zeros(3, 4).add_(weight)
+    assert torch.equal(positions, torch.arange(64).float().mul(0.5).log().mul(2))
+    assert torch.equal(buckets, positions[2:].long())
+    assert view.data_ptr() == weight[1:].data_ptr()
+    assert torch.equal(written, weight)
+    error = (product - weight @ weight.T).abs().max()
+    assert 0 < error <= 2 * torch.finfo(torch.float16).eps * product.max()
 
 
 def test_float64_that_computes_something_else_excuses_nothing() -> None:

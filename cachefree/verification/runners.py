@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cachefree.onnx.domain import concrete
 from cachefree.onnx.export import positional
 from cachefree.structure import Structure, flatten
 
-__all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner", "shaken_copies"]
+__all__ = ["OwnCall", "Runner", "double_copy", "onnx_runner"]
 
 Model = Callable[..., Any]
 FORMS = ("left out", "nones", "empty tuple")
@@ -181,29 +181,6 @@ def double_copy(model: nn.Module) -> nn.Module | None:
     except Exception:  # noqa: BLE001
         # a model may hold anything, and whatever it holds may refuse a copy
         return None
-
-
-def shaken_copies(model: nn.Module, dtype: torch.dtype | None, number: int) -> Iterator[nn.Module]:
-    """Copies of a model whose parameters are off by up to the last digit.
-
-    Args:
-        model: The model; nothing comes where it cannot be copied.
-        dtype: Whose last digit; None for that of each parameter.
-        number: Of copies.
-    """
-    for seed in range(number):
-        generator = torch.Generator().manual_seed(seed)
-        try:
-            copied = copy.deepcopy(model)
-        except Exception:  # noqa: BLE001
-            return
-        for parameter in copied.parameters():
-            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-            if parameter.dtype.is_floating_point:
-                digit = torch.finfo(dtype or parameter.dtype).eps
-                factor = 1 + digit * (2 * noise - 1).to(parameter.device)
-                parameter.data = (parameter.data * factor).to(parameter.dtype)
-        yield copied
 
 
 def onnx_runner(

@@ -18,14 +18,11 @@ _TIMES_THE_ERROR = 4
 
 Each result is a sum of as many roundings, and the largest over a tensor of one such sum is within
 this of another's, but by chance where the tensor is small. Then it is the largest of several such
-sums that tells: the results of weights that differ in their last digit (`Spread`).
+sums that tells: the results of random rounding (`Spread`).
 """
 
 Spread = Callable[[], float]
-"""How far from the exact result it comes out where the weights differ in their last digit.
-
-Where there is no exact result: how far from the original.
-"""
+"""How far random rounding comes out from the exact result, or from the original without one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def compare(
 
     Passes where the bits are equal; or by the defaults of ``torch.testing.assert_close`` for the
     dtype; or where its distance from the exact result is at most a few times the original's own, or
-    what weights that are rounded in another way make of it.
+    what random rounding makes of it.
 
     Args:
         actual: The result.
@@ -110,9 +107,7 @@ def _against_exact(
 ) -> Comparison:
     if exact is None:
         rounding = spread()
-        why = (
-            f"the largest difference is {difference:.3g}; rounding the weights makes {rounding:.3g}"
-        )
+        why = f"the largest difference is {difference:.3g}; rounding makes {rounding:.3g}"
         return Comparison(difference <= _TIMES_THE_ERROR * rounding, False, difference, why)
     if exact.shape != original.shape or not _is_believable(exact, original, computed_in):
         return Comparison(False, False, difference, f"the largest difference is {difference:.3g}")
@@ -121,8 +116,8 @@ def _against_exact(
         return Comparison(True, False, difference)
     rounding = spread()
     why = (
-        f"it is {error:.3g} from the float64 result, the original {own_error:.3g}; rounding the"
-        f" weights makes {rounding:.3g}"
+        f"it is {error:.3g} from the float64 result, the original {own_error:.3g}; rounding"
+        f" makes {rounding:.3g}"
     )
     return Comparison(error <= _TIMES_THE_ERROR * rounding, False, difference, why)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,6 @@ class Trial:
         others: What must agree with it.
         rewritten: What was rewritten, for the ranges of integer inputs.
         device: Where inputs are made.
-        rounded: Makes the model, in float64 or not, with weights that are off in their last digit.
 
     Attributes:
         tally: What was run.
@@ -54,7 +53,6 @@ class Trial:
         others: Sequence[Runner],
         rewritten: Any,
         device: torch.device,
-        rounded: Callable[[bool], Sequence[Runner]] = lambda is_exact: (),
     ) -> None:
         self.original = original
         self.exact = exact
@@ -65,7 +63,7 @@ class Trial:
         self.device = device
         self.tally = Tally()
         self.failure = ""
-        self._rounding = Rounding(self.interface, rounded)
+        self._rounding = Rounding(self.interface, self.computed_in)
 
     @property
     def has_masks(self) -> bool:
@@ -185,7 +183,7 @@ class Trial:
                 exact[index] if exact else None,
                 skip_nan=runner.name != "eager",
                 computed_in=self.computed_in,
-                spread=functools.partial(self._rounding.spread, index, exact, expected),
+                spread=functools.partial(self._spread, index, exact, expected),
             )
             self.tally.add(runner.name, comparison)
             if not comparison.is_same:
@@ -195,6 +193,12 @@ class Trial:
                     comparison.why,
                 )
         return None
+
+    def _spread(self, index: int, exact: Outputs | None, original: Outputs) -> float:
+        """How far rounding alone takes an output of the last call."""
+        if exact is None or self.exact is None:
+            return self._rounding.spread(index, self.original, original)
+        return self._rounding.spread(index, self.exact, exact)
 
     def _past_sizes(self) -> dict[str, int]:
         """How long the original's cache is."""
@@ -267,7 +271,7 @@ class Trial:
                 precise,
                 skip_nan=True,
                 computed_in=self.computed_in,
-                spread=functools.partial(self._rounding.spread, index, exact, whole),
+                spread=functools.partial(self._spread, index, exact, whole),
             )
             found.append((_said(spec), same))
         return found

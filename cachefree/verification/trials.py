@@ -13,14 +13,12 @@ from torch import nn
 from cachefree.baked import floating_dtype
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.lifting.subject import called_alike
-from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner, shaken_copies
+from cachefree.verification.runners import OwnCall, Runner, double_copy, onnx_runner
 from cachefree.verification.trial import Trial, device_of
 
 __all__ = ["BACKENDS", "DTYPES", "Trials"]
 
 BACKENDS = ("eager", "onnxruntime")
-COPIES = 3
-"""Roundings of the weights to look at, where the model's own error explains too little."""
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -124,15 +122,7 @@ class Trials:
         if exact is not None:
             double = Runner("float64", called_alike(exact, rewritten), own_call, torch.float64)
         original = Runner("original", called_alike(model, rewritten), own_call)
-
-        def rounded(is_exact: bool) -> list[Runner]:
-            source, cast = (exact, torch.float64) if is_exact and exact else (model, None)
-            return [
-                Runner("rounded", called_alike(copied, rewritten), own_call, cast)
-                for copied in shaken_copies(source, dtype or floating_dtype(model), COPIES)
-            ]
-
-        return Trial(original, double, others, rewritten, device_of(model), rounded)
+        return Trial(original, double, others, rewritten, device_of(model))
 
 
 def _refuse(model: nn.Module, rewritten: Any, backends: Sequence[str]) -> None:
