@@ -38,11 +38,14 @@ _NUMBERS = {
 def run_as_written() -> Iterator[None]:
     """Within the block this thread runs the Python of scripted functions in their place."""
     thread, compiled = threading.get_ident(), _ScriptFunction.__call__
+    written: dict[Any, FunctionType | None] = {}
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread:
-            function = getattr(self, "_torchdynamo_inline", None)
-            if isinstance(function, FunctionType) and _means_the_same(function):
+            if self not in written:
+                written[self] = _written(self)
+            function = written[self]
+            if function is not None:
                 given = _given(self.schema, args, kwargs)
                 if given is not None:
                     return _returned(self.schema.returns[0].type, function(**given))
@@ -55,8 +58,31 @@ def run_as_written() -> Iterator[None]:
         _ScriptFunction.__call__ = compiled  # type: ignore[method-assign]
 
 
-def _means_the_same(function: FunctionType) -> bool:
-    """Whether no code that the function runs may ask what it runs as."""
+def _written(script: Any) -> FunctionType | None:
+    """The Python of a scripted function; None where it may mean something else by now.
+
+    That is where its code may ask what it runs as, and where what was compiled stands in lines of
+    other functions than those that the names in it stand for now.
+    """
+    function = getattr(script, "_torchdynamo_inline", None)
+    codes = _codes(function) if isinstance(function, FunctionType) else None
+    if codes is None:
+        return None
+    lines = {(code.co_filename, line) for code in codes for line in _lines(code)}
+    compiled = re.findall(r"# (.*):(\d+):\d+$", str(script.inlined_graph), re.MULTILINE)
+    # some of TorchScript's own functions are compiled of text; a user's must have a file
+    own = {(file, int(line)) for file, line in compiled if is_users(file) and file != "<string>"}
+    return function if own <= lines else None
+
+
+def _lines(code: CodeType) -> range:
+    """The lines of a file that a function stands in."""
+    last = max(line for _, _, line in code.co_lines() if line is not None)
+    return range(code.co_firstlineno, last + 1)
+
+
+def _codes(function: FunctionType) -> set[CodeType] | None:
+    """The user's code that a function runs; None where it may ask what it runs as."""
     seen: set[CodeType] = set()
     waiting = [function]
     while waiting:
@@ -68,11 +94,11 @@ def _means_the_same(function: FunctionType) -> bool:
                 continue
             seen.add(code)
             if _MEANS_ANOTHER & {*code.co_names}:
-                return False
+                return None
             codes += [part for part in code.co_consts if isinstance(part, CodeType)]
             called = (function.__globals__.get(name) for name in code.co_names)
             waiting += [part for part in map(_python_of, called) if part is not None]
-    return True
+    return seen
 
 
 def _python_of(value: Any) -> FunctionType | None:

@@ -88,6 +88,11 @@ def louder(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.jit.script
+def absolute(x: torch.Tensor) -> torch.Tensor:
+    return torch.abs(x)
+
+
+@torch.jit.script
 def louder_when_long(x: torch.Tensor, limit: int) -> torch.Tensor:
     if x.size(1) > limit:
         x = x * 2
@@ -141,6 +146,30 @@ def calls_one_that_asks(x: torch.Tensor) -> torch.Tensor:
     return asks_what_it_is(x)
 
 
+def gain(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@torch.jit.script
+def calls_python(x: torch.Tensor) -> torch.Tensor:
+    return gain(
+        x,
+    )
+
+
+def test_a_function_that_another_one_stands_for_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def louder_gain(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    with run_as_written():
+        assert calls_python(torch.ones(1)) == 2
+    called = []
+    monkeypatch.setitem(globals(), "gain", lambda x: called.append(x) or louder_gain(x))
+    with run_as_written():
+        assert calls_python(torch.ones(1)) == 2, "as it was compiled"
+    assert not called
+
+
 @torch.jit.script
 def truth(x: torch.Tensor, n: int) -> torch.Tensor:
     return x * n
@@ -174,19 +203,19 @@ def test_each_gives_what_torchscript_gives(call: Any) -> None:
 def test_python_runs_in_this_thread_and_in_the_block_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before, python, ran = torch.jit.ScriptFunction.__call__, louder._torchdynamo_inline, []
+    before, ran = torch.jit.ScriptFunction.__call__, []
 
-    def heard(x: torch.Tensor) -> torch.Tensor:
+    def noted(x: torch.Tensor) -> torch.Tensor:
         ran.append(threading.get_ident())
-        return python(x)
+        return x
 
-    monkeypatch.setattr(louder, "_torchdynamo_inline", heard)
+    monkeypatch.setattr(torch, "abs", noted)
     with run_as_written():
-        other = threading.Thread(target=louder, args=(torch.ones(1, 1),))
+        other = threading.Thread(target=absolute, args=(torch.ones(1),))
         other.start()
         other.join()
         assert not ran
-        louder(torch.ones(1, 1))
-    louder(torch.ones(1, 1))
+        absolute(torch.ones(1))
+    absolute(torch.ones(1))
     assert ran == [threading.get_ident()]
     assert torch.jit.ScriptFunction.__call__ is before
