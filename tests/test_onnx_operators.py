@@ -109,8 +109,23 @@ class AnglesForEveryText(nn.Module):
         return F.scaled_dot_product_attention(q, k, v), (k, v)
 
 
+class Rolled(nn.Module):
+    """A window whose rows move up by as many as are new; by a size, and beyond its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 8)
+
+    def forward(self, ids: Any, past: Any = None) -> Any:
+        x = self.emb(ids)
+        window = x.new_zeros(x.shape[0], 12, 8) if past is None else past
+        window = torch.roll(window, -ids.shape[1], dims=1)
+        window[:, -ids.shape[1] :] = x
+        return torch.roll(window, 5 * ids.shape[1], 1).cumsum(1), window
+
+
 @pytest.mark.parametrize(
-    "build", [WithoutHeads, OneHeadForAll, AnglesForEveryText, InGroups, OfTwo, OfAll]
+    "build", [WithoutHeads, OneHeadForAll, AnglesForEveryText, InGroups, OfTwo, OfAll, Rolled]
 )
 def test_equal_on_onnxruntime(build: type[nn.Module], tmp_path: Path) -> None:
     model = small(build)
