@@ -14,10 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["KnownValues"]
+__all__ = ["SHAPED", "KnownValues"]
 
 _MOST_ELEMENTS = 2**22
 _LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
+SHAPED = {
+    getattr(torch.ops.aten, name)
+    for name in ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
+}
+"""What takes a dtype, a device and perhaps a shape of its first operand, and no values."""
 _UNFILLED = {
     getattr(torch.ops.aten, name)
     for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -58,6 +63,8 @@ class KnownValues(TorchDispatchMode):
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         is_lift = func in _LIFTS and type(args[0]) is torch.Tensor and not args[0].is_meta
         known = tensors if is_lift else [self.of(tensor) for tensor in tensors]
+        if func.overloadpacket in SHAPED and _is_small(args[0]):
+            known[0] = _unread(args[0])
         computed = None
         if not any(real is None for real in known) and _is_certain(func, made):
             values = iter(known)
@@ -91,11 +98,17 @@ def _is_certain(func: Any, made: Any) -> bool:
     """Whether an operator gives the same wherever it runs, and not too much."""
     if torch.Tag.nondeterministic_seeded in func.tags or func.overloadpacket in _UNFILLED:
         return False
-    return all(
-        leaf.numel() <= _MOST_ELEMENTS
-        for leaf in tree_flatten(made)[0]
-        if isinstance(leaf, torch.Tensor)
-    )
+    return all(_is_small(leaf) for leaf in tree_flatten(made)[0] if isinstance(leaf, torch.Tensor))
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    return tensor.numel() <= _MOST_ELEMENTS
+
+
+def _unread(fake: torch.Tensor) -> torch.Tensor:
+    """A real tensor of a fake one's shape and dtype."""
+    with no_dispatch():
+        return torch.zeros(tuple(fake.shape), dtype=fake.dtype)
 
 
 def _on_the_cpu(value: Any) -> Any:

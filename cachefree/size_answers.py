@@ -19,6 +19,7 @@ from torch.utils._mode_utils import no_dispatch
 from cachefree.calls import Call
 from cachefree.capture import Captured
 from cachefree.errors import CacheFreeError
+from cachefree.known_values import SHAPED
 from cachefree.laws.evaluation import is_of_sizes_alone
 from cachefree.loops import LOOP, node_of
 from cachefree.reading import read
@@ -104,7 +105,7 @@ def _made_of_sizes(node: fx.Node) -> fx.Graph | None:
         if part.op != "call_function" and _constant(part) is None:
             return None
         needed.add(part)
-        pending += [operand for operand in part.all_input_nodes if not _is_size(operand)]
+        pending += [operand for operand in _read_by(part) if not _is_size(operand)]
         if not pending:
             memories = {storage_of(other.meta["val"]) for other in needed}
             pending = [
@@ -116,11 +117,25 @@ def _made_of_sizes(node: fx.Node) -> fx.Graph | None:
     return _copied(node, needed)
 
 
+def _read_by(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values an operator reads."""
+    target: Any = node.target
+    operands = list(node.all_input_nodes)
+    if getattr(target, "overloadpacket", None) not in SHAPED:
+        return operands
+    return [operand for operand in operands if operand is not node.args[0]]
+
+
 def _copied(node: fx.Node, needed: set[fx.Node]) -> fx.Graph:
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
 
     def copy(operand: fx.Node) -> fx.Node:
-        if operand not in copies:
+        value = operand.meta["val"]
+        if operand not in copies and isinstance(value, torch.Tensor):  # its values are not read
+            options: Any = {"dtype": value.dtype, "device": value.device}
+            copies[operand] = graph.call_function(_FULL, (list(value.shape), 0), options)
+            copies[operand].meta = dict(operand.meta)
+        elif operand not in copies:
             copies[operand] = graph.placeholder(operand.name)
             copies[operand].meta = dict(operand.meta)
         return copies[operand]

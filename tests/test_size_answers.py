@@ -18,6 +18,7 @@ from .models.by_sizes import (
     EveryFifth,
     JoinsItsMask,
     OfAWindow,
+    OfSameLength,
     WithAnInput,
     WithATable,
     WrittenAsData,
@@ -47,8 +48,9 @@ def _equal(model: torch.nn.Module, one: cachefree.Rewritten, chunks: tuple[int, 
     "kind",
     [
         AsksOfItsMask,
-        OfAWindow,
+        pytest.param(OfAWindow, marks=pytest.mark.slow),
         pytest.param(JoinsItsMask, marks=pytest.mark.slow),
+        OfSameLength,
     ],
 )
 def test_a_mask_that_is_left_out_where_it_hides_nothing(kind: type[AsksOfItsMask]) -> None:
@@ -94,6 +96,8 @@ def test_values_beside_fake_tensors() -> None:
         assert known.number(made[0].sum()) == 0
         assert known.of(given) is None
         assert known.of(torch.rand(2)) is None
+        assert known.number(given.new_full((2,), 7).sum()) == 14
+        assert known.of(given.new_full((2,), 7) * given[:2]) is None
         assert known.of(torch.empty(2)) is None
         row[:3] = given
         assert known.of(made) is None, "what is written to a part is in the whole"

@@ -163,6 +163,23 @@ def _roll(args: Any) -> Steps | None:
     ]
 
 
+def _triangle(triangle: Any) -> Callable[[Any], Steps | None]:
+    """A triangle of small integers as one of 64 bits: ONNX Runtime has no other kernel."""
+
+    def simpler(args: Any) -> Steps | None:
+        dtype = args[0].meta["val"].dtype
+        if dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            return None
+        convert = torch.ops.prims.convert_element_type.default
+        return [
+            (convert, (args[0], torch.int64)),
+            (triangle, (PREVIOUS, *args[1:])),
+            (convert, (PREVIOUS, dtype)),
+        ]
+
+    return simpler
+
+
 SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
     aten.hstack.default: _stack(2, 1),
     aten.vstack.default: _stack(2, 0),
@@ -170,6 +187,8 @@ SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
     aten.embedding_bag.default: _embedding_bag,
     aten.pow.Tensor_Scalar: _power,
     aten.roll.default: _roll,
+    aten.tril.default: _triangle(aten.tril.default),
+    aten.triu.default: _triangle(aten.triu.default),
     aten.embedding_bag.padding_idx: _embedding_bag,
     aten.scaled_dot_product_attention.default: _attention,
 }

@@ -58,6 +58,16 @@ class JoinsItsMask(AsksOfItsMask):
         return scores if hidden.sum() == 0 else scores.masked_fill(hidden, -1e30)
 
 
+class OfSameLength(AsksOfItsMask):
+    """Two triangles of small integers, like the tokens, added up."""
+
+    def masked(self, scores: torch.Tensor, ids: torch.Tensor, new: int, all_: int) -> torch.Tensor:
+        ones = scores.new_ones((new, all_), dtype=torch.uint8)
+        shift = new - (all_ - 6) if all_ > 6 else new
+        hidden = (torch.triu(ones, 1 + all_ - new) + torch.tril(ones, -shift)).bool()
+        return scores.masked_fill(hidden, -1e30) if hidden.any().item() else scores
+
+
 class AsksForTheLastPosition(AsksOfItsMask):
     """The largest position as a number, which bounds what may be asked for."""
 
