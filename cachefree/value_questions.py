@@ -48,7 +48,7 @@ _UNCOUNTED = {
     *(_T.untyped_storage, _T.storage, _T._typed_storage),
 }
 _HEARD = {*_TRUTH, *_MADE, *_COMPARED, *_JOINED, *_NOT, *_SAME_ELEMENTS, *_UNCOUNTED}
-_HEARD.add(_T.__getitem__)
+_HEARD |= {_T.__getitem__, _T.__contains__}
 OfSizes = Callable[[torch.Tensor], Any]
 """The number or truth that a tensor of one element is; None where it is not known."""
 
@@ -168,6 +168,8 @@ class Answering(TorchFunctionMode):
     ) -> Any:
         if func not in _HEARD:
             return func(*args, **(kwargs or {}))
+        if func is _T.__contains__ and isinstance(args[1], (int, float)):
+            return self._is_in(*args)
         if func in _TRUTH and len(args) == 1:
             truth = self._truths.get(id(args[0]))
             answer = None if truth is None else self._answer(*truth, args[0])
@@ -185,6 +187,12 @@ class Answering(TorchFunctionMode):
         elif args and isinstance(args[0], torch.Tensor):
             self._note(func, args, kwargs, result)
         return result
+
+    def _is_in(self, tensor: torch.Tensor, number: float) -> Any:
+        """``number in tensor``, which torch asks in Python where it is not heard."""
+        equal = self.__torch_function__(_T.eq, (), (tensor, number))
+        is_any = self.__torch_function__(_T.any, (), (equal,))
+        return self.__torch_function__(_T.__bool__, (), (is_any,))
 
     def _of_numbers(self, tensor: torch.Tensor) -> Any:
         """The answer about what is made of sizes alone; None where it is not known."""

@@ -58,6 +58,14 @@ class JoinsItsMask(AsksOfItsMask):
         return scores if hidden.sum() == 0 else scores.masked_fill(hidden, -1e30)
 
 
+class Contains(AsksOfItsMask):
+    """Whether a number is in the mask."""
+
+    def masked(self, scores: torch.Tensor, ids: torch.Tensor, new: int, all_: int) -> torch.Tensor:
+        seen = torch.ones(new, all_).tril(all_ - new)
+        return scores.masked_fill(seen == 0, -1e30) if 0 in seen else scores
+
+
 class OfSameLength(AsksOfItsMask):
     """Two triangles of small integers, like the tokens, added up."""
 
