@@ -174,7 +174,7 @@ def _traced(
             loops.heard(),
             sizes_in_text(environment),
             stand_ins,
-            Answering(named),
+            Answering(named, ANSWERS.of_sizes),
             exact as slices,
         ):
             with refused_where_used(reached_by(model).codes):

@@ -16,10 +16,11 @@ from cachefree.explaining import silenced
 from cachefree.faithful import CallLog
 from cachefree.fakes import OnOneDevice, device_of, fakes_by_type, weights_as_fakes
 from cachefree.isolation import untouched
+from cachefree.known_values import KnownValues
 from cachefree.sizes import size_symbol
 from cachefree.stand_ins import StandIns
 from cachefree.structure import Structure, flatten
-from cachefree.value_questions import Answering
+from cachefree.value_questions import ANSWERS, Answering
 
 __all__ = [
     "for_inference",
@@ -79,7 +80,10 @@ def run_on_fakes(
         ]
         if log_calls is not None:
             log_calls.given(given)
-        with StandIns(), Answering(given), log_calls or contextlib.nullcontext():
+        known = None if ANSWERS.of_sizes is None else KnownValues()
+        answering = Answering(given, None if known is None else known.number)
+        nothing: Any = contextlib.nullcontext()
+        with known or nothing, StandIns(), answering, log_calls or nothing:
             value = model(*args, **kwargs)
         if seen is not None:
             seen(leaves, args, kwargs, value)

@@ -26,7 +26,7 @@ from cachefree.align import Comparison, compare
 from cachefree.calls import Call, TensorSpec
 from cachefree.capture import Captured, capture
 from cachefree.discover import Discovery
-from cachefree.errors import CaptureError, Refusal
+from cachefree.errors import CacheFreeError, CaptureError, Refusal
 from cachefree.facts import Facts
 from cachefree.in_a_row import (
     EARLIER,
@@ -41,9 +41,9 @@ from cachefree.in_a_row import (
 from cachefree.isolation import StateChange
 from cachefree.laws import TABLE_LAWS
 from cachefree.reading import Program, read
-from cachefree.regimes import Kind, Regime, Survey, survey
+from cachefree.regimes import Kind, Regime, Survey, captured_at, conditions_of, survey
 from cachefree.results import other_result
-from cachefree.sizes import size_symbol, substitute, symbols_of
+from cachefree.sizes import compiled, size_symbol, substitute, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Domain
 from cachefree.structure import Structure
 from cachefree.terms import Table, Term, topological
@@ -51,6 +51,7 @@ from cachefree.terms import Table, Term, topological
 __all__ = ["StateMattersError", "confirm_remembered"]
 
 log = logging.getLogger(__name__)
+_MOST_PATHS = 4
 
 
 def confirm_remembered(
@@ -208,6 +209,7 @@ class _Shown:
         self.hints = hints
         self.domain = domain
         self.comparisons: list[Comparison] = []
+        self.alone: dict[Any, list[tuple[Program, list[Any]]]] = {}
         self.is_of_inputs = False  # whether a result was seen to depend on an earlier call's inputs
 
     def after(
@@ -247,6 +249,7 @@ class _Shown:
             more=TABLE_LAWS,
             unfit=functools.partial(_other_result, alone.captured),
         )
+        self._serve_other_paths(found, Kind(name, call), count)
         left = [change for path in found.served for change in path.program.captured.changes]
         if self.both.has_left_more(left):
             return None
@@ -258,6 +261,69 @@ class _Shown:
                     return None
         self.comparisons += [regime.comparison for regime in found.served]
         return found.served
+
+    def _serve_other_paths(self, found: Survey, kind: Kind, count: int) -> None:
+        """Compares what is unequal to the path that was given with the one that is taken alone.
+
+        Args:
+            found: Where both calls in a row were compared with that path; changed in place.
+            kind: The second call alone.
+            count: How many tensors a call returns.
+        """
+        for regime in list(found.unequal):
+            compared = self._with_each_alone(regime, kind, count)
+            if compared:
+                found.unequal.remove(regime)
+                found.served.append(replace(regime, comparison=compared[0]))
+                self.comparisons += compared[1:]
+
+    def _with_each_alone(self, regime: Regime, kind: Kind, count: int) -> list[Comparison]:
+        """Compares a regime with every path that the call takes alone; nothing where one differs.
+
+        Args:
+            regime: Two calls in a row.
+            kind: The second call alone.
+            count: How many tensors a call returns.
+        """
+        own = [symbol for symbol in kind.symbols if symbol not in regime.pinned]
+        pinned = {symbol: n for symbol, n in regime.pinned.items() if symbol in kind.symbols}
+        left = Facts((*_basics(regime.program), _holding(regime)))
+        compared: list[Comparison] = []
+        for _ in range(_MOST_PATHS):
+            if not left.is_consistent():
+                return compared
+            sizes = left.witness(*[sympy.Ge(symbol, 2) for symbol in own], hints=self.hints)
+            if sizes is None:
+                return []
+            try:
+                alone = self._alone_at(kind, sizes, pinned)
+            except CacheFreeError:
+                return []
+            due = [condition.fact for condition in conditions_of(alone, kind)]
+            facts, values = left.and_also(*due), dict(regime.pinned)
+            if _other_result(alone.captured, regime.program, facts, values) is not None:
+                return []
+            after = regime.program.outputs[:count]
+            compared.append(
+                compare(self.table, alone.outputs, after, facts, values, None, TABLE_LAWS)
+            )
+            if not compared[-1].is_equal:
+                return []
+            left = left.and_also(sympy.Not(sympy.And(*due)))
+        return []
+
+    def _alone_at(
+        self, kind: Kind, sizes: Mapping[str, int], pinned: dict[sympy.Symbol, int]
+    ) -> Program:
+        """The path that a call takes alone at some sizes, captured once for all that take it."""
+        for path, conditions in self.alone.get((kind.name, *pinned.items()), []):
+            if all(compiled(fact)(sizes) for fact in conditions):
+                return path
+        own = {str(size): sizes[str(size)] for size in kind.symbols}
+        path = captured_at(self.both.model, self.table, self.names, kind, own, pinned)
+        conditions = [condition.fact for condition in conditions_of(path, kind)]
+        self.alone.setdefault((kind.name, *pinned.items()), []).append((path, conditions))
+        return path
 
     def _note(self, found: Survey, count: int) -> None:
         for regime in found.unequal:

@@ -81,6 +81,8 @@ class _Reader:
         specs = iter(self.captured.call.tensors)
         inputs: list[Term] = []
         outputs: tuple[Term, ...] = ()
+        paths = [spec.path for spec in self.captured.call.tensors]
+        assert len(set(paths)) == len(paths), "two inputs have one name"
         for node in self.captured.graph.nodes:
             self.rounds.enter(node)
             if node.op == "placeholder":

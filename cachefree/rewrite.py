@@ -34,8 +34,10 @@ from cachefree.refills import refills
 from cachefree.report import Report
 from cachefree.request import Request
 from cachefree.rewritten import Rewritten
+from cachefree.size_answers import SizeAnswers
 from cachefree.summary import report_of
 from cachefree.surroundings import unmoved
+from cachefree.value_questions import ANSWERS
 
 __all__ = ["rewrite"]
 
@@ -123,6 +125,18 @@ def rewrite(
 
 
 def _rewritten_at_all(request: Request) -> Rewritten:
+    """Without values that code asks for; where it asks, with those that are made of sizes alone."""
+    try:
+        with ANSWERS.following(None):
+            return _with_or_without_state(request)
+    except CacheFreeError:
+        if not ANSWERS.is_left:
+            raise
+    with ANSWERS.following(SizeAnswers()):
+        return _with_or_without_state(request)
+
+
+def _with_or_without_state(request: Request) -> Rewritten:
     """With what calls leave on the model as no matter, where that can be shown; else as a cache."""
     try:
         return _rewritten(request, remembers=True)

@@ -137,17 +137,21 @@ class SizeEnvironment(ShapeEnv):
         expr = sympy.sympify(expr)
         if expr.is_Integer:
             return int(expr)
-        expr = expr.xreplace(
+        expr = self.learnt(expr)
+        if expr.is_Integer:
+            return int(expr)
+        hint = int(expr.xreplace(self.backed_var_to_val))
+        return self.create_symintnode(expr, hint=hint)
+
+    def learnt(self, expr: Any) -> Any:
+        """An expression with one name for sizes that were found to be equal."""
+        return expr.xreplace(
             {
                 size_symbol(n): s.node.expr
                 for n, s in self.sizes.items()
                 if isinstance(s, torch.SymInt)
             }
         )
-        if expr.is_Integer:
-            return int(expr)
-        hint = int(expr.xreplace(self.backed_var_to_val))
-        return self.create_symintnode(expr, hint=hint)
 
     def evaluate_expr(
         self,

@@ -409,10 +409,21 @@ def _attributes(value: Any) -> dict[str, Any] | None:
 
 
 def leaf_paths(structure: Structure, prefix: str = "") -> list[str]:
-    """One Python-like path a leaf, such as ``past[0].key``."""
+    """One Python-like path a leaf, such as ``past[0].key``; no two are the same.
+
+    Keys of a dict, such as modules, may be written alike: those that follow are numbered.
+    """
+    paths: dict[str, None] = {}
+    for path in _paths(structure, prefix):
+        names = itertools.chain([path], (f"{path}#{number}" for number in itertools.count(2)))
+        paths[next(name for name in names if name not in paths)] = None
+    return list(paths)
+
+
+def _paths(structure: Structure, prefix: str) -> list[str]:
     if structure.kind == "leaf":
         return [prefix]
     paths: list[str] = []
     for key, child in zip(structure.keys, structure.children, strict=True):
-        paths += leaf_paths(child, prefix + _step(structure.kind, key))
+        paths += _paths(child, prefix + _step(structure.kind, key))
     return paths

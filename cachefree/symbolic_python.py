@@ -26,6 +26,7 @@ from cachefree.loops import heard_loops
 from cachefree.sizes import TORCH, is_standard, is_users
 from cachefree.token_ranges import numbered, token_range
 from cachefree.token_slots import multiplied
+from cachefree.value_questions import ANSWERS
 
 __all__ = ["sizes_in_builtins", "sizes_in_imported", "sizes_in_int"]
 
@@ -248,8 +249,12 @@ class _Integer(int, metaclass=_IntegerType):
     """``int`` that leaves a symbolic size as it is."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and isinstance(args[0], torch.SymInt):
-            return args[0]
+        if len(args) == 1 and not kwargs:
+            value = args[0]
+            if isinstance(value, torch.Tensor) and ANSWERS.of_sizes is not None:
+                value = value.__int__()
+            if isinstance(value, torch.SymInt):
+                return value
         return int(*args, **kwargs)
 
 

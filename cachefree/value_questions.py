@@ -4,7 +4,8 @@ A path that is chosen by values is no path of sizes, and is refused, with one ex
 of the two answers tells what every element of the input is, say 1. The path of the other answer is
 taken as the general one. The path of this answer is captured too, and has to be the one graph with
 ones put in for the input: then the graph is right whatever the answer is. Of a tensor that the code
-itself has filled with one number the answer is known.
+itself has filled with one number the answer is known; of one that it computes of sizes alone it is
+a question about sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from cachefree.errors import SourceLine
 from cachefree.sizes import user_line
 
-__all__ = ["ANSWERS", "Answering", "Answers", "ValueQuestion"]
+__all__ = ["ANSWERS", "Answering", "Answers", "OfSizes", "ValueQuestion"]
 
 _LARGEST = 127  # held by every integer dtype, and told from its neighbours in every other one
 _DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -31,7 +32,7 @@ _UNEQUAL = {_T.__ne__, _T.ne, torch.ne}
 _NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.bitwise_not}
 _ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
 _COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
-_TRUTH = {_T.__bool__, _T.item}
+_TRUTH = {_T.__bool__, _T.__int__, _T.item}
 _MADE: dict[Any, int | None] = {
     **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
     **dict.fromkeys((torch.zeros, torch.zeros_like, _T.new_zeros), 0),
@@ -47,7 +48,9 @@ _UNCOUNTED = {
     *(_T.untyped_storage, _T.storage, _T._typed_storage),
 }
 _HEARD = {*_TRUTH, *_MADE, *_COMPARED, *_JOINED, *_NOT, *_SAME_ELEMENTS, *_UNCOUNTED}
-_HEARD.add(_T.__getitem__)
+_HEARD |= {_T.__getitem__, _T.__contains__}
+OfSizes = Callable[[torch.Tensor], Any]
+"""The number or truth that a tensor of one element is; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,28 @@ class Answers:
     Attributes:
         uniform: Inputs of which the answer is yes.
         asked: What was asked, by the input's path.
+        of_sizes: What a value is that is made of sizes alone; None where this is not looked into.
+        is_left: Whether a question was left unanswered, though one about sizes may be in it.
     """
 
     def __init__(self) -> None:
         self.uniform: frozenset[str] = frozenset()
         self.asked: dict[str, ValueQuestion] = {}
+        self.of_sizes: OfSizes | None = None
+        self.is_left = False
+
+    @contextlib.contextmanager
+    def following(self, of_sizes: OfSizes | None) -> Iterator[None]:
+        """Answers what is asked of values that are made of sizes alone, or leaves it.
+
+        Args:
+            of_sizes: What such a value is while a path is captured.
+        """
+        before, self.of_sizes, self.is_left = self.of_sizes, of_sizes, False
+        try:
+            yield
+        finally:
+            self.of_sizes = before
 
     @contextlib.contextmanager
     def of(self, uniform: frozenset[str]) -> Iterator[None]:
@@ -125,10 +145,14 @@ class Answering(TorchFunctionMode):
 
     Args:
         inputs: Path and tensor of each input of a call.
+        of_sizes: What a value is that is made of sizes alone.
     """
 
-    def __init__(self, inputs: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def __init__(
+        self, inputs: Iterable[tuple[str, torch.Tensor]], of_sizes: OfSizes | None = None
+    ) -> None:
         super().__init__()
+        self._of_sizes = of_sizes
         self._inputs = {
             id(tensor): (tensor, _version(tensor), path)
             for path, tensor in inputs
@@ -144,11 +168,15 @@ class Answering(TorchFunctionMode):
     ) -> Any:
         if func not in _HEARD:
             return func(*args, **(kwargs or {}))
+        if func is _T.__contains__ and isinstance(args[1], (int, float)):
+            return self._is_in(*args)
         if func in _TRUTH and len(args) == 1:
             truth = self._truths.get(id(args[0]))
             answer = None if truth is None else self._answer(*truth, args[0])
+            if answer is None:
+                answer = self._of_numbers(args[0])
             if answer is not None:
-                return answer
+                return bool(answer) if func is _T.__bool__ else answer
         if func in _UNCOUNTED and isinstance(args[0], torch.Tensor):
             self._memories.add(_memory(args[0]))
         result = func(*args, **(kwargs or {}))
@@ -159,6 +187,21 @@ class Answering(TorchFunctionMode):
         elif args and isinstance(args[0], torch.Tensor):
             self._note(func, args, kwargs, result)
         return result
+
+    def _is_in(self, tensor: torch.Tensor, number: float) -> Any:
+        """``number in tensor``, which torch asks in Python where it is not heard."""
+        equal = self.__torch_function__(_T.eq, (), (tensor, number))
+        is_any = self.__torch_function__(_T.any, (), (equal,))
+        return self.__torch_function__(_T.__bool__, (), (is_any,))
+
+    def _of_numbers(self, tensor: torch.Tensor) -> Any:
+        """The answer about what is made of sizes alone; None where it is not known."""
+        if self._of_sizes is None:
+            ANSWERS.is_left = True
+            return None
+        is_one = all(type(size) is int and size == 1 for size in tensor.shape)
+        is_one = is_one and tensor.dtype in _DTYPES
+        return self._of_sizes(tensor) if is_one and not self._memories else None
 
     def _note_made(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: torch.Tensor

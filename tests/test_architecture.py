@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure settings dataflow signatures vocabulary progress recurrent offered",
-        "cutting",
+        "cutting known_values",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code value_questions scripted",
@@ -44,7 +44,8 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "recipes",
         "first_only",
         "candidates trials normal example_sizes domains calling sampling",
-        "search",
+        "search size_facts",
+        "size_answers",
         "later_call",
         "discover",
         "lifting refills unread_inputs",

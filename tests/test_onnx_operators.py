@@ -109,9 +109,40 @@ class AnglesForEveryText(nn.Module):
         return F.scaled_dot_product_attention(q, k, v), (k, v)
 
 
-@pytest.mark.parametrize(
-    "build", [WithoutHeads, OneHeadForAll, AnglesForEveryText, InGroups, OfTwo, OfAll]
-)
+class Rolled(nn.Module):
+    """A window whose rows move up by as many as are new; by a size, and beyond its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 8)
+
+    def forward(self, ids: Any, past: Any = None) -> Any:
+        x = self.emb(ids)
+        window = x.new_zeros(x.shape[0], 12, 8) if past is None else past
+        window = torch.roll(window, -ids.shape[1], dims=1)
+        window[:, -ids.shape[1] :] = x
+        return torch.roll(window, 5 * ids.shape[1], 1).cumsum(1), window
+
+
+class SmallTriangle(nn.Module):
+    """A causal mask that is a triangle of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(20, 8)
+
+    def forward(self, ids: Any, past: Any = None) -> Any:
+        x = self.emb(ids)
+        seen = x if past is None else torch.cat([past, x], 1)
+        new, all_ = x.shape[1], seen.shape[1]
+        hidden = torch.ones(new, all_, dtype=torch.uint8).triu(1 + all_ - new).bool()
+        return (x @ seen.mT).masked_fill(hidden, -torch.inf).softmax(-1) @ seen, seen
+
+
+KINDS = [WithoutHeads, OneHeadForAll, AnglesForEveryText, InGroups, OfTwo, OfAll]
+
+
+@pytest.mark.parametrize("build", [*KINDS, Rolled, SmallTriangle])
 def test_equal_on_onnxruntime(build: type[nn.Module], tmp_path: Path) -> None:
     model = small(build)
     ids = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(3))

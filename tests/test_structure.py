@@ -230,3 +230,15 @@ def test_empty_layers_are_absent_whatever_their_number() -> None:
         assert structure.is_absent([_Layer() for _ in range(number)])
     assert not structure.is_absent([_Layer(), _Layer(), _Layer(torch.zeros(2))])
     assert not structure.is_absent([_Layer(torch.zeros(1)), 5])
+
+
+class Unnamed:
+    def __repr__(self) -> str:
+        return "key"
+
+
+def test_keys_that_are_written_alike_have_paths_of_their_own() -> None:
+    _, structure = flatten({nn.Linear(2, 2): {"k": torch.ones(1)}, nn.Linear(2, 2): torch.ones(1)})
+    assert len(set(leaf_paths(structure))) == 2
+    _, structure = flatten({Unnamed(): torch.ones(1), Unnamed(): torch.ones(2)})
+    assert leaf_paths(structure, "past") == ["past[key]", "past[key]#2"]

@@ -14,6 +14,7 @@ from .assertions import same, says_what_to_do
 from .models.by_values import (
     VOCABULARY,
     AnyHidden,
+    ContainsZero,
     CopyWrittenAsData,
     DoublesLaterWhereFull,
     DoublesWhereFull,
@@ -49,10 +50,10 @@ def _chunks(model: object, whole: torch.Tensor, sizes: tuple[int, ...]) -> list[
     return results
 
 
-@pytest.mark.parametrize("kind", [MaskedUnlessFull, AnyHidden, Truths, NotHidden])
+@pytest.mark.parametrize("kind", [MaskedUnlessFull, AnyHidden, Truths, NotHidden, ContainsZero])
 def test_a_mask_that_is_left_out_where_it_hides_nothing(kind: type[MaskedUnlessFull]) -> None:
     model = seeded(kind)().eval()
-    dtype = torch.bool if kind in (Truths, NotHidden) else torch.int64
+    dtype = torch.bool if kind in (Truths, NotHidden, ContainsZero) else torch.int64
     one = cachefree.rewrite(model, _example(dtype))
     assert one.report.verdict is cachefree.Verdict.PROVED_REAL
     assert [str(region) for region in one.report.domain.regions] == [

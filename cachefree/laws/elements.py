@@ -17,12 +17,20 @@ from cachefree.facts import Facts, translate
 from cachefree.laws.zeroness import is_nonzero, is_positive_zero
 from cachefree.terms import Term
 
-__all__ = ["Constant", "Elements", "Reader", "UnknownElementError", "is_float", "is_integer"]
+__all__ = [
+    "NARROW",
+    "Constant",
+    "Elements",
+    "Reader",
+    "UnknownElementError",
+    "is_float",
+    "is_integer",
+]
 
 _TIMEOUT_MS = 3000
 _MOST_CASES = 24
 _INTEGERS = (torch.int64, torch.int32)
-_NARROW = (torch.uint8, torch.int8, torch.int16)
+NARROW = (torch.uint8, torch.int8, torch.int16)
 
 
 class UnknownElementError(Exception):
@@ -267,7 +275,7 @@ class Elements:
             raise UnknownElementError
         if source == torch.bool:
             return z3.If(value, z3.IntVal(1), z3.IntVal(0))
-        if source not in (*_INTEGERS, *_NARROW):
+        if source not in (*_INTEGERS, *NARROW):
             raise UnknownElementError  # what torch makes of large unsigned integers
         if target == torch.bool:
             return value != 0
@@ -295,7 +303,7 @@ class Elements:
 
     def fits_int32(self, value: Any, source: Any) -> bool:
         """Whether an integer element is one of 32 bits, by its dtype or by what it is made of."""
-        return source in _NARROW or self.is_of_sizes_alone(value)
+        return source in NARROW or self.is_of_sizes_alone(value)
 
     def is_of_sizes_alone(self, value: Any) -> bool:
         """Whether no tensor's element is in an integer: it is then as small as the sizes are."""
@@ -376,7 +384,7 @@ def is_integer(term: Term) -> bool:
     """Whether a term is a tensor of integers that are computed with as if they had no end.
 
     Those are integers of 64 bits; those of 32 bits where no tensor's element is in them. Narrower
-    and unsigned ones wrap around at numbers that sizes reach.
+    and unsigned ones wrap around at numbers that sizes reach, which has to be shown not to be so.
     """
     return term.dtype in _INTEGERS
 

@@ -10,10 +10,10 @@ import sympy
 import torch
 
 from cachefree.facts import Facts
-from cachefree.sizes import symbols_of
+from cachefree.sizes import compiled, symbols_of
 from cachefree.terms import SCAN, Term, replace_operands, topological
 
-__all__ = ["BOUND", "apply", "equal_at_every_size", "evaluate", "is_of_sizes_alone"]
+__all__ = ["BOUND", "apply", "equal_at_every_size", "evaluate", "is_of_sizes_alone", "values_below"]
 
 aten = torch.ops.aten
 BOUND: dict[int, int] = {0: 1, 1: 64, 2: 20, 3: 9, 4: 5}
@@ -100,12 +100,20 @@ def _sizes_in(terms: Iterable[Term]) -> list[Any]:
 
 def evaluate(term: Term, sizes: Mapping[sympy.Symbol, int]) -> Any:
     """A term's value at given sizes, on the CPU."""
+    return values_below(term, sizes)[term]
+
+
+def values_below(term: Term, sizes: Mapping[sympy.Symbol, int]) -> dict[Term, Any]:
+    """A term's value at given sizes, on the CPU, and those of all terms below it."""
+    names = {str(symbol): size for symbol, size in sizes.items()}
     values: dict[Term, Any] = {}
 
     def given(arg: Any) -> Any:
         if isinstance(arg, Term):
             return values[arg]
         if isinstance(arg, sympy.Basic):
+            if arg.is_integer:
+                return compiled(arg)(names)
             number = arg.subs(sizes)
             return int(number) if number.is_integer else float(number)
         if isinstance(arg, torch.device):
@@ -122,7 +130,7 @@ def evaluate(term: Term, sizes: Mapping[sympy.Symbol, int]) -> Any:
         values[below] = apply(
             below, replace_operands(below.args, given), tuple(map(given, below.shape or ()))
         )
-    return values[term]
+    return values
 
 
 def apply(term: Term, args: tuple[Any, ...], shape: tuple[int, ...]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch
 
-from cachefree.laws.elements import Constant, Elements, Reader, is_float, is_integer
+from cachefree.laws.elements import NARROW, Constant, Elements, Reader, is_float, is_integer
 from cachefree.laws.padding import padding_of
 from cachefree.terms import Term
 
@@ -186,7 +186,7 @@ def _arithmetic(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
     if rest and rest[0] != 1:
         return None
     if not is_float(term):
-        if name == "div" or not is_integer(term):
+        if name == "div" or not (is_integer(term) or term.dtype in NARROW):
             return None
         a, b = elements.operand(one, index, term.dtype), elements.operand(other, index, term.dtype)
         if name == "rsub":
@@ -203,6 +203,10 @@ def _arithmetic(elements: Elements, term: Term, index: tuple[Any, ...]) -> Any:
 
 def _unwrapped(elements: Elements, term: Term, value: Any) -> Any:
     """An integer result that has not wrapped around; None where it may have."""
+    if term.dtype in NARROW:
+        limits = torch.iinfo(term.dtype)
+        is_out = elements.z3.Or(value < limits.min, value > limits.max)
+        return value if elements.never(is_out) else None
     is_wide = term.dtype == torch.int64
     return value if is_wide or elements.is_of_sizes_alone(value) else None
 

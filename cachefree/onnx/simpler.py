@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -145,12 +146,49 @@ def _power(args: Any) -> Steps | None:
     return [(aten.scalar_tensor.default, (args[1],)), (aten.pow.Tensor_Tensor, (args[0], PREVIOUS))]
 
 
+def _roll(args: Any) -> Steps | None:
+    """A roll by a size as a look-up of rows; torch.onnx takes numbers only."""
+    tensor, shifts, dims = (*args, [])[:3]
+    if len(shifts) != 1 or len(dims) != 1 or not isinstance(shifts[0], fx.Node):
+        return None
+    length = tensor.meta["val"].shape[dims[0]]
+    if not isinstance(length, int):
+        return None
+    return [
+        (operator.sub, (0, shifts[0])),
+        (operator.sub, (length, shifts[0])),
+        (aten.arange.start, (Result(0), Result(1))),
+        (aten.remainder.Scalar, (PREVIOUS, length)),
+        (aten.index_select.default, (tensor, dims[0], PREVIOUS)),
+    ]
+
+
+def _triangle(triangle: Any) -> Callable[[Any], Steps | None]:
+    """A triangle of small integers as one of 64 bits: ONNX Runtime has no other kernel."""
+
+    def simpler(args: Any) -> Steps | None:
+        dtype = args[0].meta["val"].dtype
+        if dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32):
+            return None
+        convert = torch.ops.prims.convert_element_type.default
+        return [
+            (convert, (args[0], torch.int64)),
+            (triangle, (PREVIOUS, *args[1:])),
+            (convert, (PREVIOUS, dtype)),
+        ]
+
+    return simpler
+
+
 SIMPLER: dict[Any, Callable[[Any], Steps | None]] = {
     aten.hstack.default: _stack(2, 1),
     aten.vstack.default: _stack(2, 0),
     aten.dstack.default: _stack(3, 2),
     aten.embedding_bag.default: _embedding_bag,
     aten.pow.Tensor_Scalar: _power,
+    aten.roll.default: _roll,
+    aten.tril.default: _triangle(aten.tril.default),
+    aten.triu.default: _triangle(aten.triu.default),
     aten.embedding_bag.padding_idx: _embedding_bag,
     aten.scaled_dot_product_attention.default: _attention,
 }

@@ -318,6 +318,10 @@ def nothing(x, y):
     return torch.zeros(sizes_of(x, y)[2], dtype=torch.bool)
 
 
+def bytes_of(x, number):
+    return torch.full((x.shape[0],), number, dtype=torch.uint8)
+
+
 WRAPPED = [
     (wrapped(torch.uint8, 200), nothing),
     (wrapped(torch.int8, 4), wrapped(torch.int64, 4)),
@@ -332,6 +336,18 @@ WRAPPED = [
     (
         lambda x, y: torch.arange(x.shape[0], dtype=torch.uint8) == -1,
         lambda x, y: torch.zeros(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: (bytes_of(x, 200) + bytes_of(x, 100)).long() > 255,
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: (bytes_of(x, 16) * bytes_of(x, 16)).bool(),
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
+    ),
+    (
+        lambda x, y: (bytes_of(x, 1) - bytes_of(x, 2)).long() < 0,
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
     ),
     (
         lambda x, y: torch.rsub(torch.arange(x.shape[0]), 7, alpha=2),
@@ -351,6 +367,24 @@ WRAPPED = [
 @pytest.mark.parametrize(("one", "other"), WRAPPED)
 def test_integers_that_wrap_or_round_are_not_taken_for_others(one: Mask, other: Mask) -> None:
     assert not is_proved(one, other)
+
+
+def test_small_integers_that_stay_small_are_numbers() -> None:
+    def added(x, y):
+        n, p, m = sizes_of(x, y)
+        ones = torch.ones(n, m, dtype=torch.uint8)
+        return (ones.triu(p + 1) + ones.tril(p - 3)).bool()
+
+    def of_a_window(x, y):
+        _n, p, m = sizes_of(x, y)
+        query, key = torch.arange(p, m)[:, None], torch.arange(m)
+        return (key > query) | (key <= query - 3)
+
+    assert is_proved(added, of_a_window)
+    assert is_proved(
+        lambda x, y: (bytes_of(x, 155) + bytes_of(x, 100)).long() == 255,
+        lambda x, y: torch.ones(x.shape[0], dtype=torch.bool),
+    )
 
 
 def test_products_of_32_bits_are_not_those_of_64() -> None:

@@ -66,6 +66,13 @@ class NotHidden(MaskedUnlessFull):
         return not torch.any(~mask)
 
 
+class ContainsZero(MaskedUnlessFull):
+    """Asks whether a number is in the mask, which is one of truths."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        return 0 not in mask
+
+
 class MakesItsMask(MaskedUnlessFull):
     """Where no mask is given, one of ones is made, and then asked about."""
 

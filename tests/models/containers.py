@@ -269,6 +269,27 @@ def _append_calls():
     return {"prefill": prefill, "step": step}
 
 
+class KeyedByLayersAlike(nn.Module):
+    """A dict keyed by two linear layers, which are written alike."""
+
+    def __init__(self, dim=8):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(35, dim), nn.Linear(dim, 35)
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+
+    def forward(self, ids, kv_cache=None):
+        kv_cache = {} if kv_cache is None else dict(kv_cache)
+        x = self.embed(ids)
+        for layer in (self.key, self.value):
+            rows = layer(x)
+            if layer in kv_cache:
+                rows = torch.cat([kv_cache[layer], rows], dim=1)
+            kv_cache[layer] = rows
+        scores = self.query(x) @ kv_cache[self.key].transpose(1, 2)
+        hidden = torch.full(scores.shape[1:], -torch.inf).triu(1 + scores.shape[2] - x.shape[1])
+        return self.out((scores + hidden).softmax(-1) @ kv_cache[self.value]), kv_cache
+
+
 CASES = (
     ModelCase(
         "append",
@@ -296,6 +317,12 @@ CASES = (
         **_batch_calls(tokens(37)),
         patterns=("P1", "P2"),
         example_inputs=({"tokens": torch.tensor([[9, 8, 7, 6]])},),
+    ),
+    ModelCase(
+        "keyed_by_layers_alike",
+        seeded(KeyedByLayersAlike),
+        **calls(tokens(35), cache="kv_cache"),
+        patterns=("P6",),
     ),
     ModelCase(
         "fused_key_value_tensor",

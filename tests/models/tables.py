@@ -108,6 +108,31 @@ class BlockWithABuffer(Block):
         return self.bias[past:total, :total]
 
 
+class BlockWithAMaskOfSix(Block):
+    """Made for six rows by the first call, and again, as a buffer, by a call that needs more."""
+
+    rows, is_new = 6, True
+
+    def made(self, rows):
+        return torch.full((rows, rows), float("-inf")).triu(1) == 0
+
+    def causal(self, past, total):
+        if self.is_new:
+            self.is_new = False
+            self.register_buffer("seen", self.made(self.rows), persistent=False)
+        if total > self.rows:
+            self.rows = total
+            self.register_buffer("seen", self.made(total), persistent=False)
+        return self.seen[past:total, :total]
+
+
+class BlockWithAnotherMaskBeyond(BlockWithAMaskOfSix):
+    """The larger one is another one, which a short call after a long one finds."""
+
+    def made(self, rows):
+        return torch.full((rows, rows), float("-inf")).triu(1 if rows == 6 else 2) == 0
+
+
 class BlockWithAMaskForGood(Block):
     """What is beyond the first mask may be looked at."""
 
@@ -253,6 +278,7 @@ def _refused(name, *args):
 TABLES: tuple[ModelCase, ...] = (
     _case("mask_grown", Block),
     _case("mask_as_a_buffer", BlockWithABuffer),
+    _case("mask_of_six", BlockWithAMaskOfSix),
     _case("rotary_grown", Block, RotaryGrown, expects_proof=False),
     _case(
         "rotary_of_the_last_length",
@@ -264,6 +290,7 @@ TABLES: tuple[ModelCase, ...] = (
 )
 REFUSED_TABLES: tuple[RefusalCase, ...] = (
     _refused("rotary_stretched", Block, RotaryStretched),
+    _refused("another_mask_beyond", BlockWithAnotherMaskBeyond),
     _refused("mask_for_good", BlockWithAMaskForGood),
     _refused("warms_up", BlockThatWarmsUp),
     _refused("warms_up_later", BlockThatWarmsUpLater),
