@@ -39,7 +39,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "graph report facts capture placed_rows",
         "one_round",
         "scans",
-        "randomness storages in_place inverse_views",
+        "randomness storages in_place inverse_views strided",
         "containers reading dimensions inputs laws doubled",
         "recipes",
         "first_only",
