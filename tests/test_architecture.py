@@ -41,7 +41,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "scans",
         "randomness storages in_place inverse_views strided",
         "containers reading dimensions inputs laws doubled",
-        "recipes",
+        "recipes thresholds",
         "first_only",
         "candidates trials normal example_sizes domains calling sampling",
         "search",
