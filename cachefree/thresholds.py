@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -41,12 +42,13 @@ def named_numbers(outputs: Sequence[Term]) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _numbers_of(arg: object) -> tuple[float, ...]:
+def _numbers_of(arg: Any) -> tuple[float, ...]:
     if isinstance(arg, Term):
         if arg.op == "constant" and arg.payload.numel() <= _RARE and not arg.payload.is_complex():
             return tuple(map(float, arg.payload.flatten().tolist()))
-        return (arg.args[1],) if arg.op == "full" and type(arg.args[1]) in (int, float) else ()
-    return (arg,) if type(arg) in (int, float) else ()
+        arg = arg.args[1] if arg.op == "full" else None
+    is_number = isinstance(arg, (int, float)) and not isinstance(arg, bool)
+    return (float(arg),) if is_number else ()
 
 
 def varied(
