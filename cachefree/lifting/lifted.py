@@ -122,6 +122,10 @@ class Lifted(Facade):
         return stack
 
     def _install(self, scene: _Scene, state: Any) -> None:
+        names: dict[int, list[Place]] = {}
+        if any(slot.kind != "entry" for slot in self.plan.slots):
+            for place, tensor in scene.contents.tensors():
+                names.setdefault(id(tensor), []).append(place)
         for slot in self.plan.slots:
             if slot.kind == "entry":
                 if state is not None:
@@ -137,10 +141,9 @@ class Lifted(Facade):
             else:
                 start = torch.zeros(buffer.shape, dtype=buffer.dtype, device=buffer.device)
                 buffer = start if given is None else given.clone()
-            for place, tensor in list(scene.contents.tensors()):
-                if tensor is scene.replaced[slot.label]:  # the same by another name
-                    scene.names.add(place)
-                    put(lookup(scene.roots[place.root], place.steps[:-1]), place.steps[-1], buffer)
+            for place in names.get(id(scene.replaced[slot.label]), ()):  # the same by other names
+                scene.names.add(place)
+                put(lookup(scene.roots[place.root], place.steps[:-1]), place.steps[-1], buffer)
 
     def _put(self, scene: _Scene, slot: Slot, value: Any) -> None:
         container = lookup(scene.roots[slot.place.root], slot.place.steps[:-1])
