@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import sympy
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cachefree.errors import SourceLine
-from cachefree.terms import Table, Term
+from cachefree.terms import Table, Term, replace_operands
 
-__all__ = ["value_written", "without_the_write"]
+__all__ = ["as_place", "dtype_of", "value_written", "without_the_write"]
 
 aten = torch.ops.aten
 _WITHOUT_THE_WRITE = {
@@ -27,7 +29,44 @@ def without_the_write(target: Any, name: str) -> Any:
         name: Its name: ``"add_"``.
     """
     packet = getattr(aten, _WITHOUT_THE_WRITE.get(name, name[:-1]), None)
-    return None if packet is None else getattr(packet, target._overloadname, None)
+    names = () if packet is None else (target._overloadname, *packet.overloads())
+    overloads = (getattr(packet, each, None) for each in names)
+    return next((each for each in overloads if each and _takes(each) == _takes(target)), None)
+
+
+def _takes(operator: Any) -> list[tuple[str, str]]:
+    """Name and type of each argument."""
+    return [(argument.name, str(argument.type)) for argument in operator._schema.arguments]
+
+
+def dtype_of(operator: Any, args: tuple[Any, ...], before: Term) -> torch.dtype:
+    """The dtype that an operator computes in, where its writing form keeps that of the tensor.
+
+    Args:
+        operator: The one that computes what is written.
+        args: Its arguments.
+        before: What was there.
+    """
+    assert before.dtype is not None
+    if torch.Tag.pointwise not in operator.tags:
+        return before.dtype  # these take tensors of one dtype
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        made = replace_operands(args, _stand_in)
+        named = {argument.name for argument in operator._schema.arguments if argument.kwarg_only}
+        places = [argument.name for argument in operator._schema.arguments]
+        pairs = list(zip(places, made, strict=True))
+        given = [value for name, value in pairs if name not in named]
+        dtype: torch.dtype = operator(*given, **{n: v for n, v in pairs if n in named}).dtype
+    return dtype
+
+
+def _stand_in(arg: Any) -> Any:
+    """What stands for an argument where nothing but dtypes matters."""
+    if isinstance(arg, Term):
+        return torch.empty((1,) * len(arg.sizes), dtype=arg.dtype, device="meta")
+    if isinstance(arg, sympy.Basic):
+        return 1 if arg.is_integer else 1.0
+    return arg
 
 
 def value_written(
@@ -43,7 +82,7 @@ def value_written(
         line: Where it is called.
     """
     if name == "copy_":
-        return _as_is(table, args[1], before)
+        return as_place(table, args[1], before)
     if name in ("fill_", "zero_") and not any(isinstance(arg, Term) for arg in args[1:]):
         number = args[1] if name == "fill_" else 0
         made = (before.shape, number, before.dtype, before.device)
@@ -51,8 +90,8 @@ def value_written(
     return None
 
 
-def _as_is(table: Table, source: Term, place: Term) -> Term:
-    """A value with the type and the shape of the place that it is copied to."""
+def as_place(table: Table, source: Term, place: Term) -> Term:
+    """A value with the type and the shape of the place that it is written to."""
     if source.dtype != place.dtype or source.device != place.device:
         cast = (source, place.dtype, place.device)
         source = table.make("cast", cast, source.shape, place.dtype, place.device, source.line)

@@ -9,7 +9,7 @@ import torch
 
 from cachefree.terms import Table, Term
 
-__all__ = ["put_back"]
+__all__ = ["is_part", "put_back"]
 
 aten = torch.ops.aten
 
@@ -31,6 +31,12 @@ def put_back(
     """
     back = _PUT_BACK.get(view)
     return None if back is None else back(table, whole, part, args, index)
+
+
+def is_part(view: Any) -> bool:
+    """Whether a view may leave elements out, so that putting it back makes another tensor."""
+    operator = view[2] if isinstance(view, tuple) else view
+    return _PUT_BACK.get(operator) in (_sliced, _selected, _unbound)
 
 
 def _reshaped(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index: Any) -> Term:

@@ -15,8 +15,9 @@ from cachefree.errors import CacheFreeError
 from cachefree.isolation import StateChange
 from cachefree.kept import StateMattersError, confirm_remembered
 from cachefree.lifting.idle import without_unread
-from cachefree.lifting.subject import find_subject, refuse_idle, refuse_unread
+from cachefree.lifting.subject import find_subject, refuse_idle, refuse_unread, writes_to_state
 from cachefree.memos import MEMOS
+from cachefree.preconditions import refuse_shared_state
 from cachefree.proof import proved
 from cachefree.reading import Program, read
 from cachefree.request import Request
@@ -107,6 +108,7 @@ def proved_paths(
     def refuse(attempt: Discovery, later: Program) -> None:
         refuse_unread(subject, later)
         refuse_idle(subject, attempt, later)
+        refuse_shared_state(attempt, first, later, is_written=writes_to_state(subject))
 
     try:
         discovery, later, one, certified = proved(

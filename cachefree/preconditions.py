@@ -31,6 +31,7 @@ __all__ = [
     "refuse_not_rewritten",
     "refuse_other_results",
     "refuse_questions_of_tracing",
+    "refuse_shared_state",
     "refuse_unusual_parameters",
     "refuse_writes",
 ]
@@ -222,6 +223,50 @@ def refuse_writes(discovery: Discovery, first: Program, later: Program) -> None:
     ]
     if refusals:
         raise CaptureError(*dict.fromkeys(refusals))
+
+
+def refuse_shared_state(
+    discovery: Discovery, first: Program, later: Program, *, is_written: bool
+) -> None:
+    """Refuses calls that write to a part of the cache which shares memory with another part.
+
+    The graph is given each part as a tensor of its own, so that the write would be in one alone.
+
+    Args:
+        discovery: How the model is called.
+        first: The first path.
+        later: The later path.
+        is_written: Whether later calls write to the cache where the path does not show it.
+
+    Raises:
+        CaptureError: they do.
+    """
+    for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
+        past = later.inputs[place]
+        if not is_written and past not in later.written:
+            continue
+        for program in (first, later):
+            other = next(
+                (
+                    other
+                    for other in program.shared.get(output, ())
+                    if other in discovery.carried or (isinstance(other, Term) and other is not past)
+                ),
+                None,
+            )
+            if other is not None:
+                what = program.captured.output_leaves
+                name = other.args[0] if isinstance(other, Term) else f"the result{what[other].path}"
+                raise CaptureError(
+                    Refusal(
+                        f"Later calls write in place to {past.args[0]!r}, which shares memory with "
+                        f"{name}.",
+                        why="The write changes both; in a graph each is a tensor of its own.",
+                        remedy="Return tensors that share no memory: x.clone(); or do not write to "
+                        "the cache in place.",
+                        where=program.outputs[output].line,
+                    )
+                )
 
 
 def next_values(discovery: Discovery, later: Program, term: Term) -> list[Term]:

@@ -7,7 +7,7 @@ when they are read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -16,14 +16,15 @@ from torch import fx
 from cachefree.calls import TensorSpec
 from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
-from cachefree.in_place import value_written, without_the_write
-from cachefree.inverse_views import put_back
+from cachefree.in_place import as_place, dtype_of, value_written, without_the_write
+from cachefree.inverse_views import is_part, put_back
 from cachefree.provenance import LINE
 from cachefree.randomness import is_random, is_thrown_away
 from cachefree.recurrent import original
 from cachefree.scans import Rounds
 from cachefree.sizes import expression
-from cachefree.storages import Base, Value, Views, are_apart, spoil, storage_of
+from cachefree.storages import Base, Value, Views, are_apart, sharing, spoil, storage_of
+from cachefree.strided import is_in_order, taken
 from cachefree.terms import Table, Term, operands
 
 __all__ = ["Program", "read"]
@@ -40,12 +41,15 @@ class Program:
         inputs: One term a tensor of the call.
         outputs: One term a tensor of the result.
         written: Terms of inputs and attributes that the path writes to, with their last value.
+        shared: Output → what may share elements of memory with it: other outputs, by their places,
+            and inputs and attributes.
     """
 
     captured: Captured
     inputs: tuple[Term, ...]
     outputs: tuple[Term, ...]
     written: dict[Term, Term]
+    shared: dict[int, list[int | Term]] = field(default_factory=dict)
 
 
 _AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
@@ -83,6 +87,7 @@ class _Reader:
         outputs: tuple[Term, ...] = ()
         paths = [spec.path for spec in self.captured.call.tensors]
         assert len(set(paths)) == len(paths), "two inputs have one name"
+        shared: dict[int, list[int | Term]] = {}
         for node in self.captured.graph.nodes:
             self.rounds.enter(node)
             if node.op == "placeholder":
@@ -97,7 +102,9 @@ class _Reader:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                outputs = tuple(self._read(self.values[arg]) for arg in node.args[0])
+                results = [self.values[arg] for arg in node.args[0]]
+                outputs = tuple(map(self._read, results))
+                shared = sharing(results, self.leaves)
             self.rounds.note(node, self._made(node), is_write=_is_write(node))
         for base in self.leaves.values():
             self._refuse_spoiled(base, ())
@@ -107,7 +114,7 @@ class _Reader:
             raise self.captured.doubt
         outputs = closed[: len(outputs)]
         written = dict(zip(written, closed[len(outputs) :], strict=True))
-        return Program(self.captured, tuple(inputs), outputs, written)
+        return Program(self.captured, tuple(inputs), outputs, written, shared)
 
     def _made(self, node: fx.Node) -> tuple[Term, ...]:
         """The value of a node, and what it is a part of where the node wrote to it."""
@@ -303,10 +310,25 @@ class _Reader:
             )
         example = node.meta.get("val")
         line: SourceLine | None = node.meta.get(LINE)
+        if op is aten.as_strided.default:
+            return self._strided(node, args)
         if isinstance(example, (tuple, list)):
             types = tuple(_type_of(part) for part in example)
             return self.table.make(op, args, None, None, None, line, payload=types)
         return self.table.make(op, args, *_type_of(example), line)
+
+    def _strided(self, node: fx.Node, args: tuple[Any, ...]) -> Term:
+        first: Any = node.args[0]
+        if self.values[first].base in self.leaves.values() or not is_in_order(first.meta["val"]):
+            self._refuse(
+                node,
+                "The path views a tensor by its layout in memory (as_strided).",
+                "its elements lie in another order there than along its axes, or as the caller "
+                "laid them out; values that are equal may lie otherwise",
+                "Use unfold, slices and reshape; or view what an operator has just computed, "
+                "after contiguous()",
+            )
+        return taken(self.table, args, node.meta.get(LINE))
 
     def _arguments(
         self, node: fx.Node, target: Any, viewed: Value | None = None
@@ -359,7 +381,17 @@ class _Reader:
         if name == "detach_":
             self.values[node] = value
             return
+        if torch.Tag.inplace_view in target.tags:
+            self._refuse(
+                node,
+                f"The path gives a tensor other axes in place ({target}).",
+                "its elements stay as they are, and so do its views; it is no write",
+                f"Use {name.removesuffix('_')}(), which returns another view",
+            )
         after = self._written(node, name, target, before, args)
+        if name == "copy_" and not any(is_part(view) for _, view, _ in value.views):
+            # what is written is no other name for what it was copied from
+            after = self.table.like(after, aten.clone.default, (after, None))
         self._put(node, value, after)
         self.values[node] = value
 
@@ -383,7 +415,9 @@ class _Reader:
                 f"The path writes in place with {target}.",
                 "this operator has no form without the write",
             )
-        return self.table.make(functional, args, before.shape, before.dtype, before.device, line)
+        dtype = dtype_of(functional, args, before)
+        after = self.table.make(functional, args, before.shape, dtype, before.device, line)
+        return as_place(self.table, after, before)
 
     def _put(self, node: fx.Node, value: Value, after: Term) -> None:
         """Writes ``after`` through the chain of views into the base."""

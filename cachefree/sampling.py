@@ -23,6 +23,7 @@ from cachefree.graph import emit
 from cachefree.recipes import Recipe
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, topological
+from cachefree.thresholds import named_numbers, varied
 from cachefree.vocabulary import vocabulary_sizes
 
 __all__ = ["Samples", "agree_on_samples"]
@@ -32,6 +33,8 @@ _SEED = 0
 _INTEGERS = (11, 2)
 """How many integers there are to draw from, where no table tells: as many as a small one has rows,
 else two."""
+_MOST_NUMBERS = 8
+_MOST_VARIED = 4096
 _NO_NUMBERS = "the values are no numbers"
 _Values = Mapping[str, torch.Tensor]
 
@@ -156,6 +159,11 @@ class _Pair:
         return self._emitted(self.one, self.inputs), self._emitted(self.other, self.theirs)
 
     @functools.cached_property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers that they compare values with."""
+        return named_numbers([*self.one, *self.other])[:_MOST_NUMBERS]
+
+    @functools.cached_property
     def rows(self) -> dict[str, int]:
         """How many rows the tables have in which the integers of an input are looked up."""
         sizes = zip(self.theirs, vocabulary_sizes(self.own[1]), strict=True)
@@ -184,14 +192,41 @@ class _Pair:
                     log.debug("the path does not run at %s: %s", point, error)
                     continue
                 told = self._differ_at(values, weights, expected, draw)
+                told = told or self._differ_varied(values, weights, draw)
                 if told is not None:
                     return f"at {dict(point)}: {told}"
                 ran += 1
                 break
         return None if ran and ran * 2 >= len(sizes) else "too few sizes ran"
 
+    def _differ_varied(self, values: _Values, weights: _Values, draw: _Draw) -> str | None:
+        """How they differ where some inputs are zeros, or as large as numbers that the code names.
+
+        What does not run there, or gives no numbers, shows nothing.
+        """
+        if sum(value.numel() for value in values.values()) > _MOST_VARIED:
+            return None
+        generator = torch.Generator().manual_seed(_SEED)
+        for other in varied(values, self.numbers, self.rows, generator):
+            given = {**other, **{path: values[path] for path in self.neutral}}
+            try:
+                expected = self._run(self.wide[1], self.theirs, given, weights, is_wide=True)
+            except Exception as error:  # noqa: BLE001 - a table may have fewer rows
+                log.debug("the path does not run: %s", error)
+                continue
+            told = self._differ_at(given, weights, expected, draw, is_wide_only=True)
+            if told not in (None, _NO_NUMBERS):
+                return told
+        return None
+
     def _differ_at(
-        self, values: _Values, weights: _Values, expected: Sequence[torch.Tensor], draw: _Draw
+        self,
+        values: _Values,
+        weights: _Values,
+        expected: Sequence[torch.Tensor],
+        draw: _Draw,
+        *,
+        is_wide_only: bool = False,
     ) -> str | None:
         if not all(_is_telling(tensor) for tensor in expected):
             return _NO_NUMBERS
@@ -201,6 +236,7 @@ class _Pair:
             pairs = [
                 self._run(graph, inputs, values, weights, is_wide=False)
                 for graph, inputs in zip(self.own, (self.inputs, self.theirs), strict=True)
+                if not is_wide_only  # such values may be too large for the model's own dtype
             ]
         except Exception as error:  # noqa: BLE001 - what does not run is not shown to agree
             return f"{type(error).__name__}: {error}"

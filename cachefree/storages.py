@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import fx
 
 from cachefree.terms import Term
 
-__all__ = ["Base", "Value", "Views", "are_apart", "spoil", "storage_of"]
+__all__ = ["Base", "Value", "Views", "are_apart", "sharing", "spoil", "storage_of"]
 
 aten = torch.ops.aten
 Views = tuple[tuple[fx.Node | None, Any, tuple[Any, ...]], ...]
@@ -75,6 +76,31 @@ def are_apart(one: Views, other: Views) -> bool:
             return bool(end <= first or last <= start)
         return False
     return False
+
+
+def sharing(results: Sequence[Value], leaves: Mapping[Term, Base]) -> dict[int, list[int | Term]]:
+    """What each result may share elements of memory with, where anything: places, and leaves.
+
+    Args:
+        results: The results of a path.
+        leaves: Its inputs and attributes.
+    """
+    terms = {id(base): term for term, base in leaves.items()}
+    of_base: dict[int, list[int]] = {}
+    for place, value in enumerate(results):
+        of_base.setdefault(id(value.base), []).append(place)
+    found: dict[int, list[int | Term]] = {}
+    for place, value in enumerate(results):
+        others: list[int | Term] = [
+            other
+            for other in of_base[id(value.base)]
+            if other != place and not are_apart(value.views, results[other].views)
+        ]
+        if id(value.base) in terms:
+            others.append(terms[id(value.base)])
+        if others:
+            found[place] = others
+    return found
 
 
 def storage_of(example: Any) -> Any:

@@ -304,6 +304,22 @@ def _restates(law: str, op: str, args: Any, shape: Any, facts: Any = (), rows: A
     return any(True for _ in LAWS[law][1](terms, before))
 
 
+def _twice(*values: Any) -> Any:
+    return tuple(value * 2 for value in values[-1])
+
+
+@pytest.mark.parametrize("is_hook", [True, False])
+def test_what_runs_beside_the_graph_is_seen(is_hook: bool) -> None:
+    rewritten = rewritten_small(small())
+    module = rewritten.graph_module
+    if is_hook:
+        module.register_forward_hook(_twice)
+    else:
+        module.__dict__["forward"] = _twice
+    with pytest.raises(cachefree.CertificateError, match="the graph has hooks, or a forward of"):
+        cachefree.check_certificate(rewritten)
+
+
 def test_a_slice_with_steps_is_no_slice_of_neighbours() -> None:
     assert _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 1), (PAST, 4))
     assert not _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 2), (PAST, 2))

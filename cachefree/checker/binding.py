@@ -42,6 +42,7 @@ def bind_to_graph(certificate: Mapping[str, Any], module: fx.GraphModule) -> Non
     Raises:
         WrongCertificateError: they differ.
     """
+    _refuse_other_code(module)
     terms = Terms(Sizes([], {}))
     graph = certificate["graph"]
     written = terms.read(graph["terms"], {})
@@ -50,6 +51,13 @@ def bind_to_graph(certificate: Mapping[str, Any], module: fx.GraphModule) -> Non
     due = [reader.whole(written[place]) for place in graph["outputs"]]
     if len(outputs) != len(due) or any(map(operator.is_not, outputs, due)):
         raise WrongCertificateError("the graph gives other outputs than the certificate is about")
+
+
+def _refuse_other_code(module: fx.GraphModule) -> None:
+    """Refuses a module of which something runs beside its graph."""
+    for name, part in module.named_modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise WrongCertificateError(f"{name or 'the graph'} has hooks, or a forward of its own")
 
 
 def bind_to_paths(certificate: Mapping[str, Any], captured: Mapping[str, Any]) -> None:

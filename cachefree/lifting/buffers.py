@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from cachefree.errors import CaptureError, Refusal
 from cachefree.sizes import expression, user_line
 
-__all__ = ["Buffers", "Live", "gives_itself", "is_write"]
+__all__ = ["DESCRIBES", "Buffers", "Live", "gives_itself", "is_write"]
 
 Box = tuple[tuple[Any, Any], ...]
 
@@ -61,7 +61,7 @@ def is_write(name: str) -> bool:
 _IN_PLACE = frozenset(
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "and", "or", "xor")
 )
-_DESCRIBES = frozenset(
+DESCRIBES = frozenset(
     (
         "__get__",
         "size",
@@ -143,7 +143,7 @@ class Buffers(TorchFunctionMode):
         view = self._view(args[0]) if args else None
         name = getattr(func, "__name__", str(func))
         if view is not None:
-            if name in _DESCRIBES:
+            if name in DESCRIBES:
                 return func(*args, **kwargs)
             if name in ("__getitem__", "narrow"):
                 box = _part(view, _index(name, args, kwargs))

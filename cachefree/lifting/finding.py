@@ -14,12 +14,13 @@ from torch import nn
 
 from cachefree.dimensions import find_dimensions, resized
 from cachefree.inputs import FirstCall, find_first_call
-from cachefree.lifting.contents import TENSORS, Contents, entries
+from cachefree.lifting.contents import TENSORS, Contents, entries, lookup
 from cachefree.lifting.facade import Facade
 from cachefree.lifting.idle import without_idle
 from cachefree.lifting.lifted import Lifted
 from cachefree.lifting.plan import Argument, Plan, Position, Slot
 from cachefree.lifting.roots import roots_of
+from cachefree.lifting.shared_memory import refuse_overlaps
 from cachefree.lifting.watching import Probe, Writes
 from cachefree.structure import flatten
 
@@ -192,6 +193,14 @@ def _lifted(
         if not probe.found:
             break
         values = Lifted(model, methods, plan).after(named, None)
+    roots = roots_of(model)
+    refuse_overlaps(
+        {
+            slot.label: lookup(roots[slot.place.root], slot.place.steps)
+            for slot in plan.slots
+            if slot.kind != "entry"
+        }
+    )
     lifted = Lifted(model, methods, plan)
     visible = {name: value for name, value in named.items() if name not in plan.hidden}
     bound = inspect.BoundArguments(inspect.signature(lifted.forward), visible)

@@ -20,6 +20,7 @@ from cachefree.lifting.contents import ABSENT, Contents, Place, lookup, put
 from cachefree.lifting.facade import Facade, Forward, in_order
 from cachefree.lifting.plan import Alias, Plan, Slot, describe
 from cachefree.lifting.roots import roots_of
+from cachefree.lifting.shared_memory import Apart
 from cachefree.structure import flatten
 
 __all__ = ["Lifted"]
@@ -27,11 +28,13 @@ __all__ = ["Lifted"]
 
 @dataclass
 class _Scene:
-    """One call: where everything is, and what was there before."""
+    """One call: where everything is, what was there before, and what is replaced meanwhile."""
 
     roots: dict[str, Any]
     contents: Contents
     lives: dict[str, Live] = field(default_factory=dict)
+    replaced: dict[str, torch.Tensor] = field(default_factory=dict)
+    names: set[Place] = field(default_factory=set)
 
 
 class Lifted(Facade):
@@ -111,9 +114,18 @@ class Lifted(Facade):
         return [tuple(leaf.shape) for leaf in flatten(structure.rebuild(leaves)[1])[0]]
 
     def _watching(self, scene: _Scene) -> contextlib.AbstractContextManager[Any]:
-        return Buffers(scene.lives) if scene.lives else contextlib.nullcontext()
+        stack = contextlib.ExitStack()
+        if scene.replaced:
+            stack.enter_context(Apart(scene.replaced))
+        if scene.lives:
+            stack.enter_context(Buffers(scene.lives))
+        return stack
 
     def _install(self, scene: _Scene, state: Any) -> None:
+        names: dict[int, list[Place]] = {}
+        if any(slot.kind != "entry" for slot in self.plan.slots):
+            for place, tensor in scene.contents.tensors():
+                names.setdefault(id(tensor), []).append(place)
         for slot in self.plan.slots:
             if slot.kind == "entry":
                 if state is not None:
@@ -121,6 +133,7 @@ class Lifted(Facade):
                     self._put(scene, slot, _copied(value) if slot.is_written else value)
                 continue
             buffer: torch.Tensor = lookup(scene.roots[slot.place.root], slot.place.steps)
+            scene.replaced[slot.label] = buffer
             given = None if state is None else state[slot.label]
             if slot.kind == "live":
                 buffer = torch.empty(buffer.shape, dtype=buffer.dtype, device=buffer.device)
@@ -128,7 +141,9 @@ class Lifted(Facade):
             else:
                 start = torch.zeros(buffer.shape, dtype=buffer.dtype, device=buffer.device)
                 buffer = start if given is None else given.clone()
-            self._put(scene, slot, buffer)
+            for place in names.get(id(scene.replaced[slot.label]), ()):  # the same by other names
+                scene.names.add(place)
+                put(lookup(scene.roots[place.root], place.steps[:-1]), place.steps[-1], buffer)
 
     def _put(self, scene: _Scene, slot: Slot, value: Any) -> None:
         container = lookup(scene.roots[slot.place.root], slot.place.steps[:-1])
@@ -164,7 +179,7 @@ class Lifted(Facade):
             place
             for place in scene.contents.changes()
             if not any(place.is_within(slot.place) for slot in self.plan.slots)
-            and not any(place.is_within(other) for other in self.plan.idle)
+            and not any(place.is_within(other) for other in (*self.plan.idle, *scene.names))
         ]
 
 

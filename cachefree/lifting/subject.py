@@ -34,6 +34,7 @@ __all__ = [
     "keeper_of",
     "refuse_idle",
     "refuse_unread",
+    "writes_to_state",
 ]
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,11 @@ def refuse_unread(subject: nn.Module, later: Program) -> None:
                     where=term.line,
                 )
             )
+
+
+def writes_to_state(subject: nn.Module) -> bool:
+    """Whether calls write in place to what an earlier call put where a lifted model keeps it."""
+    return isinstance(subject, Lifted) and any(slot.is_written for slot in subject.plan.slots)
 
 
 def _discovered(lifting: Lifting) -> Discovery:
