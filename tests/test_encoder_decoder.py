@@ -240,8 +240,9 @@ class TestBadInput:
         others = case.others(2, 6)
         _, cache = case.call(case.rewritten, others, ids(2, 3), None)
         partly = {**cache, "memory": cache["memory"][:, :4]}
-        with pytest.raises(cachefree.CacheFreeError, match="past_encoder = 4"):
+        with pytest.raises(cachefree.CacheFreeError, match="past_encoder = 4") as caught:
             case.call(case.rewritten, others, ids(2, 1), partly)
+        assert "memory'] holds 4 rows where a later call has 6" in str(caught.value)
 
     def test_a_missing_encoder_mask(self) -> None:
         case = case_of("four tensors a layer")

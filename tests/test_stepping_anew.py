@@ -81,6 +81,34 @@ def at_end(state: Any) -> Any:
     return tuple(part.clone() for part in state)
 
 
+class Windowed(Selective):
+    """The convolution alone: its later calls of one token leave out the tokens' dimension."""
+
+    def forward(  # type: ignore[override]
+        self, ids: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.embed(ids).transpose(1, 2)
+        new = x.shape[2]
+        if state is not None and new == 1:
+            rows = torch.cat([state, x], -1)
+            y = F.silu(F.conv1d(rows, self.kernel, groups=6)[..., -1])
+            return (y * self.scale).unsqueeze(1), rows[..., -KERNEL:]
+        rows = x if state is None else torch.cat([state, x], -1)
+        if rows.shape[-1] < KERNEL:
+            rows = F.pad(rows, (KERNEL - rows.shape[-1], 0))
+        y = F.conv1d(rows, self.kernel, padding=KERNEL - 1, groups=6)[..., : rows.shape[-1]]
+        y = F.silu(y)[..., -new:] * self.scale[None, :, None]
+        return y.transpose(1, 2), rows[..., -KERNEL:]
+
+
+@pytest.mark.slow
+def test_a_part_of_an_activation_is_replayed() -> None:
+    rewritten = cachefree.rewrite(small(Windowed), (torch.randint(17, (2, 3)),))
+    assert "slice-of-activation" in {*rewritten.report.laws}
+    replayed = cachefree.check_certificate(rewritten.certificate, rewritten)
+    assert "slice-of-activation" not in replayed.trusted
+
+
 @pytest.mark.slow
 def test_a_step_that_is_no_round_of_the_loop_is_refused() -> None:
     with pytest.raises(cachefree.CacheFreeError, match="compute different things"):
