@@ -23,9 +23,9 @@ class Selective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(17, 6)
-        self.kernel = nn.Parameter(torch.empty(6, 1, KERNEL))
-        self.rate = nn.Parameter(torch.empty(6))
-        self.scale = nn.Parameter(torch.empty(6))
+        self.kernel = nn.Parameter(torch.linspace(-1, 1, 6 * KERNEL).view(6, 1, KERNEL))
+        self.rate = nn.Parameter(torch.linspace(-1, 0, 6))
+        self.scale = nn.Parameter(torch.linspace(0.5, 1, 6))
 
     def step(self, state: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         state.copy_((state.float() * torch.exp(self.rate) + row * self.scale).to(state.dtype))
