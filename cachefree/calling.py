@@ -488,12 +488,28 @@ class Calling:
         raise DomainError(
             Refusal(
                 f"A call with {told} is outside the domain.",
-                why="The graph was shown to equal the model where: "
+                why=f"{self._unfilled(pairs, sizes)}The graph was shown to equal the model where: "
                 f"{'; '.join(map(str, regions))}.{least}",
                 remedy="Call inside the domain, or rewrite with examples of these sizes.",
                 where=lines[0] if lines else None,
             )
         )
+
+    def _unfilled(self, pairs: list[tuple[Check, Any]], sizes: Sizes) -> str:
+        """Which tensor of the cache is filled in part, where first calls fill it for good."""
+        later = [r for r in self.interface.domain.regions if r.name == LATER_CALLS]
+        for fact in (condition.fact for region in later for condition in region.conditions):
+            if not isinstance(fact, sympy.Eq) or self.value(fact, sizes):
+                continue
+            for past, rows in (fact.args, fact.args[::-1]):
+                holders = [check.spec.path for check, _ in pairs if past in check.spec.shape]
+                if holders and str(past) in self._past and not (rows.free_symbols & {past}):
+                    due = self.value(rows, sizes)
+                    return (
+                        f"{holders[0]} holds {sizes[str(past)]} rows where a later call has "
+                        f"{due} and a first call none. "
+                    )
+        return ""
 
     def another_mode(self, what: str, *, is_training: bool) -> Refusal | None:
         """Why a mode is refused in which the model computes something else; None where it is not.

@@ -9,7 +9,7 @@ import torch
 
 from cachefree.terms import Table, Term
 
-__all__ = ["is_part", "put_back"]
+__all__ = ["CASTS", "is_part", "put_back"]
 
 aten = torch.ops.aten
 
@@ -74,6 +74,13 @@ def _unbound(table: Table, whole: Term, part: Term, args: tuple[Any, ...], index
     return table.like(whole, aten.select_scatter.default, (whole, part, args[0], index))
 
 
+CASTS = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten.type_as.default,
+)
 _PUT_BACK: dict[Any, _PutBack] = {
     aten.view.default: _reshaped,
     aten.reshape.default: _reshaped,
@@ -86,11 +93,7 @@ _PUT_BACK: dict[Any, _PutBack] = {
     aten.alias.default: _same,
     aten.detach.default: _same,
     aten.contiguous.default: _same,
-    aten.to.dtype: _same,
-    aten.to.device: _same,
-    aten.to.dtype_layout: _same,
-    aten.to.other: _same,
-    aten.type_as.default: _same,
+    **dict.fromkeys(CASTS, _same),
     aten.transpose.int: _transposed,
     aten.t.default: _turned,
     aten.mT.default: _turned,

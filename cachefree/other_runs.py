@@ -140,7 +140,8 @@ class CapturedCalls:
     def _compare_with_more_tokens(self) -> CaptureError | None:
         """The rounds of loops over tokens, with those of a run with many more."""
         symbols = {str(s) for loop in self.loops for s in sympy.sympify(loop.count).free_symbols}
-        runs = [self._run_with_more(name) for name in sorted(symbols)]
+        found = [self._run_with_more(name) for name in sorted(symbols)]
+        runs = [run for run in found if run is not None]
         for is_last in (False, True):
             for point, many in runs:
                 try:
@@ -159,22 +160,27 @@ class CapturedCalls:
                     raise refusal from error
         return None
 
-    def _run_with_more(self, name: str) -> tuple[dict[str, int], CallLog]:
-        """A run with more tokens: as many as the model has room for, up to many."""
-        most = self._sizes[name]
-        beyond = many_rounds(self.model) + 1
+    def _run_with_more(self, name: str) -> tuple[dict[str, int], CallLog] | None:
+        """A run with more tokens: as many as the path is for and the model has room for.
+
+        None where the path is for no more of them than the example has.
+        """
+        numbers = self._more(name)
+        if not numbers:
+            return None
         best: tuple[dict[str, int], CallLog] | None = None
-        number = beyond - 1
-        while number > most:
-            point, many = {**self._sizes, name: number}, CallLog()
+        start, end = 0, len(numbers)
+        place = end - 1
+        while start < end:
+            point, many = {**self._sizes, name: numbers[place]}, CallLog()
             try:
                 run_on_fakes(self.model, self.call, point, many)
             except Exception as error:  # noqa: BLE001 - the model may have room for fewer
                 log.debug("the model does not run at %s: %s", point, error)
-                beyond = number
+                end = place
             else:
-                most, best = number, (point, many)
-            number = (most + beyond) // 2
+                start, best = place + 1, (point, many)
+            place = (start + end) // 2
         if best is not None:
             return best
         raise CaptureError(
@@ -186,6 +192,16 @@ class CapturedCalls:
                 where=self.loops[0].where,
             )
         )
+
+    def _more(self, name: str) -> list[int]:
+        """Greater numbers at which every question of the path is answered as it was."""
+        facts = [
+            compiled(question.fact)
+            for question in self.environment.questions.values()
+            if {str(symbol) for symbol in question.fact.free_symbols} <= self._sizes.keys()
+        ]
+        numbers = range(self._sizes[name] + 1, many_rounds(self.model) + 1)
+        return [n for n in numbers if all(fact({**self._sizes, name: n}) for fact in facts)]
 
     def _compare_elsewhere(self) -> CaptureError | None:
         """At other sizes of the path's region, where that may matter."""

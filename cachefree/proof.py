@@ -8,7 +8,7 @@ token, or a memory of one row that is not there at first. Each is proved in the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import sympy
@@ -20,7 +20,7 @@ from cachefree.errors import CacheFreeError, UnsupportedBranchError
 from cachefree.example_sizes import capture_where_it_runs
 from cachefree.first_only import absences, fixed_inputs
 from cachefree.neutral import FirstValues
-from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried
+from cachefree.one_token import ONE_TOKEN, of_one_token, with_cache_carried, with_unread_carried
 from cachefree.preconditions import (
     refuse_frozen_sizes,
     refuse_independence,
@@ -117,14 +117,34 @@ def proved(
                 return there
         return shown
     assert reason is not None
-    for attempt in _readings(discovery) if loops_in(first.outputs) else ():
-        try:
-            return _of_one_token(model, table, names, attempt, first, check, refuse)
-        except CacheFreeError as error:
-            log.debug("no loop from the cache with %s: %s", attempt.later, error)
-            if isinstance(error, UnsupportedBranchError) and attempt.asked:
-                reason = error
+    if loops_in(first.outputs):
+        loops = _loops(model, table, names, discovery, first, laters[:1], check, refuse)
+        for shown_or_why in loops:
+            if not isinstance(shown_or_why, CacheFreeError):
+                return shown_or_why
+            reason = shown_or_why
     return _of_steps(model, table, names, discovery, first, check, refuse, reason)
+
+
+def _loops(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    laters: Sequence[Program],
+    check: str,
+    refuse: _Refuse,
+) -> Iterator[tuple[Discovery, Program, OneCall, Certified] | CacheFreeError]:
+    """Graphs that are a loop from the cache, and why others are none where that tells more."""
+    for attempt in _readings(discovery):
+        for general in (None, *laters):
+            try:
+                yield _of_one_token(model, table, names, attempt, first, general, check, refuse)
+            except CacheFreeError as error:
+                log.debug("no loop from the cache with %s: %s", attempt.later, error)
+                if isinstance(error, UnsupportedBranchError) and attempt.asked:
+                    yield error
 
 
 def _serves(certified: Certified, sizes: Mapping[str, int]) -> bool:
@@ -214,13 +234,18 @@ def _of_one_token(
     names: dict[int, str],
     discovery: Discovery,
     first: Program,
+    general: Program | None,
     check: str,
     refuse: _Refuse,
 ) -> tuple[Discovery, Program, OneCall, Certified]:
-    """The first path's loop over the tokens, where the later path is a step of it."""
+    """The loop over the tokens of the first path, or of a later one, that a step is a round of."""
+    one = (
+        with_cache_carried(table, discovery, first)
+        if general is None
+        else with_unread_carried(table, discovery, general)
+    )
     later = of_one_token(model, table, names, discovery)
     _refuse_unfit(discovery, first, later, refuse)
-    one = with_cache_carried(table, discovery, first)
     one, starts = started(table, discovery, first, one)
     certified = certify(
         model, table, names, discovery, first, later, one, starts, check, pinned=ONE_TOKEN

@@ -17,7 +17,7 @@ from cachefree.calls import TensorSpec
 from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.in_place import as_place, dtype_of, value_written, without_the_write
-from cachefree.inverse_views import is_part, put_back
+from cachefree.inverse_views import CASTS, is_part, put_back
 from cachefree.provenance import LINE
 from cachefree.randomness import is_random, is_thrown_away
 from cachefree.recurrent import original
@@ -213,6 +213,9 @@ class _Reader:
             self._write(node, target)
             return
         parent = self._aliased(node, target)
+        if parent is not None and target in CASTS:
+            self.values[node] = parent  # it has that type: torch gives the tensor itself
+            return
         args = self._arguments(node, target, viewed=parent)
         if is_random(target, args) and not is_thrown_away(node):
             self._refuse(

@@ -24,7 +24,7 @@ from cachefree.capture import capture
 from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
-from cachefree.laws import Law
+from cachefree.laws import ONES_LAWS, Law
 from cachefree.reading import Program, read
 from cachefree.shapes import Signatures
 from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of
@@ -255,6 +255,10 @@ def survey(
             return
         own = program.outputs if results is None else results(program)
         comparison = compare(table, one, own, facts, values, kind.inputs, more, kind.uniform)
+        if 1 in pinned.values() and _differs_by_ones(comparison):
+            laws = (*more, *ONES_LAWS)
+            again = compare(table, one, own, facts, values, kind.inputs, laws, kind.uniform)
+            comparison = again if again.is_equal else comparison
         regime = Regime(Region(kind.name, conditions), pinned, program, comparison)
         (result.served if comparison.is_equal else result.unequal).append(regime)
 
@@ -279,6 +283,15 @@ def survey(
             continue
         judge(program, pinned, (*pins, *_unpinned(conditions_of(program, kind), pinned)))
     return result
+
+
+def _differs_by_ones(comparison: Comparison) -> bool:
+    """Whether two sides that differ have one shape but for dimensions of size 1."""
+    pairs = [(pair.one.shape, pair.other.shape) for pair in comparison.divergences]
+    bare = [[[size for size in shape or () if size != 1] for shape in pair] for pair in pairs]
+    return any(
+        pair[0] != pair[1] and sizes[0] == sizes[1] for pair, sizes in zip(pairs, bare, strict=True)
+    )
 
 
 def _unpinned(

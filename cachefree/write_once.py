@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+_TO_A_SHAPE = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
@@ -362,4 +363,6 @@ def _with_rows(
         payload = tuple((tuple(map(fewer, shape)), dtype, dev) for shape, dtype, dev in payload)
     shape = None if term.shape is None else tuple(map(fewer, term.shape))
     args = tuple(of(arg, False) for arg in term.args)
+    if shape is not None and term.op in _TO_A_SHAPE:
+        args = (args[0], shape)  # where there are no rows, -1 would be any number
     return table.make(term.op, args, shape, term.dtype, term.device, term.line, payload)

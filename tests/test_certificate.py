@@ -325,6 +325,20 @@ def test_a_slice_with_steps_is_no_slice_of_neighbours() -> None:
     assert not _restates("clamp-slice", "aten.slice.Tensor", (1, 0, 4, 2), (PAST, 2))
 
 
+@pytest.mark.parametrize(("dtype", "holds"), [(torch.float16, False), (torch.float32, True)])
+def test_a_number_of_another_dtype_keeps_its_dimension(dtype: torch.dtype, holds: bool) -> None:
+    terms = Terms(Sizes([], {}))
+    one = terms.make("input", ("x",), (1,), torch.float32, "device:cpu")
+    other = terms.make("input", ("y",), (1,), dtype, "device:cpu")
+    wide = terms.make("aten.mul.Tensor", (one, other), (1,), torch.float32, "device:cpu")
+    (right,) = tuple(LAWS["ones-of-elements"][1](terms, wide)) or (None,)
+    assert (right is not None) is holds
+    if right is not None:
+        assert (right.op, right.shape) == ("reshape", (1,))
+        assert right.args[0].shape == ()
+        assert [part.shape for part in right.args[0].args] == [(), ()]
+
+
 def test_nothing_is_repeated_of_what_may_be_empty() -> None:
     pad = (1, 0), "replicate", None
     for facts, holds in (((), False), ((PAST >= 1,), True)):

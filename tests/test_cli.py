@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,34 @@ def test_a_transformers_folder_is_rewritten_without_weights(
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "GPT2LMHeadModel"
     assert told["verdict"].startswith("PROVED")
+
+
+def _written_by(folder: Path, version: str) -> None:
+    (folder / "checkpoint").mkdir()
+    told = {"model_type": "llama", "transformers_version": version}
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(told))
+
+
+def test_a_folder_without_transformers_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _written_by(folder, "5.23.0")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["rewrite", "checkpoint"]) != 0
+    assert "A folder needs transformers." in capsys.readouterr().err
+
+
+def test_a_folder_for_a_later_transformers_tells_both_versions(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _written_by(folder, "5.23.0")
+    old = types.ModuleType("transformers")
+    old.__version__ = "2.1.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", old)
+    assert main(["rewrite", "checkpoint"]) != 0
+    shown = capsys.readouterr().err
+    assert "transformers does not load checkpoint: AttributeError" in shown
+    assert "It is version 2.1.1, and the folder was written by 5.23.0." in shown
 
 
 @pytest.mark.parametrize("command", ["", "rewrite", "export", "check", "completion", "demo"])

@@ -157,6 +157,46 @@ def test_later_calls_project_no_row() -> None:
     assert torch.equal(after["memory"], cache["memory"])
 
 
+class Split(nn.Module):
+    """Splits the heads of what it projects with a size that is left open."""
+
+    open_axis = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.keys = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        shape = [x.shape[0], x.shape[1], 2, 4]
+        shape[self.open_axis] = -1
+        return x.view(shape).transpose(1, 2)
+
+    def forward(
+        self, ids: torch.Tensor, states: torch.Tensor, past: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = self.split(self.keys(states)) if past is None else past
+        scores = self.split(self.tokens(ids)) @ keys.transpose(2, 3)
+        return scores.softmax(-1) @ keys, keys
+
+
+class SplitByRows(Split):
+    open_axis = 1
+
+
+@pytest.mark.parametrize("kind", [Split, SplitByRows])
+def test_a_size_that_is_left_open_projects_no_row_either(kind: type[Split]) -> None:
+    model = small(kind)
+    tokens, token = ids(2, 3) % 11, ids(2, 1) % 11
+    states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    rewritten = cachefree.rewrite(model, (tokens, states), progress=False)
+    first, own = rewritten(tokens, states), model(tokens, states)
+    torch.testing.assert_close(first, own)
+    later = rewritten(token, states, first[1])
+    torch.testing.assert_close(later, model(token, states, own[1]))
+    (projection,) = [n for n in rewritten.graph_module.graph.nodes if "linear" in str(n.target)]
+    assert "slice" in str(projection.args[0].target)  # of the rows that are not past
+
+
 @pytest.fixture(scope="module")
 def inside() -> Case:
     return case_of("encoder inside")
@@ -240,8 +280,9 @@ class TestBadInput:
         others = case.others(2, 6)
         _, cache = case.call(case.rewritten, others, ids(2, 3), None)
         partly = {**cache, "memory": cache["memory"][:, :4]}
-        with pytest.raises(cachefree.CacheFreeError, match="past_encoder = 4"):
+        with pytest.raises(cachefree.CacheFreeError, match="past_encoder = 4") as caught:
             case.call(case.rewritten, others, ids(2, 1), partly)
+        assert "memory'] holds 4 rows where a later call has 6" in str(caught.value)
 
     def test_a_missing_encoder_mask(self) -> None:
         case = case_of("four tensors a layer")

@@ -18,6 +18,7 @@ from typing import Any
 
 import sympy
 
+from cachefree.checker.alone import ALONE
 from cachefree.checker.measure import mismeasured
 from cachefree.checker.numbers import NUMBERS
 from cachefree.checker.shapes import SHAPES
@@ -27,7 +28,7 @@ from cachefree.checker.terms import Term, Terms
 __all__ = ["FORMAT", "Checked", "WrongCertificateError", "replay", "restated"]
 
 FORMAT = "cachefree.certificate/1"
-LAWS: dict[str, Any] = {**SHAPES, **NUMBERS}
+LAWS: dict[str, Any] = {**SHAPES, **NUMBERS, **ALONE}
 REAL = {
     "add-zero-float", "attention-mask", "elementwise-real", "elementwise-signless",
     "folded-function", "grouped-attention", "infinity", "lowest-finite", "lowest-hides",

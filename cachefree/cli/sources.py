@@ -242,11 +242,12 @@ def _from_folder(folder: Path, *, needs_weights: bool, trusts_code: bool) -> Sou
             return Source(model.eval())
         with torch.device("cpu" if needs_weights else "meta"):
             model = kind.from_config(config, trust_remote_code=trusts_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise SourceError(
             Refusal(
                 f"transformers does not load {folder}: {type(error).__name__}: "
                 + str(error).split("\n")[0],
+                why=_version(transformers, folder),
                 remedy="Pass --trust-remote-code if its own Python files are to run."
                 if "trust_remote_code" in str(error)
                 else "Load it in a function of your own, and name that.",
@@ -254,6 +255,18 @@ def _from_folder(folder: Path, *, needs_weights: bool, trusts_code: bool) -> Sou
         ) from error
     note = ("there are no weights in the folder: random ones are used",) if needs_weights else ()
     return Source(model.eval(), None, note)
+
+
+def _version(transformers: Any, folder: Path) -> str:
+    """Which version loads the folder, and which one wrote it, where that is told."""
+    import json
+
+    try:
+        written = json.loads((folder / "config.json").read_text()).get("transformers_version")
+    except (OSError, ValueError, AttributeError):
+        written = None
+    saved = f", and the folder was written by {written}" if written else ""
+    return f"It is version {getattr(transformers, '__version__', 'unknown')}{saved}."
 
 
 def _auto_class(transformers: Any, config: Any) -> Any:

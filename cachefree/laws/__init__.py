@@ -7,6 +7,7 @@ from cachefree.laws.join import JOIN_LAWS
 from cachefree.laws.law import Law, Rewriter
 from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
+from cachefree.laws.ones import ONES_LAWS
 from cachefree.laws.padding import PADDING_LAWS
 from cachefree.laws.scan import SCAN_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
@@ -19,6 +20,7 @@ __all__ = [
     "EXACT_LAWS",
     "LAWS",
     "NO_ELEMENTS",
+    "ONES_LAWS",
     "TABLE_LAWS",
     "Law",
     "Rewriter",

@@ -7,6 +7,7 @@ from typing import Any
 import sympy
 import torch
 
+from cachefree.laws.alone import EACH_ALONE
 from cachefree.laws.law import Law, Rewriter
 from cachefree.terms import Term
 
@@ -132,6 +133,19 @@ def _slice_of_convolution(term: Term, rewriter: Rewriter) -> Term | None:
     return rewriter.build(whole.op, args, term.shape, term)
 
 
+def _slice_of_activation(term: Term, rewriter: Rewriter) -> Term | None:
+    """A part of what is computed element by element of a convolution, or of a part of one."""
+    whole, dim, start, end, _ = term.args
+    if whole.op not in EACH_ALONE or any(isinstance(arg, Term) for arg in whole.args[1:]):
+        return None
+    source: Term = whole.args[0]
+    below: Term = source.args[0] if source.op == "slice" and source.args[1] == dim else source
+    if below.op not in _CONVOLUTIONS or dim < 2 or source.shape != whole.shape:
+        return None
+    part = rewriter.build("slice", (source, dim, start, end, 1), term.shape, source)
+    return rewriter.build(whole.op, (part, *whole.args[1:]), term.shape, term)
+
+
 def _each(values: tuple[Any, ...], axis: int) -> Any:
     return values[axis] if len(values) > 1 else values[0]
 
@@ -164,5 +178,12 @@ PADDING_LAWS: tuple[Law, ...] = (
         "real",
         ("slice",),
         _slice_of_convolution,
+    ),
+    Law(
+        "slice-of-activation",
+        "f(conv(x, w))[a:b] = f(conv(x, w)[a:b])  for f of each element alone",
+        "exact",
+        ("slice",),
+        _slice_of_activation,
     ),
 )

@@ -21,7 +21,7 @@ from torch import nn
 from cachefree.calls import Call, TensorSpec
 from cachefree.capture import capture
 from cachefree.facts import Facts
-from cachefree.laws import LAWS, NO_ELEMENTS, TABLE_LAWS, Law
+from cachefree.laws import LAWS, NO_ELEMENTS, ONES_LAWS, TABLE_LAWS, Law
 from cachefree.laws.evaluation import apply
 from cachefree.normal import Normaliser, Step
 from cachefree.reading import read
@@ -29,7 +29,8 @@ from cachefree.sizes import size_symbol
 from cachefree.structure import flatten
 from cachefree.terms import Table, Term, replace_operands, topological
 
-BY_NAME: Mapping[str, Law] = {law.name: law for law in (*LAWS, *TABLE_LAWS, NO_ELEMENTS)}
+MORE_LAWS = (*TABLE_LAWS, *ONES_LAWS)
+BY_NAME: Mapping[str, Law] = {law.name: law for law in (*LAWS, *MORE_LAWS, NO_ELEMENTS)}
 SMALL = (0, 1, 3)
 HINTS = (5, 7, 11, 13)
 
@@ -123,7 +124,7 @@ def steps(instance: Instance, pinned: Sizes | None = None) -> list[Step]:
         for symbol in instance.symbols
         if str(symbol) in instance.above and symbol not in (pinned or {})
     )
-    normaliser = Normaliser(table, facts, dict(pinned or {}), is_exact=False, more=TABLE_LAWS)
+    normaliser = Normaliser(table, facts, dict(pinned or {}), is_exact=False, more=MORE_LAWS)
     normaliser.normal(outputs)
     return normaliser.steps
 

@@ -72,6 +72,21 @@ STATES: Family = {
                      lambda x, w, p: F.conv1d(x, w)[..., 1 : 1 + min(p.shape[0], 2)], {"p": 0}),
         ),
     ),
+    "slice-of-activation": Tried(
+        (
+            Instance("of the rows", ("2 4 n", "6 4 3"),
+                     lambda x, w: F.silu(F.conv1d(x, w))[..., 1:], {"n": 5}),
+            Instance("of a part", ("2 4 9", "6 4 3"),
+                     lambda x, w: F.conv1d(x, w, padding=2)[..., :9].exp()[..., 3:]),
+        ),
+        (
+            Instance("channels", ("2 4 9", "6 4 3"), lambda x, w: F.conv1d(x, w).exp()[:, 1:4]),
+            Instance("of two", ("2 4 9", "6 4 3", "6 7"),
+                     lambda x, w, y: (F.conv1d(x, w) + y)[..., 1:4]),
+            Instance("a sum over all", ("2 4 9", "6 4 3"),
+                     lambda x, w: F.conv1d(x, w).cumsum(2)[..., 1:4]),
+        ),
+    ),
     "zero-product": Tried(
         (
             Instance("elements", ("b n",), lambda x: x * torch.zeros_like(x)),

@@ -9,11 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachefree.laws import COMMUTATIVE, EXACT_LAWS, LAWS, NO_ELEMENTS, TABLE_LAWS
+from cachefree.laws import COMMUTATIVE, EXACT_LAWS, LAWS, NO_ELEMENTS
 from cachefree.laws.identity import _WIDER
 
 from .equations import (
     BY_NAME,
+    MORE_LAWS,
     Instance,
     drawn,
     fires_and_holds,
@@ -26,6 +27,7 @@ from .equations import (
 from .families import Tried
 from .identity import IDENTITY
 from .join import JOIN
+from .ones import ONES
 from .products import ATTENTION, LINEAR
 from .sequence import MASKS, SEQUENCE
 from .shape import SHAPE
@@ -33,7 +35,7 @@ from .states import STATES
 from .tables import TABLES
 
 TRIED: dict[str, Tried] = (
-    IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES | TABLES
+    IDENTITY | SHAPE | JOIN | SEQUENCE | MASKS | ATTENTION | LINEAR | STATES | TABLES | ONES
 )
 
 ELSEWHERE = {"no-token", "one-token"}  # their left sides are loops: tests/test_loops.py
@@ -55,8 +57,8 @@ def test_every_law_is_tried_and_has_a_near_miss() -> None:
 
 
 def test_laws_are_named_stated_and_of_a_known_kind() -> None:
-    assert len(BY_NAME) == len(LAWS) + len(TABLE_LAWS) + 1
-    for law in (*LAWS, *TABLE_LAWS, NO_ELEMENTS):
+    assert len(BY_NAME) == len(LAWS) + len(MORE_LAWS) + 1
+    for law in (*LAWS, *MORE_LAWS, NO_ELEMENTS):
         assert law.kind in ("exact", "real")
         assert law.statement, law.name
         assert law.ops or law is NO_ELEMENTS
