@@ -24,7 +24,7 @@ from cachefree.rules import Closing
 from cachefree.sizes import expression
 from cachefree.terms import Table, Term, replace_operands, topological
 
-__all__ = ["with_common_size"]
+__all__ = ["resized", "with_common_size"]
 
 
 class _CommonSize:
@@ -50,7 +50,7 @@ def with_common_size(
                         size = _common(one, other, base, facts)
                         if size is not None and (one, size) not in tried:
                             tried.add((one, size))
-                            edited = _resized(table, outputs, {one: size})
+                            edited = resized(table, outputs, {one: size})
                             yield Closing(_CommonSize(), edited, (divergence,))
 
 
@@ -96,7 +96,7 @@ def _factored(extreme: Any, one: Any, other: Any) -> Any:
     return sympy.Add(*shared, extreme(*rest))
 
 
-def _resized(table: Table, outputs: Sequence[Term], sizes: Mapping[Any, Any]) -> tuple[Term, ...]:
+def resized(table: Table, outputs: Sequence[Term], sizes: Mapping[Any, Any]) -> tuple[Term, ...]:
     """The outputs with sizes replaced wherever they occur, but for those of inputs."""
     done: dict[Term, Term] = {}
     known: dict[Any, Any] = {}

@@ -62,6 +62,8 @@ class Discovery:
         both: A later call with the inputs that it may leave out, in the same order and with these
             behind the others; None where there are none.
         first_only: These arguments of the first call.
+        unowned: The same call where rows before those of the tokens are not the cache's own from
+            the start, but come of the first call; None where there are none.
     """
 
     first: Call
@@ -77,6 +79,7 @@ class Discovery:
     other: Discovery | None = None
     both: Call | None = None
     first_only: tuple[str, ...] = ()
+    unowned: Discovery | None = None
 
 
 def cache_arguments(discovery: Discovery) -> frozenset[str]:
@@ -135,10 +138,7 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
     first = path.call
     none = Facts(())
     ones = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(_sizes_of(first)))
-    readings: list[tuple[Facts, bool]] = [(ones, True), (none, True)]
-    if found.absent:  # what the first call alone is given may make rows before the first token
-        readings.append((ones, False))
-    fixed, *others = (
+    fixed, other, unowned = (
         _discovery(
             search,
             found,
@@ -147,10 +147,14 @@ def _symbolic(model: nn.Module, search: Search, found: Found) -> Discovery:
             hints,
             later_call(search.names, found, first, path, facts, has_own_rows=has_own_rows),
         )
-        for facts, has_own_rows in readings
+        for facts, has_own_rows in ((ones, True), (none, True), (ones, False))
     )
-    unlike_it = (other for other in others if other.later.leaves != fixed.later.leaves)
-    fixed.other = next(unlike_it, None)
+    if unowned.later.leaves != fixed.later.leaves:
+        fixed.unowned = unowned
+    if other.later.leaves != fixed.later.leaves:
+        fixed.other = other
+    elif found.absent:  # what the first call alone is given may make rows before the first token
+        fixed.other = fixed.unowned
     return fixed
 
 

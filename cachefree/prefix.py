@@ -40,7 +40,7 @@ from cachefree.structure import flatten
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
-__all__ = ["with_prefixes"]
+__all__ = ["given_too", "tensors_in", "with_prefixes"]
 
 log = logging.getLogger(__name__)
 _MOST_AXES = 3
@@ -99,12 +99,7 @@ def _proposal(
     rows = size_symbol(f"{name}_rows")
     shape = (*output.sizes[:axis], rows, *output.sizes[axis + 1 :])
     spec = TensorSpec(name, shape, output.dtype, output.device)
-    args, kwargs = discovery.later.structure.rebuild(list(discovery.later.leaves))
-    leaves, structure = flatten((args, {**kwargs, name: spec}), _is_spec)
-    call = Call(structure, tuple(leaves), discovery.later.fixed)
-    used = set(discovery.hints.values())
-    hint = next(size for size in itertools.count(11) if size not in used)
-    hints = {**discovery.hints, str(rows): hint}
+    call, hints = given_too(discovery, spec, rows)
     subject = (
         Joined(model, place, spec.path)
         if isinstance(place, Join)
@@ -127,6 +122,24 @@ def _proposal(
         whole, inputs, program.outputs, {}, encoder=encoder, absent={rows: 0}, present=present
     )
     return one, program
+
+
+def given_too(
+    discovery: Discovery, spec: TensorSpec, rows: sympy.Symbol
+) -> tuple[Call, dict[str, int]]:
+    """A later call with one keyword argument more, and its example sizes.
+
+    Args:
+        discovery: How the model is called.
+        spec: The argument.
+        rows: Its number of rows, which may be any.
+    """
+    args, kwargs = discovery.later.structure.rebuild(list(discovery.later.leaves))
+    leaves, structure = flatten((args, {**kwargs, spec.path: spec}), _is_spec)
+    used = set(discovery.hints.values())
+    hint = next(size for size in itertools.count(11) if size not in used)
+    call = Call(structure, tuple(leaves), discovery.later.fixed)
+    return call, {**discovery.hints, str(rows): hint}
 
 
 class _Meetings(TorchFunctionMode):
@@ -161,19 +174,19 @@ class _Meetings(TorchFunctionMode):
     ) -> Any:
         number, self.count = self.count, self.count + 1
         place = self._calls.next(func)
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         result = func(*args, **(kwargs or {}))
-        self._places |= {id(tensor): place for tensor in _tensors(result)}
+        self._places |= {id(tensor): place for tensor in tensors_in(result)}
         held = [self._held[id(tensor)][1] for tensor in tensors if id(tensor) in self._held]
         if held:
             own = {made for made in held if made is not None}
             is_own = len(own) > 0 and None not in held
             if is_own:
                 self.parents[number] = own
-            elif _tensors(result):
+            elif tensors_in(result):
                 self.met |= own
                 self._note_joins(func, args, kwargs, tensors)
-            for tensor in _tensors(result):
+            for tensor in tensors_in(result):
                 self._held[id(tensor)] = tensor, number if is_own else None
         return result
 
@@ -287,13 +300,14 @@ def _stand_ins(discovery: Discovery, spec: TensorSpec, value: torch.Tensor) -> d
     return {name: kwargs[name] for name in discovery.first_only}
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested containers."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (tuple, list)):
-        return [tensor for part in value for tensor in _tensors(part)]
+        return [tensor for part in value for tensor in tensors_in(part)]
     if isinstance(value, dict):
-        return [tensor for part in value.values() for tensor in _tensors(part)]
+        return [tensor for part in value.values() for tensor in tensors_in(part)]
     return []
 
 

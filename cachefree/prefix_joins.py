@@ -11,6 +11,7 @@ the model.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,11 +25,15 @@ from torch.overrides import TorchFunctionMode
 from cachefree.lifting.facade import Facade
 from cachefree.sizes import user_line
 
-__all__ = ["Join", "Joined", "Places", "join_of"]
+__all__ = ["INPUT", "Join", "Joined", "Places", "join_of"]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 Place = tuple[Any, Any, int]
-"""A torch function, the user's line that calls it, and how often it did so before."""
+"""A torch function, the user's line that calls it, and how often it did so before.
+
+Or `INPUT` and the argument that is joined as it is given.
+"""
+INPUT = "input"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Join:
     place: Place
     axis: int
     is_behind: bool
+
+    def of(self, value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """A value joined with rows."""
+        return torch.cat((rows, value) if self.is_behind else (value, rows), self.axis)
 
 
 class Places:
@@ -97,8 +106,7 @@ class _Joining(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if place != self.join.place:
             return result
-        parts = (self.rows, result) if self.join.is_behind else (result, self.rows)
-        return torch.cat(parts, self.join.axis)
+        return self.join.of(result, self.rows)
 
 
 class Joined(Facade):
@@ -115,6 +123,10 @@ class Joined(Facade):
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             rows = kwargs.pop(name)
+            if join.place[0] == INPUT:
+                given = inspect.signature(model.forward).bind(*args, **kwargs)
+                given.arguments[join.place[1]] = join.of(given.arguments[join.place[1]], rows)
+                return model(*given.args, **given.kwargs)
             with _Joining(join, rows):
                 return model(*args, **kwargs)
 

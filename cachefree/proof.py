@@ -32,6 +32,7 @@ from cachefree.reading import Program, read
 from cachefree.scans import loops_in
 from cachefree.sizes import size_symbol
 from cachefree.spec import LATER_CALLS
+from cachefree.start_rows import with_start_rows
 from cachefree.starts import started
 from cachefree.step_starts import first_values
 from cachefree.stepped import (
@@ -117,13 +118,51 @@ def proved(
                 return there
         return shown
     assert reason is not None
-    if loops_in(first.outputs):
-        loops = _loops(model, table, names, discovery, first, laters[:1], check, refuse)
-        for shown_or_why in loops:
-            if not isinstance(shown_or_why, CacheFreeError):
-                return shown_or_why
-            reason = shown_or_why
+    others = _others(model, table, names, discovery, first, laters[:1], check, refuse)
+    for shown_or_why in others:
+        if not isinstance(shown_or_why, CacheFreeError):
+            return shown_or_why
+        reason = shown_or_why
     return _of_steps(model, table, names, discovery, first, check, refuse, reason)
+
+
+def _others(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    laters: Sequence[Program],
+    check: str,
+    refuse: _Refuse,
+) -> Iterator[tuple[Discovery, Program, OneCall, Certified] | CacheFreeError]:
+    """Graphs that are more than an edited later path, and why others are none."""
+    if laters and check == "prove" and discovery.both is None:
+        for attempt in filter(None, (discovery.unowned, discovery)):
+            yield from _start_rows(model, table, names, attempt, first, check, refuse)
+    if loops_in(first.outputs):
+        yield from _loops(model, table, names, discovery, first, laters, check, refuse)
+
+
+def _start_rows(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    check: str,
+    refuse: _Refuse,
+) -> Iterator[tuple[Discovery, Program, OneCall, Certified]]:
+    """The later path with rows joined that only the first path has, where it is both paths."""
+    for one in with_start_rows(model, table, names, discovery, first):
+        try:
+            later = _later(model, table, names, discovery, first, refuse)
+            one, starts = started(table, discovery, first, one)
+            found = certify(model, table, names, discovery, first, later, one, starts, check)
+        except CacheFreeError as error:
+            log.debug("no graph with rows that the first call joins: %s", error)
+            continue
+        yield discovery, later, one, found
 
 
 def _loops(

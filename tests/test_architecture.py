@@ -57,6 +57,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "write_once in_a_row",
         "starts",
         "one_token prefix tested",
+        "start_rows",
         "stepped step_starts",
         "encoder_argument left_out outlines",
         "certify onnx branches",

@@ -28,6 +28,7 @@ from . import (
     running,
     sentinels,
     sinusoid,
+    start_rows,
     streaming,
     transformer_xl,
     windows,
@@ -61,6 +62,7 @@ CASES: tuple[ModelCase, ...] = (
     *counted.CASES,
     *first_call.CASES,
     *prefixes.CASES,
+    *start_rows.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,

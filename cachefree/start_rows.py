@@ -1,0 +1,223 @@
+"""Rows that the first call alone puts beside its own: a learned prompt, a blank, silence.
+
+Before: ``if past is None: x = cat([start, x], 1)``.
+
+After: ``x = cat([start[:, len(start) * min(past, 1):], x], 1)``.
+
+Why equal: nothing is past on the first call, so that all rows are there, and on later calls
+something is, so that none is. The later path is captured while rows of any number are joined at the
+same place, which is no more than a proposal: the outcome is compared with both of the model's
+paths.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._sympy.functions import Min
+
+from cachefree.calls import TensorSpec
+from cachefree.capture import capture
+from cachefree.common_sizes import resized
+from cachefree.discover import Discovery
+from cachefree.errors import CacheFreeError
+from cachefree.facts import Facts
+from cachefree.fake_runs import run_on_fakes
+from cachefree.lifting.facade import Facade
+from cachefree.prefix import given_too, tensors_in
+from cachefree.prefix_joins import INPUT, Join, Joined, Place, Places, join_of
+from cachefree.reading import Program, read
+from cachefree.rules import replaced
+from cachefree.rules.rule import at_first_call
+from cachefree.sizes import size_symbol, symbols_of
+from cachefree.starts import past_symbols
+from cachefree.terms import Table, Term
+from cachefree.write_once import OneCall
+
+__all__ = ["with_start_rows"]
+
+log = logging.getLogger(__name__)
+_MOST_JOINS = 3
+_NAME = "start_rows"
+_T = torch.Tensor
+# what is made like a tensor, and of none of its values
+_ALIKE = {
+    *(torch.ones_like, torch.zeros_like, torch.full_like),
+    *(_T.new_ones, _T.new_zeros, _T.new_full, _T.new_tensor),
+}
+
+
+def with_start_rows(
+    model: nn.Module, table: Table, names: dict[int, str], discovery: Discovery, first: Program
+) -> Iterator[OneCall]:
+    """Proposals: the later path with rows joined that are all there where nothing is past.
+
+    Args:
+        model: Any module.
+        table: Of all terms.
+        names: ``id`` of a parameter or buffer → its name.
+        discovery: How the model is called.
+        first: The first path.
+    """
+    inputs = tuple(
+        table.input(leaf.path, leaf.shape, leaf.dtype, leaf.device)
+        for leaf in discovery.later.tensors
+    )
+    past = past_symbols(discovery, OneCall(discovery.later, inputs, (), {}))
+    if not past:
+        return
+    joins = _Joins()
+    try:
+        run_on_fakes(model, discovery.first, discovery.hints, joins)  # type: ignore[arg-type]
+    except CacheFreeError as error:
+        log.debug("no rows are looked for on the first call: %s", error)
+        return
+    for number, join in joins.found[:_MOST_JOINS]:
+        try:
+            outputs = _outputs(model, table, names, discovery, first, number, join, past)
+        except CacheFreeError as error:
+            log.debug("no later path with rows at %s: %s", join, error)
+            continue
+        if outputs is not None:
+            yield OneCall(discovery.later, inputs, outputs, {})
+
+
+def _outputs(
+    model: nn.Module,
+    table: Table,
+    names: dict[int, str],
+    discovery: Discovery,
+    first: Program,
+    number: int,
+    join: Join,
+    past: Sequence[sympy.Symbol],
+) -> tuple[Term, ...] | None:
+    """What the later path gives with the rows; None where they are no fixed number of rows."""
+    seen = capture(_SeenPart(model, number, join), discovery.first, discovery.hints)
+    start = read(seen, table, names).outputs[-1]
+    least = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(start.sizes))
+    count = sympy.sympify(least.simplified(start.sizes[join.axis]))
+    if not count.is_Integer or start.dtype is None or start.device is None:
+        return None
+    rows = size_symbol(f"{_NAME}_count")
+    shape = (*start.sizes[: join.axis], rows, *start.sizes[join.axis + 1 :])
+    spec = TensorSpec(_NAME, shape, start.dtype, start.device)
+    call, hints = given_too(discovery, spec, rows)
+    path = read(capture(Joined(model, join, spec.path), call, hints), table, names)
+    if not path.outputs or len(path.outputs) != len(first.outputs):
+        return None
+    left = count - count * Min(past[0], sympy.Integer(1))
+    part = table.make(
+        "slice",
+        (start, join.axis, count - rows, count, 1),
+        shape,
+        start.dtype,
+        start.device,
+        start.line,
+    )
+    given = table.input(spec.path, spec.shape, spec.dtype, spec.device)
+    outputs = replaced(table, path.outputs, {given: part})
+    outputs = tuple(
+        term if place in discovery.carried else _cut(table, term, own, rows, count, past, join)
+        for place, (term, own) in enumerate(zip(outputs, first.outputs, strict=True))
+    )
+    return resized(table, outputs, {rows: left})
+
+
+def _cut(
+    table: Table,
+    term: Term,
+    own: Term,
+    rows: sympy.Symbol,
+    count: Any,
+    past: Sequence[sympy.Symbol],
+    join: Join,
+) -> Term:
+    """A result without what comes of the rows, where the first path cuts that off."""
+    if len(term.sizes) != len(own.sizes):
+        return term
+    facts = Facts(sympy.Ge(symbol, 0) for symbol in symbols_of(own.sizes))
+    for axis, (size, due) in enumerate(zip(term.sizes, own.sizes, strict=True)):
+        whole = at_first_call(sympy.sympify(size).subs(rows, count), past)
+        if rows not in symbols_of([size]) or not facts.equal(whole, due + count):
+            continue
+        ends = (rows, size) if join.is_behind else (0, size - rows)
+        shape = (*term.sizes[:axis], sympy.expand(size - rows), *term.sizes[axis + 1 :])
+        return table.make(
+            "slice", (term, axis, *ends, 1), shape, term.dtype, term.device, term.line
+        )
+    return term
+
+
+class _Joins(TorchFunctionMode):
+    """Where values that are made of no input are joined with others that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, Join]] = []
+        self._count = 0
+        self._calls = Places()
+        self._places: dict[int, Place] = {}
+        self._of_inputs: dict[int, torch.Tensor] = {}
+
+    def given(self, inputs: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Says what the model is called with: path and tensor."""
+        for path, tensor in inputs:
+            self._of_inputs[id(tensor)] = tensor
+            self._places[id(tensor)] = (INPUT, path, 0)
+
+    def returned(self, leaves: Iterable[Any]) -> None:
+        """Nothing is asked of the result."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        number, self._count = self._count, self._count + 1
+        place = self._calls.next(func)
+        tensors = tensors_in((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        made = tensors_in(result)
+        if func not in _ALIKE and any(id(tensor) in self._of_inputs for tensor in tensors):
+            for tensor in tensors:
+                if id(tensor) not in self._of_inputs:
+                    join = join_of(func, args, kwargs, tensor, self._places)
+                    self.found += [(number, join)] if join is not None else []
+            self._of_inputs |= {id(tensor): tensor for tensor in made}
+            self._places |= {id(tensor): place for tensor in made}
+        return result
+
+
+class _SeenPart(Facade):
+    """The model with what one call joins beside its result."""
+
+    def __init__(self, model: nn.Module, number: int, join: Join) -> None:
+        super().__init__(model)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with _Seeing(number, join) as seeing:
+                result = model(*args, **kwargs)
+            return result, seeing.part
+
+        self.__dict__["forward"] = forward
+
+
+class _Seeing(TorchFunctionMode):
+    def __init__(self, number: int, join: Join) -> None:
+        super().__init__()
+        self.part: torch.Tensor | None = None
+        self._place = 0 if join.is_behind else 1
+        self._waiting = itertools.count(-number)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if next(self._waiting) == 0:
+            self.part = args[0][self._place]
+        return func(*args, **(kwargs or {}))
