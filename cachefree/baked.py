@@ -34,6 +34,7 @@ __all__ = [
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _ENVIRONMENT = frozenset(("environ", "getenv"))
+_CPU = torch.device("cpu")
 _KINDS = frozenset(("is_cuda", "is_cpu", "is_mps", "is_xpu", "get_device", "current_device"))
 
 
@@ -142,7 +143,7 @@ class Modes:
         names = {name for code in codes for name in code.co_names}
         return cls(
             torch.get_default_dtype(),
-            torch.get_default_device(),
+            _default_device(),
             _casts(),
             torch.backends.mha.get_fastpath_enabled(),
             None if read is None else {name: os.environ.get(name) for name in read},
@@ -153,7 +154,7 @@ class Modes:
         """Which of them is another one now, in words; None where none is."""
         if torch.get_default_dtype() is not self.dtype:
             return f"torch's default dtype is {torch.get_default_dtype()}, and was {self.dtype}"
-        if torch.get_default_device() != self.device:
+        if _default_device() != self.device:
             return f"torch's default device is {torch.get_default_device()}, and was {self.device}"
         if _casts() != self.casts:
             return f"torch.autocast is {_words(_casts())}, and was {_words(self.casts)}"
@@ -167,6 +168,14 @@ class Modes:
             if setting(name) != value:
                 return f"torch.{name} is {setting(name)!r}, and was {value!r}"
         return None
+
+
+def _default_device() -> torch.device:
+    """Where torch makes tensors; a few steps where no mode and no default says so."""
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    if context is None and not torch._C._len_torch_function_stack():
+        return _CPU
+    return torch.get_default_device()
 
 
 def _casts() -> tuple[tuple[str, torch.dtype], ...]:

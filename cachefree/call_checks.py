@@ -24,6 +24,7 @@ __all__ = [
     "missing",
     "missing_flag",
     "solved",
+    "unlike",
     "wrong_count",
     "wrong_size",
 ]
@@ -31,13 +32,23 @@ __all__ = [
 
 @dataclass
 class Check:
-    """What one tensor of a call has to be."""
+    """What one tensor of a call has to be.
+
+    Attributes:
+        place: Among the leaves.
+        spec: As it was captured.
+        numbers: Axes of a constant size.
+        symbols: Axes whose size is a symbol.
+        expressions: Axes whose size is made of symbols.
+        kind: Equal for tensors of one argument that have to be alike.
+    """
 
     place: int
     spec: TensorSpec
     numbers: list[tuple[int, int]]
     symbols: list[tuple[int, str]]
     expressions: list[tuple[int, Any]]
+    kind: int = 0
 
     @classmethod
     def of(cls, place: int, spec: TensorSpec) -> Check:
@@ -50,6 +61,26 @@ class Check:
             [(axis, size.name) for axis, size in sizes if isinstance(size, sympy.Symbol)],
             [(axis, s) for axis, s in sizes if not isinstance(s, (int, sympy.Symbol))],
         )
+
+
+def unlike(pairs: Sequence[tuple[Check, Any]]) -> list[tuple[Check, Any]]:
+    """The tensors of a call without those that are like an earlier one of their kind."""
+    found = []
+    first: dict[int, torch.Tensor] = {}
+    for check, leaf in pairs:
+        like = first.get(check.kind)
+        if (
+            like is not None
+            and isinstance(leaf, torch.Tensor)
+            and leaf.shape == like.shape
+            and leaf.dtype is like.dtype
+            and leaf.device == like.device
+        ):
+            continue
+        if like is None and isinstance(leaf, torch.Tensor):
+            first[check.kind] = leaf
+        found.append((check, leaf))
+    return found
 
 
 def is_told_twice(pairs: Sequence[tuple[Check, Any]], symbol: sympy.Symbol) -> bool:

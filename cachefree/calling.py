@@ -20,6 +20,7 @@ from cachefree.call_checks import (
     missing,
     missing_flag,
     solved,
+    unlike,
     wrong_count,
     wrong_size,
 )
@@ -134,6 +135,10 @@ class Calling:
             for place, spec in enumerate(self.leaves)
             if isinstance(spec, TensorSpec)
         ]
+        kinds: dict[Any, int] = {}
+        for check in self._checks:
+            made = argument_of(check.spec.path), check.spec.shape, check.spec.dtype
+            check.kind = kinds.setdefault(made, len(kinds))
         numbers = {spec.path for spec in self.leaves if isinstance(spec, SizeSpec)}
         caches = {cache.parameter for cache in self.caches}
         self.counts = frozenset(numbers.intersection(self.parameters) - caches)
@@ -410,6 +415,8 @@ class Calling:
         is_checked = not is_tracing()
         given = [(check, leaves[check.place]) for check in self._checks]
         pairs = [pair for pair in given if pair[1] is not NEUTRAL and pair[1] is not SPARE]
+        if is_checked:
+            pairs = unlike(pairs)
         for check, leaf in pairs:
             check_type(leaf, check.spec)
             shape = leaf.shape
@@ -450,14 +457,12 @@ class Calling:
         return {**dict.fromkeys(map(str, own), 0), **self.absent, **self.rowless_sizes}
 
     def _check_sizes(self, pairs: list[tuple[Check, Any]], sizes: Sizes, is_first: bool) -> None:
+        device = pairs[0][1].device if pairs else None
         for check, leaf in pairs:
-            if leaf.device != pairs[0][1].device:
+            if leaf.device != device:
                 first = pairs[0][0].spec.path
                 raise DomainError(
-                    mismatch(
-                        f"{check.spec.path} is on {leaf.device} where {first} is on "
-                        f"{pairs[0][1].device}"
-                    )
+                    mismatch(f"{check.spec.path} is on {leaf.device} where {first} is on {device}")
                 )
             for axis, expr in check.expressions:
                 due = self.value(expr, sizes)

@@ -46,7 +46,7 @@ class Structure:
         leaf_count: The number of leaves below.
     """
 
-    __slots__ = ("children", "cls", "keys", "kind", "leaf_count", "value")
+    __slots__ = ("_form", "_unlike", "children", "cls", "keys", "kind", "leaf_count", "value")
 
     def __init__(
         self,
@@ -63,6 +63,9 @@ class Structure:
         self.children = children
         self.value = value
         self.leaf_count: int = 1 if kind == "leaf" else sum(child.leaf_count for child in children)
+        # what `is_absent` depends on, and the children that differ in it
+        self._form: Any = (kind, cls, keys, tuple(child._form for child in children))
+        self._unlike = tuple({child._form: child for child in children}.values())
 
     def rebuild(self, leaves: list[Leaf]) -> Any:
         """The value again, with ``leaves`` in the order of `flatten`."""
@@ -200,7 +203,7 @@ class Structure:
                 parts = [(child, value.get(key)) for key, child in self._items()]
                 return set(value) <= set(self.keys) and all(c.is_absent(v) for c, v in parts)
             # empty layers may be counted otherwise: an encoder's number, in a decoder's cache
-            return all(any(child.is_absent(part) for child in self.children) for part in value)
+            return all(any(child.is_absent(part) for child in self._unlike) for part in value)
         if self.kind != "object" or self.cls is None or not isinstance(value, self.cls):
             return False
         return all(child.is_absent(getattr(value, key, None)) for key, child in self._items())
