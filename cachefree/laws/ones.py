@@ -17,6 +17,8 @@ __all__ = ["ONES_LAWS"]
 
 def _without_ones(term: Term, rewriter: Rewriter) -> Term | None:
     terms = [arg for arg in term.args if isinstance(arg, Term)]
+    if any(arg.dtype is None or arg.dtype.is_complex for arg in (term, *terms)):
+        return None  # which parts of a complex result are nan depends on where it lies
     rank = len(term.sizes)
     ones = {axis - rank for axis, size in enumerate(term.sizes) if size == 1}
 
@@ -47,7 +49,8 @@ ONES_LAWS: tuple[Law, ...] = (
     Law(
         "ones-of-elements",
         "f(x, y) = reshape(f(x', y'))  where x' and y' lack the dimensions of size 1 of the "
-        "result;  f computes each element alone;  not where dtypes differ and x' has no dimension",
+        "result;  f computes each element alone, no complex one;  not where dtypes differ and x' "
+        "has no dimension",
         "exact",
         (*EACH_ALONE, "cast"),
         _without_ones,

@@ -85,8 +85,9 @@ IDENTITY: Family = {
     ),
     "cast": Tried(
         (
-            Instance("its own dtype", ("b n",), lambda x: x.to(torch.float32)),
-            Instance("type_as", ("b n", "b"), lambda x, y: x.type_as(y)),
+            Instance("its own dtype", ("b n",), lambda table, x: table.make(
+                "cast", (x, x.dtype, x.device), x.shape, x.dtype, x.device), is_term=True),
+            Instance("a copy", ("b n",), lambda x: x.to(torch.float32, copy=True)),
             Instance("half", ("b n",), lambda x: x.half()),
             *(Instance(f"{a} {b} {c}", (f"b n:{a}",), cast_twice(b, c)) for a, b, c in WIDER),
         ),

@@ -103,7 +103,10 @@ def run(
     wanted = {value.name for value in session.get_inputs()}
     feeds = {}
     for number, (_, instance, _) in enumerate(chosen):
-        known = {symbol: sizes.get(str(symbol), 3) for symbol in instance.symbols}
+        known = {
+            symbol: max(sizes.get(str(symbol), 3), instance.above.get(str(symbol), 0))
+            for symbol in instance.symbols
+        }
         values = drawn(instance, known, seed=number)
         values = values if is_exact(instance) else tame(values)
         for path, value in values.items():
