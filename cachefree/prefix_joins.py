@@ -86,7 +86,8 @@ def join_of(
     other = parts[1] if parts[0] is own else parts[0]
     if other is own or not any(part is own for part in parts) or id(other) not in places:
         return None
-    axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim", 0)
+    named = kwargs or {}
+    axis = args[1] if len(args) > 1 else named.get("dim", named.get("axis", 0))
     return Join(places[id(other)], axis % own.dim(), parts[1] is other)
 
 

@@ -38,7 +38,7 @@ class BeginsByItself(Base):
     def forward(self, ids, past=None):
         held = 0 if past is None else past[0][0].shape[2]
         if held == 0:
-            ids = torch.cat([torch.ones_like(ids[:, :1]), ids], dim=-1)
+            ids = torch.concatenate([torch.ones_like(ids[:, :1]), ids], axis=-1)
         n = ids.shape[1]
         x = self.emb(ids) + self.pos(torch.arange(held, held + n))
         mask = torch.full((n, held + n), float("-inf")).triu(held + 1)
