@@ -86,7 +86,9 @@ class _Reader:
         inputs: list[Term] = []
         outputs: tuple[Term, ...] = ()
         paths = [spec.path for spec in self.captured.call.tensors]
-        assert len(set(paths)) == len(paths), "two inputs have one name"
+        if len(set(paths)) < len(paths):
+            twice = next(path for path in paths if paths.count(path) > 1)
+            raise CaptureError(Refusal(f"Two inputs have one name: {twice}."))
         shared: dict[int, list[int | Term]] = {}
         for node in self.captured.graph.nodes:
             self.rounds.enter(node)
