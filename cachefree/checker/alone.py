@@ -30,6 +30,8 @@ def slice_of_activation(m: Terms, t: Term) -> Rights:
 
 
 def ones_of_elements(m: Terms, t: Term) -> Rights:
+    if any(x.dtype.is_complex for x in (t, *t.args) if isinstance(x, Term)):
+        return
     kept = [size != 1 for size in t.shape]
 
     def bare(arg: Any) -> Any:
