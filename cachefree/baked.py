@@ -11,13 +11,14 @@ import itertools
 import operator
 import os
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from cachefree.glances import Readings
 from cachefree.reach import PLAIN, get, reached_by
 from cachefree.settings import setting, settings_named
 from cachefree.structure import flatten, is_same_plain
@@ -50,33 +51,23 @@ class Flags:
     """
 
     def __init__(self, model: nn.Module, without: frozenset[str] = frozenset()) -> None:
-        self._reads: list[Callable[[Any], Any]] = []
-        self._namespaces: list[Any] = []
+        self._readings = Readings()
         seen: set[int] = set()
         for namespace, names in _namespaces(model, without):
-            if id(namespace) not in seen and names:
+            if id(namespace) not in seen:
                 seen.add(id(namespace))
-                # one name alone would be read as itself, not as a tuple of one
-                self._add(operator.itemgetter(*names, names[0]), namespace)
+                self._readings.items(namespace, names)
         for namespace, name in _outside(model):
-            is_cell = isinstance(namespace, types.CellType)
-            read = operator.attrgetter if is_cell else operator.itemgetter
-            self._add(read(name, name), namespace)
-
-        self._known = self._now()
-
-    def _add(self, read: Callable[[Any], Any], namespace: Any) -> None:
-        self._reads.append(read)
-        self._namespaces.append(namespace)
-
-    def _now(self) -> list[Any]:
-        found = map(operator.call, self._reads, self._namespaces)
-        return list(itertools.chain.from_iterable(found))
+            if isinstance(namespace, types.CellType):
+                self._readings.attributes(namespace, name)
+            else:
+                self._readings.items(namespace, [name])
+        self._known = list(self._readings.now())
 
     def have_changed(self) -> bool:
         """Whether any of them is another one now."""
         try:
-            now = self._now()
+            now = list(self._readings.now())
         except (KeyError, ValueError):
             return True
         if all(map(operator.is_, now, self._known)):

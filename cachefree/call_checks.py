@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@dataclass
+@dataclass(slots=True)
 class Check:
     """What one tensor of a call has to be.
 

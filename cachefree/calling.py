@@ -125,9 +125,14 @@ class Calling:
     needed: tuple[str, ...] = ()
     counts: frozenset[str] = field(default=frozenset(), init=False)
     _functions: dict[Any, Callable[[Mapping[str, int]], Any]] = field(default_factory=dict)
+    _regions: dict[bool, list[list[Callable[[Mapping[str, int]], Any]]]] = field(
+        default_factory=dict
+    )
     _checks: list[Check] = field(default_factory=list)
     _past: tuple[str, ...] = ()
     _all: tuple[str, ...] = ()
+    _positional: tuple[str, ...] = ()
+    _by_keyword: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self._checks = [
@@ -143,9 +148,14 @@ class Calling:
         caches = {cache.parameter for cache in self.caches}
         self.counts = frozenset(numbers.intersection(self.parameters) - caches)
         self._past, self._all = self.interface.past_symbols, self.interface.symbols
+        kinds_of = {name: p.kind for name, p in self.signature.parameters.items()}
+        plain, by_keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        if set(kinds_of.values()) <= {plain, by_keyword}:
+            self._positional = tuple(name for name, kind in kinds_of.items() if kind is plain)
+            self._by_keyword = frozenset(kinds_of)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_functions": {}, "attribute": _no_attribute}
+        return {**self.__dict__, "_functions": {}, "_regions": {}, "attribute": _no_attribute}
 
     def leave_out(
         self, names: tuple[str, ...], sizes: Mapping[str, int], regions: tuple[Region, ...]
@@ -167,21 +177,37 @@ class Calling:
             leaves = self.structure.take(named, "")
         except MismatchError as error:
             raise DomainError(mismatch_of(error)) from None
-        sizes = self._sizes(leaves, is_first)
-        self._put_neutral(leaves, sizes)
-        self._put_zeros(leaves, sizes)
-        tensors = []
+        has_markers = any(leaf is NEUTRAL or leaf is SPARE for leaf in leaves)
+        sizes = self._sizes(leaves, is_first, has_markers=has_markers)
+        if has_markers:
+            self._put_neutral(leaves, sizes)
+            self._put_zeros(leaves, sizes)
+        if len(self._checks) == len(self.leaves):
+            return leaves
+        return [leaf for leaf, spec in self._counted(leaves, sizes) if isinstance(spec, TensorSpec)]
+
+    def _counted(
+        self, leaves: list[Any], sizes: Sizes
+    ) -> Iterator[tuple[Any, TensorSpec | SizeSpec]]:
+        """The leaves with what they have to be; numbers are those that follow from the sizes.
+
+        Raises:
+            DomainError: they are not.
+        """
         for leaf, spec in zip(leaves, self.leaves, strict=True):
-            if isinstance(spec, TensorSpec):
-                tensors.append(leaf)
-            elif leaf is not NEUTRAL and not is_tracing() and leaf != self.value(spec.expr, sizes):
+            if (
+                isinstance(spec, SizeSpec)
+                and leaf is not NEUTRAL
+                and not is_tracing()
+                and leaf != self.value(spec.expr, sizes)
+            ):
                 due = self.value(spec.expr, sizes)
                 if spec.path in self.counts:
                     raise DomainError(wrong_count(spec.path, leaf, due))
                 raise DomainError(
                     mismatch(f"{spec.path} is {leaf!r} where {due!r} follows from the sizes")
                 )
-        return tensors
+            yield leaf, spec
 
     def unflatten(
         self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor] | Sizes
@@ -289,6 +315,10 @@ class Calling:
                     raise DomainError(mismatch_of(error)) from None
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        if self._is_plain(len(args), kwargs):
+            yield from zip(self._positional, args, strict=False)
+            yield from kwargs.items()
+            return
         try:
             bound = self.signature.bind_partial(*args, **kwargs)
         except TypeError as error:
@@ -301,6 +331,15 @@ class Calling:
                 yield from value.items()
             else:
                 yield name, value
+
+    def _is_plain(self, count: int, kwargs: dict[str, Any]) -> bool:
+        """Whether arguments are bound as they stand: the signature's own binding takes its time."""
+        if count > len(self._positional):
+            return False
+        names = kwargs.keys()
+        return not names or (
+            names <= self._by_keyword and names.isdisjoint(self._positional[:count])
+        )
 
     def _is_default(self, name: str, value: Any) -> bool:
         if value is None:
@@ -408,13 +447,14 @@ class Calling:
 
     # Sizes.
 
-    def _sizes(self, leaves: Sequence[Any], is_first: bool) -> Sizes:
+    def _sizes(self, leaves: Sequence[Any], is_first: bool, *, has_markers: bool) -> Sizes:
         """The size of each symbol, after checking types, sizes and the domain."""
         sizes: Sizes = dict.fromkeys(self._past, 0) if is_first else {}
-        sizes.update(self._absent_sizes(leaves))
         is_checked = not is_tracing()
-        given = [(check, leaves[check.place]) for check in self._checks]
-        pairs = [pair for pair in given if pair[1] is not NEUTRAL and pair[1] is not SPARE]
+        pairs = [(check, leaves[check.place]) for check in self._checks]
+        if has_markers:
+            sizes.update(self._absent_sizes(leaves))
+            pairs = [pair for pair in pairs if pair[1] is not NEUTRAL and pair[1] is not SPARE]
         if is_checked:
             pairs = unlike(pairs)
         for check, leaf in pairs:
@@ -432,7 +472,7 @@ class Calling:
         for name, size in self.present.items():
             if name not in sizes:
                 sizes[name] = self.value(size, sizes)
-        if any(leaf is SPARE for leaf in leaves):
+        if has_markers and any(leaf is SPARE for leaf in leaves):
             self._put_sizes(sizes)
             if any(sizes[name] == 0 for name in self._past):  # an empty cache: a first call
                 place = next(place for place, leaf in enumerate(leaves) if leaf is SPARE)
@@ -477,11 +517,9 @@ class Calling:
             if any(region.holds(sizes) for region in named):
                 return
             raise DomainError(missing(self.rowless[0]))
-        domain = self.interface.domain
-        regions = domain.regions_of(is_first)
-        for region in regions:
-            if all(self.value(condition.fact, sizes) for condition in region.conditions):
-                return
+        if self._is_inside(sizes, is_first):
+            return
+        regions = self.interface.domain.regions_of(is_first)
         told = ", ".join(f"{name} = {size}" for name, size in sorted(sizes.items()))
         lines = [c.where for region in regions for c in region.conditions if c.where]
         implied = [[str(c) for c in region.conditions if c.is_implied] for region in regions]
@@ -499,6 +537,15 @@ class Calling:
                 where=lines[0] if lines else None,
             )
         )
+
+    def _is_inside(self, sizes: Sizes, is_first: bool) -> bool:
+        regions = self._regions.get(is_first)
+        if regions is None:
+            regions = self._regions[is_first] = [
+                [compiled(condition.fact) for condition in region.conditions]
+                for region in self.interface.domain.regions_of(is_first)
+            ]
+        return any(all(holds(sizes) for holds in region) for region in regions)
 
     def _unfilled(self, pairs: list[tuple[Check, Any]], sizes: Sizes) -> str:
         """Which tensor of the cache is filled in part, where first calls fill it for good."""
@@ -581,5 +628,5 @@ def _is_empty(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.dim() == 1 and value.shape[0] == 0
     if isinstance(value, (tuple, list)):
-        return all(_is_empty(part) for part in value)
+        return all(map(_is_empty, value))
     return isinstance(value, Mapping) and not value

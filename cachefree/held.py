@@ -7,17 +7,17 @@ the capture one of another model.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from cachefree.glances import Readings
 from cachefree.held_code import file_of, has_slots, held_code, is_installed
 from cachefree.reach import (
     CONTAINERS,
@@ -41,7 +41,7 @@ _MOST_HIDDEN = 500
 """Parts of hidden objects that are looked at in every call."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 _SEQUENCES = (list, tuple, set, frozenset, deque)
-_PARTS = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
+_PARTS = "__code__", "__defaults__", "__kwdefaults__"
 _STOPS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _FOREIGN = frozenset(("torch", "threading", "_thread", "logging", "weakref", "functools"))
 
@@ -70,7 +70,7 @@ class Held:
         self._constants = [tensor for tensor in constants if _is_watched_tensor(tensor)]
         self._ids = set(map(id, self._constants))
         self._own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self._reads: list[Callable[[], Iterable[Any]]] = []
+        self._readings = Readings()
         self._live: list[Iterable[Any]] = []  # views and containers, which show what is in them
         code = reached_by(model)
         self._written = only_written(model)
@@ -88,7 +88,7 @@ class Held:
         """Whether any of it is another one now."""
         try:
             now = self._now()
-        except (KeyError, RuntimeError):  # gone, or changed by another thread meanwhile
+        except (KeyError, ValueError, RuntimeError):  # gone, or changed by another thread meanwhile
             return True
         if len(now) != len(self._values):
             return True
@@ -104,8 +104,8 @@ class Held:
         return memory_of(self._hidden, _MOST_HIDDEN, self._written.values()) if self._hidden else []
 
     def _now(self) -> list[Any]:
-        read = map(operator.call, self._reads)
-        return list(itertools.chain.from_iterable(itertools.chain(self._live, read)))
+        live = itertools.chain.from_iterable(self._live)
+        return list(itertools.chain(live, self._readings.now()))
 
     def _module(self, path: str, module: nn.Module, without: Collection[str]) -> None:
         held = vars(module)
@@ -130,31 +130,26 @@ class Held:
                 for name, value in methods.items()
                 if isinstance(value, kinds) and (is_ours or name == "forward")
             ]
-            self._read(methods, names)
+            self._readings.items(methods, names)
         for namespace, name, _ in code.named:
-            self._read(namespace, [name])
+            self._readings.items(namespace, [name])
             if isinstance(namespace[name], types.FunctionType):
-                self._reads.append(functools.partial(_PARTS, namespace[name]))
+                self._readings.attributes(namespace[name], *_PARTS)
         for place in code.places:
             value = get(place)
             if type(value) in CONTAINERS and id(value) not in self._written and _is_plain(value):
                 namespace, name, _ = place
                 if isinstance(namespace, types.CellType):
-                    self._reads.append(functools.partial(_cell, namespace))
+                    self._readings.attributes(namespace, name)
                 else:
                     held = namespace if isinstance(namespace, Mapping) else vars(namespace)
-                    self._read(held, [name])
+                    self._readings.items(held, [name])
                 self._inside(value, _DEPTH)
 
     def _names(self, held: Mapping[str, Any], names: list[str], depth: int) -> None:
-        self._read(held, names)
+        self._readings.items(held, names)
         for name in names:
             self._inside(held[name], depth)
-
-    def _read(self, held: Mapping[str, Any], names: list[str]) -> None:
-        if names:  # one name alone would be read as itself, not as a tuple of one
-            read = operator.itemgetter(*names, names[0])
-            self._reads.append(functools.partial(read, held))
 
     def _inside(self, value: Any, depth: int) -> None:
         """What a value holds."""
@@ -167,7 +162,7 @@ class Held:
         if isinstance(value, (*_SEQUENCES, dict)):
             parts = dict.values(value) if isinstance(value, dict) else value
             if len(value) > _MOST:
-                self._reads.append(functools.partial(_length, value))
+                self._readings.calls(_length, value)
                 return
             self._live += [value, parts] if isinstance(value, dict) else [parts]
             for part in parts:
@@ -215,10 +210,6 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _length(value: Any) -> tuple[int]:
     return (len(value),)
-
-
-def _cell(cell: types.CellType) -> tuple[Any]:
-    return (cell.cell_contents,)
 
 
 def _is_equal(one: Any, other: Any) -> bool:

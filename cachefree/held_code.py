@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import reprlib
 import sys
 import types
 import weakref
@@ -25,6 +26,7 @@ __all__ = [
     "held_code",
     "is_installed",
     "is_of_dataclass",
+    "wraps_dataclass",
 ]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
@@ -130,8 +132,13 @@ def has_slots(kind: type) -> bool:
     return any(vars(base).get("__slots__") for base in kind.__mro__)
 
 
+def wraps_dataclass(code: types.CodeType) -> bool:
+    """Whether code wraps what ``dataclass`` wrote: its guard against a text that holds itself."""
+    return code.co_filename in (dataclasses.__file__, reprlib.__file__)
+
+
 def is_of_dataclass(code: types.CodeType) -> bool:
     """Whether ``dataclass`` wrote code, or wraps what it wrote."""
-    return code.co_filename == dataclasses.__file__ or (
+    return wraps_dataclass(code) or (
         code.co_filename == "<string>" and code.co_qualname.startswith("__create_fn__.")
     )

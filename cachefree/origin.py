@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from cachefree.baked import Flags, asks_for_devices, names_in_code
+from cachefree.glances import Identities
 from cachefree.held import Held
 
 __all__ = ["Origin"]
@@ -68,8 +69,8 @@ class Origin:
         self._read = names_in_code(model) if own else frozenset()
         self._modules = list(modules.values())
         self._classes = list(map(type, self._modules))
-        self._children = _Identities(module._modules for module in modules.values())
-        self._hooks = _Identities(
+        self._children = Identities(module._modules for module in modules.values())
+        self._hooks = Identities(
             [
                 *(_global_forward_hooks, _global_forward_pre_hooks),
                 *(module._forward_hooks for module in modules.values()),
@@ -84,7 +85,7 @@ class Origin:
             if not any(f"{path}.{name}".lstrip(".") in without for name in tensors)
             and not (tensors is module._buffers and path in kept)
         ]
-        self._identities = _Identities(self._tensors, is_kept=False)
+        self._identities = Identities(self._tensors, is_kept=False)
         self._twins = _twins(self._tensors)
         self._mark = operator.attrgetter(*_MARKS, *(["device"] if self._asks_for_devices else []))
         self._marks, self._kinds = self._marks_now(), self._kinds_now()
@@ -125,7 +126,7 @@ class Origin:
             return False
         if self._kinds_now() != self._kinds or (are_others and self._are_parted()):
             return True
-        self._identities = _Identities(self._tensors, is_kept=False)
+        self._identities = Identities(self._tensors, is_kept=False)
         self._marks = self._marks_now()
         return False
 
@@ -164,30 +165,6 @@ def _twins(namespaces: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
     first: dict[int, int] = {}
     places = [(k, first.setdefault(id(t), k)) for k, t in enumerate(_values(namespaces))]
     return [(k, before) for k, before in places if k != before]
-
-
-class _Identities:
-    """Notices when dicts hold other objects: read at every call, with no step in Python.
-
-    Args:
-        namespaces: The dicts.
-        is_kept: Whether what they hold is kept alive, so that no other object gets its identity.
-    """
-
-    def __init__(self, namespaces: Iterable[Mapping[Any, Any]], *, is_kept: bool = True) -> None:
-        self._views = [namespace.values() for namespace in namespaces]
-        held = list(itertools.chain.from_iterable(self._views))
-        self._known = list(map(id, held))
-        self._is_there = [value is not None for value in held]
-        self._kept = held if is_kept else []
-
-    def have_changed(self) -> bool:
-        """Whether any of them does."""
-        return list(map(id, itertools.chain.from_iterable(self._views))) != self._known
-
-    def held(self) -> Iterator[Any]:
-        """What they hold and is not None, while nothing has changed."""
-        return itertools.compress(itertools.chain.from_iterable(self._views), self._is_there)
 
 
 class _Lengths:

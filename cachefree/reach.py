@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cachefree.held_code import held_code, is_installed
+from cachefree.held_code import held_code, is_installed, wraps_dataclass
 from cachefree.looked_up import once
 from cachefree.sizes import is_users
 
@@ -215,7 +215,7 @@ class _Walk:
     def _function(self, function: types.FunctionType) -> None:
         code = function.__code__
         home = sys.modules.get(function.__module__)
-        if not self._is_ours(home):
+        if not self._is_ours(home) or wraps_dataclass(code):
             self._wrapper(function)
             return
         self.is_installed = _is_installed(home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,14 +157,20 @@ class Domain:
         A cache that grows tells by its length whether a call is the first one. One of fixed size
         does not; so a call that is given one is a later call.
         """
+        return self.regions if is_first is None else self._regions[is_first]
+
+    @functools.cached_property
+    def _regions(self) -> tuple[tuple[Region, ...], tuple[Region, ...]]:
+        """Those of later calls and of first ones."""
         is_told = any(
             isinstance(condition.fact, sympy.Eq) and condition.is_implied
             for region in self.regions
             for condition in region.conditions
         )
-        if is_first is None or is_told:
-            return self.regions
-        return tuple(region for region in self.regions if (region.name == FIRST_CALL) is is_first)
+        if is_told:
+            return self.regions, self.regions
+        first = tuple(region for region in self.regions if region.name == FIRST_CALL)
+        return tuple(region for region in self.regions if region.name != FIRST_CALL), first
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.regions), *self.fixed])

@@ -203,10 +203,13 @@ class Structure:
                 parts = [(child, value.get(key)) for key, child in self._items()]
                 return set(value) <= set(self.keys) and all(c.is_absent(v) for c, v in parts)
             # empty layers may be counted otherwise: an encoder's number, in a decoder's cache
-            return all(any(child.is_absent(part) for child in self._unlike) for part in value)
+            return all(map(self._is_absent_part, value))
         if self.kind != "object" or self.cls is None or not isinstance(value, self.cls):
             return False
         return all(child.is_absent(getattr(value, key, None)) for key, child in self._items())
+
+    def _is_absent_part(self, part: Any) -> bool:
+        return any(child.is_absent(part) for child in self._unlike)
 
     def set_otherwise(self, value: Any, path: str = "") -> str | None:
         """Where an object is set up otherwise than this one, in words; None where it is not.

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure settings dataflow signatures vocabulary progress recurrent offered",
-        "cutting known_values",
+        "cutting known_values glances",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code value_questions scripted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import functools
 import itertools
 import types
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import cachefree
+from cachefree.reach import reached_by
 
 from .small import IDS, Small, rewritten_small, small
 
@@ -314,3 +316,26 @@ def test_a_model_that_was_called_before() -> None:
     model = small(SetsBeforeItReads)
     model(IDS)
     assert rewritten_small(model).report.verdict.is_proof
+
+
+@dataclasses.dataclass
+class Settings:
+    scale: float = 2.0
+
+
+class ReadsSettings(Small):
+    def __init__(self):
+        super().__init__()
+        self.settings = Settings()
+
+    def forward(self, ids, past=None):
+        logits, present = super().forward(ids, past)
+        return logits * self.settings.scale, present
+
+
+def test_what_dataclass_keeps_to_write_an_object_is_no_memory_of_the_model():
+    assert not [name for name, value in reached_by(ReadsSettings()).others if type(value) is set]
+    model = small(ReadsSettings)
+    rewritten = rewritten_small(model)
+    model.settings.scale = 3.0
+    torch.testing.assert_close(rewritten(IDS), model(IDS))

@@ -471,6 +471,11 @@ def test_an_unknown_keyword_is_refused(rewritten: cachefree.Rewritten) -> None:
         rewritten(IDS, idz=3)
 
 
+def test_an_argument_given_twice_is_refused(rewritten: cachefree.Rewritten) -> None:
+    with pytest.raises(DomainError, match="multiple values for argument 'ids'"):
+        rewritten(IDS, ids=IDS)
+
+
 class WithOptions(Small):
     def forward(self, ids, past=None, scale=None, *, is_loud=False):
         logits, present = super().forward(ids, past)
