@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from cachefree.lifting.facade import Facade
 from cachefree.sizes import user_line
 
-__all__ = ["INPUT", "Join", "Joined", "Places", "join_of"]
+__all__ = ["INPUT", "Join", "Joined", "Places", "join_of", "padding_of", "rows_of"]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 Place = tuple[Any, Any, int]
@@ -89,6 +89,46 @@ def join_of(
     named = kwargs or {}
     axis = args[1] if len(args) > 1 else named.get("dim", named.get("axis", 0))
     return Join(places[id(other)], axis % own.dim(), parts[1] is other)
+
+
+def padding_of(func: Any, args: Sequence[Any], kwargs: Any, places: dict[int, Place]) -> Any:
+    """The join that a call of a torch function is, with rows of one number; None for another one.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        places: Where each tensor was computed, by its identity.
+    """
+    if func is not nn.functional.pad:
+        return None
+    given = dict(zip(("input", "pad", "mode"), args, strict=False)) | (kwargs or {})
+    source, pad = given["input"], tuple(given["pad"])
+    padded = [at for at, rows in enumerate(pad) if type(rows) is not int or rows != 0]
+    if len(padded) != 1 or given.get("mode", "constant") != "constant" or id(source) not in places:
+        return None
+    (at,) = padded
+    if type(pad[at]) is not int or pad[at] < 0:
+        return None
+    return Join(places[id(source)], source.dim() - 1 - at // 2, is_behind=at % 2 == 0)
+
+
+def rows_of(join: Join, args: Sequence[Any], kwargs: Any, result: torch.Tensor) -> torch.Tensor:
+    """The rows of first calls that a call joins, see `join_of` and `padding_of`.
+
+    Args:
+        join: What the call is.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        result: What it gave.
+    """
+    if isinstance(args[0], (tuple, list)):
+        part: torch.Tensor = args[0][0 if join.is_behind else 1]
+        return part
+    shape = list(result.shape)
+    shape[join.axis] -= args[0].shape[join.axis]
+    value = (kwargs or {}).get("value", args[3] if len(args) > 3 else None)
+    return result.new_full(shape, value or 0)
 
 
 class _Joining(TorchFunctionMode):
