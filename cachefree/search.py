@@ -308,7 +308,8 @@ class Search:
                     if not (is_sure if told else least <= score < most):
                         continue
                     accepted_by = self.trials.accepts(call, query, links, runs)
-                    if accepted_by is None:
+                    is_by_order = score < 0  # which tells nothing of states of one size
+                    if accepted_by is None or (is_by_order and not self.trials.grows):
                         continue
                     total, tokens = accepted_by
                     notes = (
