@@ -18,14 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from cachefree.facts import Facts
 from cachefree.lifting.facade import Facade
-from cachefree.sizes import user_line
+from cachefree.rules.rule import at_first_call
+from cachefree.sizes import symbols_of, user_line
+from cachefree.terms import Table, Term
 
-__all__ = ["INPUT", "Join", "Joined", "Places", "join_of", "padding_of", "rows_of"]
+__all__ = ["INPUT", "Join", "Joined", "Places", "join_of", "padding_of", "rows_of", "without_rows"]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 Place = tuple[Any, Any, int]
@@ -172,3 +176,38 @@ class Joined(Facade):
                 return model(*args, **kwargs)
 
         self.__dict__["forward"] = forward
+
+
+def without_rows(
+    table: Table,
+    term: Term,
+    own: Term,
+    rows: sympy.Symbol,
+    count: Any,
+    past: Sequence[sympy.Symbol],
+    join: Join,
+) -> Term:
+    """A result without what comes of rows that are joined, where the first path cuts that off.
+
+    Args:
+        table: Of all terms.
+        term: The result.
+        own: What the first path gives.
+        rows: How many rows are joined.
+        count: As many are on the first call.
+        past: The symbols of the past's lengths.
+        join: Where they are joined.
+    """
+    if len(term.sizes) != len(own.sizes):
+        return term
+    facts = Facts(sympy.Ge(symbol, 0) for symbol in symbols_of(own.sizes))
+    for axis, (size, due) in enumerate(zip(term.sizes, own.sizes, strict=True)):
+        whole = at_first_call(sympy.sympify(size).subs(rows, count), past)
+        if rows not in symbols_of([size]) or not facts.equal(whole, due + count):
+            continue
+        ends = (rows, size) if join.is_behind else (0, size - rows)
+        shape = (*term.sizes[:axis], sympy.expand(size - rows), *term.sizes[axis + 1 :])
+        return table.make(
+            "slice", (term, axis, *ends, 1), shape, term.dtype, term.device, term.line
+        )
+    return term

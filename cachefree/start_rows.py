@@ -33,10 +33,19 @@ from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
 from cachefree.lifting.facade import Facade
 from cachefree.prefix import given_too, tensors_in
-from cachefree.prefix_joins import INPUT, Join, Joined, Place, Places, join_of, padding_of, rows_of
+from cachefree.prefix_joins import (
+    INPUT,
+    Join,
+    Joined,
+    Place,
+    Places,
+    join_of,
+    padding_of,
+    rows_of,
+    without_rows,
+)
 from cachefree.reading import Program, read
 from cachefree.rules import replaced
-from cachefree.rules.rule import at_first_call
 from cachefree.sizes import size_symbol, symbols_of
 from cachefree.starts import past_symbols, telling_slot, with_slot_emptied
 from cachefree.terms import Table, Term
@@ -134,35 +143,12 @@ def _outputs(
     given = table.input(spec.path, spec.shape, spec.dtype, spec.device)
     outputs = replaced(table, path.outputs, {given: part})
     outputs = tuple(
-        term if place in discovery.carried else _cut(table, term, own, rows, count, past, join)
+        term
+        if place in discovery.carried
+        else without_rows(table, term, own, rows, count, past, join)
         for place, (term, own) in enumerate(zip(outputs, first.outputs, strict=True))
     )
     return resized(table, outputs, {rows: left})
-
-
-def _cut(
-    table: Table,
-    term: Term,
-    own: Term,
-    rows: sympy.Symbol,
-    count: Any,
-    past: Sequence[sympy.Symbol],
-    join: Join,
-) -> Term:
-    """A result without what comes of the rows, where the first path cuts that off."""
-    if len(term.sizes) != len(own.sizes):
-        return term
-    facts = Facts(sympy.Ge(symbol, 0) for symbol in symbols_of(own.sizes))
-    for axis, (size, due) in enumerate(zip(term.sizes, own.sizes, strict=True)):
-        whole = at_first_call(sympy.sympify(size).subs(rows, count), past)
-        if rows not in symbols_of([size]) or not facts.equal(whole, due + count):
-            continue
-        ends = (rows, size) if join.is_behind else (0, size - rows)
-        shape = (*term.sizes[:axis], sympy.expand(size - rows), *term.sizes[axis + 1 :])
-        return table.make(
-            "slice", (term, axis, *ends, 1), shape, term.dtype, term.device, term.line
-        )
-    return term
 
 
 class _Joins(TorchFunctionMode):
