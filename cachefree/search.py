@@ -21,10 +21,10 @@ from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.first_only import choices, is_apart
 from cachefree.inputs import BUFFER_NAMES, CACHE_NAMES, HELD_BY_CALLER, FirstCall, call_of
-from cachefree.places import Carried, Carry, Link, Place, items_of
+from cachefree.places import Carried, Carry, Link, Place, items_of, select
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
-from cachefree.trials import Trials
+from cachefree.trials import FirstRuns, Trials
 from cachefree.units import with_units
 
 __all__ = ["Found", "Search"]
@@ -308,8 +308,7 @@ class Search:
                     if not (is_sure if told else least <= score < most):
                         continue
                     accepted_by = self.trials.accepts(call, query, links, runs)
-                    is_by_order = score < 0  # which tells nothing of states of one size
-                    if accepted_by is None or (is_by_order and not self.trials.grows):
+                    if accepted_by is None or (score < 0 and not _is_told_by_order(links, runs)):
                         continue
                     total, tokens = accepted_by
                     notes = (
@@ -483,6 +482,20 @@ class Search:
             and self.signature.parameters[name].default is default
             and flatten(value)[0]
         ]
+
+
+def _is_told_by_order(links: Sequence[Link], runs: FirstRuns) -> bool:
+    """Whether order alone tells what feeds what: of states of one size it tells nothing."""
+    parts = [flatten(select(runs.part, link.selector))[0] for link in links]
+    leaves = [leaf for part in parts for leaf in part]
+    whole = runs.over(1)
+    if whole is None:
+        return False
+    others = [leaf for link in links for leaf in flatten(select(whole, link.selector))[0]]
+    fixed = [
+        leaf.shape for leaf, other in zip(leaves, others, strict=True) if leaf.shape == other.shape
+    ]
+    return len(set(fixed)) == len(fixed) < len(leaves)
 
 
 def _likeliest_failures(failures: Sequence[str]) -> list[str]:
