@@ -24,7 +24,10 @@ from cachefree.places import (
 )
 from cachefree.structure import flatten
 
-__all__ = ["candidates", "namesakes"]
+__all__ = ["BY_ORDER", "candidates", "namesakes"]
+
+BY_ORDER = -9.0
+"""How likely links are that nothing but their order tells."""
 
 
 def candidates(
@@ -46,7 +49,7 @@ def candidates(
         named: Parts of the result with the names that they have in it.
 
     Returns:
-        How likely the links are (3 and more: by name; below 0: by order alone), and the links.
+        How likely the links are (3 and more: by name; `BY_ORDER`: by that alone), and the links.
     """
     places = _places(signature, args, kwargs, wanted)
     places += _absent_entries(signature, args, kwargs, result)
@@ -176,7 +179,7 @@ def _behind(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float,
     entries = [selector for selector in parts if len(selector) == 1 and type(selector[0]) is int]
     for count in range(min(len(places), len(entries) - 1), 1, -1):
         pairs = zip(places[-count:], entries[-count:], strict=True)
-        yield -1.0, tuple(Link(place, entry) for place, entry in pairs)
+        yield BY_ORDER, tuple(Link(place, entry) for place, entry in pairs)
 
 
 def _places(

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from cachefree.calls import Call, TensorSpec
-from cachefree.candidates import candidates, namesakes
+from cachefree.candidates import BY_ORDER, candidates, namesakes
 from cachefree.counted import Count, counts_of
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
@@ -308,7 +308,8 @@ class Search:
                     if not (is_sure if told else least <= score < most):
                         continue
                     accepted_by = self.trials.accepts(call, query, links, runs)
-                    if accepted_by is None or (score < 0 and not _is_told_by_order(links, runs)):
+                    is_told = score != BY_ORDER or _is_told_by_order(links, runs)
+                    if accepted_by is None or not is_told:
                         continue
                     total, tokens = accepted_by
                     notes = (
