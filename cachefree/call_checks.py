@@ -94,8 +94,8 @@ def solved(expr: Any, symbol: sympy.Symbol, sizes: Mapping[str, int], size: int)
     if not sympy.diff(expr, symbol).is_Integer:
         return preimage(expr, symbol, sizes, size)
     known = {s: sizes[str(s)] for s in expr.free_symbols - {symbol}}
-    found = sympy.solve(sympy.Eq(expr.subs(known), size), symbol)
-    return int(found[0]) if found else 0
+    rest = size - expr.subs({**known, symbol: 0})
+    return max(0, int(rest // sympy.diff(expr, symbol)))
 
 
 def check_type(leaf: Any, spec: TensorSpec) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,11 +39,13 @@ class Call:
         structure: The structure of ``(args, kwargs)``.
         leaves: One spec a leaf of the structure.
         fixed: Paths of tensors in the result that are constants of the code, from call to call.
+        units: Place of a leaf and axis → how many of its rows are one, where that is not 1.
     """
 
     structure: Structure
     leaves: tuple[TensorSpec | SizeSpec, ...]
     fixed: frozenset[str] = frozenset()
+    units: Mapping[tuple[int, int], int] = field(default_factory=dict, hash=False)
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:

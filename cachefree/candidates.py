@@ -24,7 +24,10 @@ from cachefree.places import (
 )
 from cachefree.structure import flatten
 
-__all__ = ["candidates", "namesakes"]
+__all__ = ["BY_ORDER", "candidates", "namesakes"]
+
+BY_ORDER = -9.0
+"""How likely links are that nothing but their order tells."""
 
 
 def candidates(
@@ -46,7 +49,7 @@ def candidates(
         named: Parts of the result with the names that they have in it.
 
     Returns:
-        How likely the links are (3 and more: by name), and the links.
+        How likely the links are (3 and more: by name; `BY_ORDER`: by that alone), and the links.
     """
     places = _places(signature, args, kwargs, wanted)
     places += _absent_entries(signature, args, kwargs, result)
@@ -76,6 +79,7 @@ def candidates(
         yield from _by_name(of_cache, named)
         yield from _joint(of_cache, parts)
         yield from _by_name(places, named, score=0.0)
+        yield from _behind(places, parts)
 
 
 def namesakes(model: nn.Module, result: Any) -> Iterator[tuple[str, Selector]]:
@@ -168,6 +172,14 @@ def _joint(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float, 
                 for place, entry in zip(places[:count], entries[start : start + count], strict=True)
             )
             yield 3.0, links
+
+
+def _behind(places: list[Place], parts: list[Selector]) -> Iterator[tuple[float, tuple[Link, ...]]]:
+    """The last arguments, fed by what stands behind the first results: ``return y, *new``."""
+    entries = [selector for selector in parts if len(selector) == 1 and type(selector[0]) is int]
+    for count in range(min(len(places), len(entries) - 1), 1, -1):
+        pairs = zip(places[-count:], entries[-count:], strict=True)
+        yield BY_ORDER, tuple(Link(place, entry) for place, entry in pairs)
 
 
 def _places(

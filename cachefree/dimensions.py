@@ -22,11 +22,16 @@ Dimension = tuple[int, int]  # the input's place among the call's leaves, and it
 
 
 def resized(call: Call, sizes: dict[Dimension, Any]) -> Call:
-    """The call with some dimensions of another size."""
+    """The call with some dimensions of another size, told in their units."""
     leaves = tuple(
         TensorSpec(
             leaf.path,
-            tuple(sizes.get((place, axis), size) for axis, size in enumerate(leaf.shape)),
+            tuple(
+                sizes[place, axis] * call.units.get((place, axis), 1)
+                if (place, axis) in sizes
+                else size
+                for axis, size in enumerate(leaf.shape)
+            ),
             leaf.dtype,
             leaf.device,
         )

@@ -83,7 +83,8 @@ def later_call(
         (place, axis): sympy.sympify(size_symbol("past") + size_symbol("query"))
         for place, axis in found.total
     }
-    args, kwargs = first.structure.rebuild([Mark(leaf) for leaf in resized(first, total).leaves])
+    whole = resized(dataclasses.replace(first, units=found.call.units), total)
+    args, kwargs = first.structure.rebuild([Mark(leaf) for leaf in whole.leaves])
     args, kwargs = without(args, kwargs, names, found.absent)
     parts = [flatten(select(result, link.selector), is_mark) for link in found.links]
     cache = _Cache(found, facts, [mark for leaves, _ in parts for mark in leaves], has_own_rows)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sympy
@@ -33,9 +33,10 @@ from cachefree.errors import CacheFreeError
 from cachefree.fake_runs import run_on_fakes
 from cachefree.first_only import argument_of
 from cachefree.lifting.facade import Facade
-from cachefree.prefix_joins import Join, Joined, Place, Places, join_of
+from cachefree.prefix_joins import Join, Joined, Place, Places, join_of, without_rows
 from cachefree.reading import Program, read
 from cachefree.sizes import size_symbol
+from cachefree.starts import past_symbols
 from cachefree.structure import flatten
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
@@ -67,10 +68,10 @@ def with_prefixes(
     except CacheFreeError as error:
         log.debug("no value stands between the first call's own inputs and the rest: %s", error)
         return
-    output = read(first, table, names).outputs[-1]
+    *own, output = read(first, table, names).outputs
     for join in meetings.joins.get(number, ()):
         try:
-            yield _proposal(model, table, names, discovery, join, output, join.axis)
+            yield _proposal(model, table, names, discovery, join, output, join.axis, own)
         except CacheFreeError as error:
             log.debug("no later path with %s: %s", join, error)
     batch = size_symbol("batch")
@@ -90,6 +91,7 @@ def _proposal(
     place: int | Join,
     output: Term,
     axis: int,
+    results: Sequence[Term] = (),
 ) -> tuple[OneCall, Program]:
     whole = discovery.both
     assert whole is not None
@@ -116,11 +118,18 @@ def _proposal(
     inputs = tuple(
         table.input(leaf.path, leaf.shape, leaf.dtype, leaf.device) for leaf in whole.tensors
     )
+    outputs = program.outputs
+    if isinstance(place, Join) and len(results) == len(outputs):
+        past = past_symbols(discovery, OneCall(discovery.later, (), (), {}))
+        outputs = tuple(
+            term
+            if at in discovery.carried
+            else without_rows(table, term, due, rows, output.sizes[axis], past, place)
+            for at, (term, due) in enumerate(zip(outputs, results, strict=True))
+        )
     encoder = Encoder(own, output, states, own, is_needed_whole=False)
     present = {rows: output.sizes[axis]}
-    one = OneCall(
-        whole, inputs, program.outputs, {}, encoder=encoder, absent={rows: 0}, present=present
-    )
+    one = OneCall(whole, inputs, outputs, {}, encoder=encoder, absent={rows: 0}, present=present)
     return one, program
 
 

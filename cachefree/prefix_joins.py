@@ -18,14 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from cachefree.facts import Facts
 from cachefree.lifting.facade import Facade
-from cachefree.sizes import user_line
+from cachefree.rules.rule import at_first_call
+from cachefree.sizes import symbols_of, user_line
+from cachefree.terms import Table, Term
 
-__all__ = ["INPUT", "Join", "Joined", "Places", "join_of"]
+__all__ = ["INPUT", "Join", "Joined", "Places", "join_of", "padding_of", "rows_of", "without_rows"]
 
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 Place = tuple[Any, Any, int]
@@ -91,6 +95,46 @@ def join_of(
     return Join(places[id(other)], axis % own.dim(), parts[1] is other)
 
 
+def padding_of(func: Any, args: Sequence[Any], kwargs: Any, places: dict[int, Place]) -> Any:
+    """The join that a call of a torch function is, with rows of one number; None for another one.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        places: Where each tensor was computed, by its identity.
+    """
+    if func is not nn.functional.pad:
+        return None
+    given = dict(zip(("input", "pad", "mode"), args, strict=False)) | (kwargs or {})
+    source, pad = given["input"], tuple(given["pad"])
+    padded = [at for at, rows in enumerate(pad) if type(rows) is not int or rows != 0]
+    if len(padded) != 1 or given.get("mode", "constant") != "constant" or id(source) not in places:
+        return None
+    (at,) = padded
+    if type(pad[at]) is not int or pad[at] < 0:
+        return None
+    return Join(places[id(source)], source.dim() - 1 - at // 2, is_behind=at % 2 == 0)
+
+
+def rows_of(join: Join, args: Sequence[Any], kwargs: Any, result: torch.Tensor) -> torch.Tensor:
+    """The rows of first calls that a call joins, see `join_of` and `padding_of`.
+
+    Args:
+        join: What the call is.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        result: What it gave.
+    """
+    if isinstance(args[0], (tuple, list)):
+        part: torch.Tensor = args[0][0 if join.is_behind else 1]
+        return part
+    shape = list(result.shape)
+    shape[join.axis] -= args[0].shape[join.axis]
+    value = (kwargs or {}).get("value", args[3] if len(args) > 3 else None)
+    return result.new_full(shape, value or 0)
+
+
 class _Joining(TorchFunctionMode):
     """Joins some rows with what is computed at one place."""
 
@@ -132,3 +176,38 @@ class Joined(Facade):
                 return model(*args, **kwargs)
 
         self.__dict__["forward"] = forward
+
+
+def without_rows(
+    table: Table,
+    term: Term,
+    own: Term,
+    rows: sympy.Symbol,
+    count: Any,
+    past: Sequence[sympy.Symbol],
+    join: Join,
+) -> Term:
+    """A result without what comes of rows that are joined, where the first path cuts that off.
+
+    Args:
+        table: Of all terms.
+        term: The result.
+        own: What the first path gives.
+        rows: How many rows are joined.
+        count: As many are on the first call.
+        past: The symbols of the past's lengths.
+        join: Where they are joined.
+    """
+    if len(term.sizes) != len(own.sizes):
+        return term
+    facts = Facts(sympy.Ge(symbol, 0) for symbol in symbols_of(own.sizes))
+    for axis, (size, due) in enumerate(zip(term.sizes, own.sizes, strict=True)):
+        whole = at_first_call(sympy.sympify(size).subs(rows, count), past)
+        if rows not in symbols_of([size]) or not facts.equal(whole, due + count):
+            continue
+        ends = (rows, size) if join.is_behind else (0, size - rows)
+        shape = (*term.sizes[:axis], sympy.expand(size - rows), *term.sizes[axis + 1 :])
+        return table.make(
+            "slice", (term, axis, *ends, 1), shape, term.dtype, term.device, term.line
+        )
+    return term

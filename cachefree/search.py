@@ -15,16 +15,17 @@ from typing import Any
 from torch import nn
 
 from cachefree.calls import Call, TensorSpec
-from cachefree.candidates import candidates, namesakes
+from cachefree.candidates import BY_ORDER, candidates, namesakes
 from cachefree.counted import Count, counts_of
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
 from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
 from cachefree.first_only import choices, is_apart
 from cachefree.inputs import BUFFER_NAMES, CACHE_NAMES, HELD_BY_CALLER, FirstCall, call_of
-from cachefree.places import Carried, Carry, Link, Place, items_of
+from cachefree.places import Carried, Carry, Link, Place, items_of, select
 from cachefree.signatures import signature_of
 from cachefree.structure import flatten
-from cachefree.trials import Trials
+from cachefree.trials import FirstRuns, Trials
+from cachefree.units import with_units
 
 __all__ = ["Found", "Search"]
 
@@ -94,6 +95,7 @@ class Search:
         self.wanted = (cache,) if isinstance(cache, str) else tuple(cache or ())
         self.carry = carry
         self.trials = Trials(model, self.names, is_told=bool(self.wanted or carry))
+        self._finds_units = False
 
     def run(self) -> Found:
         """The first place that a later call takes the cache at.
@@ -133,6 +135,10 @@ class Search:
         if found is not None:
             return found
         self.trials.failures = failures
+        found = self._in_units()
+        if found is not None:
+            return found
+        self.trials.failures = failures
         raise self._not_found()
 
     def _of_any_name(self) -> Found | None:
@@ -151,6 +157,19 @@ class Search:
         note = f"{places} taken for the cache: a later call computes something of what it returned"
         return replace(found, notes=(*found.notes, note))
 
+    def _in_units(self) -> Found | None:
+        """The place of the cache where several rows of an input are one of the cache's."""
+        self._finds_units = True
+        try:
+            found = self._found() or self._of_any_name()
+        finally:
+            self._finds_units = False
+        if found is None:
+            return None
+        units = {found.call.leaves[dim[0]].path: unit for dim, unit in found.call.units.items()}
+        told = (f"{path} has a multiple of {unit} rows" for path, unit in units.items())
+        return replace(found, notes=(*found.notes, *told))
+
     def _absent_choices(self) -> Iterator[tuple[str, ...]]:
         """Arguments that later calls may leave out, where the user gave them to the first one."""
         if self.first.is_given:
@@ -165,8 +184,12 @@ class Search:
                 self.trials.known = (call, self.first.result)
             try:
                 call, groups = find_dimensions(self.model, call)
+                if self._finds_units:
+                    call, groups = with_units(self.model, call, groups)
             except Exception as error:  # noqa: BLE001 - the model may raise anything
                 log.debug("the model does not run with %s: %s", flags, error)
+                continue
+            if self._finds_units and not call.units:
                 continue
             counts = counts_of(self.signature, args, kwargs)
             for self.trials.counts in (counts, ()) if counts else ((),):
@@ -285,7 +308,8 @@ class Search:
                     if not (is_sure if told else least <= score < most):
                         continue
                     accepted_by = self.trials.accepts(call, query, links, runs)
-                    if accepted_by is None:
+                    is_told = score != BY_ORDER or _is_told_by_order(links, runs)
+                    if accepted_by is None or not is_told:
                         continue
                     total, tokens = accepted_by
                     notes = (
@@ -459,6 +483,20 @@ class Search:
             and self.signature.parameters[name].default is default
             and flatten(value)[0]
         ]
+
+
+def _is_told_by_order(links: Sequence[Link], runs: FirstRuns) -> bool:
+    """Whether order alone tells what feeds what: of states of one size it tells nothing."""
+    parts = [flatten(select(runs.part, link.selector))[0] for link in links]
+    leaves = [leaf for part in parts for leaf in part]
+    whole = runs.over(1)
+    if whole is None:
+        return False
+    others = [leaf for link in links for leaf in flatten(select(whole, link.selector))[0]]
+    fixed = [
+        leaf.shape for leaf, other in zip(leaves, others, strict=True) if leaf.shape == other.shape
+    ]
+    return len(set(fixed)) == len(fixed) < len(leaves)
 
 
 def _likeliest_failures(failures: Sequence[str]) -> list[str]:

@@ -5,16 +5,17 @@ Before: ``if past is None: x = cat([start, x], 1)``.
 After: ``x = cat([start[:, len(start) * min(past, 1):], x], 1)``.
 
 Why equal: nothing is past on the first call, so that all rows are there, and on later calls
-something is, so that none is. The later path is captured while rows of any number are joined at the
-same place, which is no more than a proposal: the outcome is compared with both of the model's
-paths.
+something is, so that none is. A state of fixed size does not tell whether a call is the first; one
+that is empty on the first call does, and what it starts from is then computed. The later path is
+captured while rows of any number are joined at the same place, which is no more than a proposal:
+the outcome is compared with both of the model's paths.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -32,12 +33,21 @@ from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
 from cachefree.lifting.facade import Facade
 from cachefree.prefix import given_too, tensors_in
-from cachefree.prefix_joins import INPUT, Join, Joined, Place, Places, join_of
+from cachefree.prefix_joins import (
+    INPUT,
+    Join,
+    Joined,
+    Place,
+    Places,
+    join_of,
+    padding_of,
+    rows_of,
+    without_rows,
+)
 from cachefree.reading import Program, read
 from cachefree.rules import replaced
-from cachefree.rules.rule import at_first_call
 from cachefree.sizes import size_symbol, symbols_of
-from cachefree.starts import past_symbols
+from cachefree.starts import past_symbols, telling_slot, with_slot_emptied
 from cachefree.terms import Table, Term
 from cachefree.write_once import OneCall
 
@@ -70,7 +80,11 @@ def with_start_rows(
         table.input(leaf.path, leaf.shape, leaf.dtype, leaf.device)
         for leaf in discovery.later.tensors
     )
-    past = past_symbols(discovery, OneCall(discovery.later, inputs, (), {}))
+    one = OneCall(discovery.later, inputs, (), {})
+    past = past_symbols(discovery, one)
+    told = None if past else telling_slot(discovery, one)
+    if told is not None:
+        past = (told.length,)
     if not past:
         return
     joins = _Joins()
@@ -79,14 +93,18 @@ def with_start_rows(
     except CacheFreeError as error:
         log.debug("no rows are looked for on the first call: %s", error)
         return
-    for number, join in joins.found[:_MOST_JOINS]:
+    for place, join in joins.found[:_MOST_JOINS]:
         try:
-            outputs = _outputs(model, table, names, discovery, first, number, join, past)
+            outputs = _outputs(model, table, names, discovery, first, place, join, past)
+            if outputs is None:
+                continue
+            found = replace(one, outputs=outputs)
+            if told is not None:
+                found = with_slot_emptied(table, discovery, first, found, told)
         except CacheFreeError as error:
             log.debug("no later path with rows at %s: %s", join, error)
             continue
-        if outputs is not None:
-            yield OneCall(discovery.later, inputs, outputs, {})
+        yield found
 
 
 def _outputs(
@@ -95,12 +113,12 @@ def _outputs(
     names: dict[int, str],
     discovery: Discovery,
     first: Program,
-    number: int,
+    place: Place,
     join: Join,
     past: Sequence[sympy.Symbol],
 ) -> tuple[Term, ...] | None:
     """What the later path gives with the rows; None where they are no fixed number of rows."""
-    seen = capture(_SeenPart(model, number, join), discovery.first, discovery.hints)
+    seen = capture(_SeenPart(model, place, join), discovery.first, discovery.hints)
     start = read(seen, table, names).outputs[-1]
     least = Facts(sympy.Ge(symbol, 1) for symbol in symbols_of(start.sizes))
     count = sympy.sympify(least.simplified(start.sizes[join.axis]))
@@ -125,35 +143,12 @@ def _outputs(
     given = table.input(spec.path, spec.shape, spec.dtype, spec.device)
     outputs = replaced(table, path.outputs, {given: part})
     outputs = tuple(
-        term if place in discovery.carried else _cut(table, term, own, rows, count, past, join)
+        term
+        if place in discovery.carried
+        else without_rows(table, term, own, rows, count, past, join)
         for place, (term, own) in enumerate(zip(outputs, first.outputs, strict=True))
     )
     return resized(table, outputs, {rows: left})
-
-
-def _cut(
-    table: Table,
-    term: Term,
-    own: Term,
-    rows: sympy.Symbol,
-    count: Any,
-    past: Sequence[sympy.Symbol],
-    join: Join,
-) -> Term:
-    """A result without what comes of the rows, where the first path cuts that off."""
-    if len(term.sizes) != len(own.sizes):
-        return term
-    facts = Facts(sympy.Ge(symbol, 0) for symbol in symbols_of(own.sizes))
-    for axis, (size, due) in enumerate(zip(term.sizes, own.sizes, strict=True)):
-        whole = at_first_call(sympy.sympify(size).subs(rows, count), past)
-        if rows not in symbols_of([size]) or not facts.equal(whole, due + count):
-            continue
-        ends = (rows, size) if join.is_behind else (0, size - rows)
-        shape = (*term.sizes[:axis], sympy.expand(size - rows), *term.sizes[axis + 1 :])
-        return table.make(
-            "slice", (term, axis, *ends, 1), shape, term.dtype, term.device, term.line
-        )
-    return term
 
 
 class _Joins(TorchFunctionMode):
@@ -161,8 +156,7 @@ class _Joins(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[int, Join]] = []
-        self._count = 0
+        self.found: list[tuple[Place, Join]] = []
         self._calls = Places()
         self._places: dict[int, Place] = {}
         self._of_inputs: dict[int, torch.Tensor] = {}
@@ -179,16 +173,18 @@ class _Joins(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        number, self._count = self._count, self._count + 1
         place = self._calls.next(func)
         tensors = tensors_in((args, kwargs))
         result = func(*args, **(kwargs or {}))
         made = tensors_in(result)
         if func not in _ALIKE and any(id(tensor) in self._of_inputs for tensor in tensors):
-            for tensor in tensors:
-                if id(tensor) not in self._of_inputs:
-                    join = join_of(func, args, kwargs, tensor, self._places)
-                    self.found += [(number, join)] if join is not None else []
+            joins = [
+                join_of(func, args, kwargs, tensor, self._places)
+                for tensor in tensors
+                if id(tensor) not in self._of_inputs
+            ]
+            joins.append(padding_of(func, args, kwargs, self._places))
+            self.found += [(place, join) for join in joins if join is not None]
             self._of_inputs |= {id(tensor): tensor for tensor in made}
             self._places |= {id(tensor): place for tensor in made}
         return result
@@ -197,11 +193,11 @@ class _Joins(TorchFunctionMode):
 class _SeenPart(Facade):
     """The model with what one call joins beside its result."""
 
-    def __init__(self, model: nn.Module, number: int, join: Join) -> None:
+    def __init__(self, model: nn.Module, place: Place, join: Join) -> None:
         super().__init__(model)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with _Seeing(number, join) as seeing:
+            with _Seeing(place, join) as seeing:
                 result = model(*args, **kwargs)
             return result, seeing.part
 
@@ -209,15 +205,17 @@ class _SeenPart(Facade):
 
 
 class _Seeing(TorchFunctionMode):
-    def __init__(self, number: int, join: Join) -> None:
+    def __init__(self, place: Place, join: Join) -> None:
         super().__init__()
         self.part: torch.Tensor | None = None
-        self._place = 0 if join.is_behind else 1
-        self._waiting = itertools.count(-number)
+        self._place, self._join = place, join
+        self._calls = Places()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if next(self._waiting) == 0:
-            self.part = args[0][self._place]
-        return func(*args, **(kwargs or {}))
+        is_it = self._calls.next(func) == self._place
+        result = func(*args, **(kwargs or {}))
+        if is_it:
+            self.part = rows_of(self._join, args, kwargs, result)
+        return result

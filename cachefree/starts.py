@@ -13,7 +13,7 @@ value is left; other lengths do not occur and are outside the domain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from cachefree.spec import FIRST_CALL
 from cachefree.terms import Table, Term, topological
 from cachefree.write_once import OneCall, Slot, length_symbol, past_input
 
-__all__ = ["past_symbols", "started"]
+__all__ = ["past_symbols", "started", "telling_slot", "with_slot_emptied"]
 
 aten = torch.ops.aten
 
@@ -71,6 +71,41 @@ def started(
     return one, _first_values(table, discovery, first, one)
 
 
+def telling_slot(discovery: Discovery, one: OneCall) -> Slot | None:
+    """A slot of fixed size whose length could tell whether a call is the first; None if none can.
+
+    Its value is the slot itself, until the first one is known.
+
+    Args:
+        discovery: How the model is called.
+        one: What the one graph is made from.
+    """
+    for place in discovery.cache_leaves:
+        past = one.inputs[place]
+        slots = _slots(one, {str(past.args[0]): past})
+        if slots:
+            return slots[0]
+    return None
+
+
+def with_slot_emptied(
+    table: Table, discovery: Discovery, first: Program, one: OneCall, slot: Slot
+) -> OneCall:
+    """The one call with a slot that is empty on the first call, whatever it starts from.
+
+    Args:
+        table: Of all terms.
+        discovery: How the model is called.
+        first: The first path.
+        one: What the one graph is made from; its outputs may have the slot's length.
+        slot: As `telling_slot` gives it.
+    """
+    values = _first_values(table, discovery, first, one, (slot.length,))
+    path = str(slot.past.args[0])
+    value = values.computed.get(path, values.terms[path])
+    return _with_slots(table, one, [replace(slot, value=value)])
+
+
 def past_symbols(discovery: Discovery, one: OneCall) -> tuple[sympy.Symbol, ...]:
     """The symbols that are 0 on a first call."""
 
@@ -82,8 +117,14 @@ def past_symbols(discovery: Discovery, one: OneCall) -> tuple[sympy.Symbol, ...]
     return tuple(sorted(symbols(one.call.leaves) - symbols(discovery.first.leaves), key=str))
 
 
-def _first_values(table: Table, discovery: Discovery, first: Program, one: OneCall) -> FirstValues:
-    past = past_symbols(discovery, one)
+def _first_values(
+    table: Table,
+    discovery: Discovery,
+    first: Program,
+    one: OneCall,
+    also_past: Sequence[sympy.Symbol] = (),
+) -> FirstValues:
+    past = (*past_symbols(discovery, one), *also_past)
     nothing = dict.fromkeys(past, 0)
     unknown = [
         term

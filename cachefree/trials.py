@@ -23,7 +23,7 @@ from cachefree.inputs import CACHE_NAMES
 from cachefree.places import Link, select
 from cachefree.structure import Structure, flatten, leaf_paths
 
-__all__ = ["Trials"]
+__all__ = ["FirstRuns", "Trials"]
 
 log = logging.getLogger(__name__)
 

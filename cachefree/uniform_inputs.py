@@ -10,20 +10,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import sympy
 import torch
 
-from cachefree.calls import Call
+from cachefree.calls import Call, TensorSpec
 from cachefree.discover import Discovery
 from cachefree.errors import Refusal, UnsupportedBranchError
 from cachefree.reading import Program
 from cachefree.regimes import Kind, Survey, captured_at
 from cachefree.terms import Table, Term
-from cachefree.value_questions import ValueQuestion
+from cachefree.value_questions import NONZERO, ValueQuestion
 
 __all__ = ["combinations", "refuse_further_questions", "uniform_kinds", "uniforms", "values_asked"]
 
+aten = torch.ops.aten
 _MOST = 3
 
 
@@ -79,25 +81,24 @@ def uniform_kinds(
 
 
 def uniforms(table: Table, call: Call, asked: Sequence[ValueQuestion]) -> dict[str, Term]:
-    """Each input that is asked about as a tensor whose elements are all the number asked for."""
+    """Each input that is asked about as a tensor whose elements are all as asked for."""
     specs = {spec.path: spec for spec in call.tensors}
-    return {
-        question.path: table.make(
-            "full",
-            (
-                tuple(spec.shape),
-                bool(question.number) if spec.dtype == torch.bool else question.number,
-                spec.dtype,
-                spec.device,
-            ),
-            tuple(spec.shape),
-            spec.dtype,
-            spec.device,
-            question.where,
-        )
-        for question in asked
-        for spec in (specs[question.path],)
-    }
+    return {question.path: _uniform(table, specs[question.path], question) for question in asked}
+
+
+def _uniform(table: Table, spec: TensorSpec, question: ValueQuestion) -> Term:
+    """A tensor whose elements are all the number asked for; or the input with ones for zeros."""
+    shape, where = tuple(spec.shape), question.where
+
+    def full(number: Any) -> Term:
+        args = (shape, number, spec.dtype, spec.device)
+        return table.make("full", args, shape, spec.dtype, spec.device, where)
+
+    if question.number != NONZERO:
+        return full(bool(question.number) if spec.dtype == torch.bool else question.number)
+    own = table.input(f"{spec.path} anywhere", shape, spec.dtype, spec.device)
+    is_zero = table.make(aten.eq.Scalar, (own, 0), shape, torch.bool, spec.device, where)
+    return table.like(own, aten.where.self, (is_zero, full(1), own))
 
 
 def combinations(paths: Mapping[str, Term]) -> Iterator[tuple[str, ...]]:
@@ -112,7 +113,7 @@ def refuse_further_questions(surveys: Sequence[Survey], kinds: Sequence[Kind]) -
     Raises:
         UnsupportedBranchError: there are such.
     """
-    general: dict[str, set[tuple[str, int]]] = {}
+    general: dict[str, set[tuple[str, int | str]]] = {}
     for found, kind in zip(surveys, kinds, strict=True):
         asked = {(question.path, question.number) for question in values_asked([found])}
         known = general.setdefault(kind.name, asked)

@@ -3,7 +3,8 @@
 A path that is chosen by values is no path of sizes, and is refused, with one exception: where one
 of the two answers tells what every element of the input is, say 1. The path of the other answer is
 taken as the general one. The path of this answer is captured too, and has to be the one graph with
-ones put in for the input: then the graph is right whatever the answer is. Of a tensor that the code
+ones put in for the input: then the graph is right whatever the answer is. Where the answer tells
+only that no element is 0, ones are put in for its zeros. Of a tensor that the code
 itself has filled with one number the answer is known; of one that it computes of sizes alone it is
 a question about sizes.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ from torch.overrides import TorchFunctionMode
 from cachefree.errors import SourceLine
 from cachefree.sizes import user_line
 
-__all__ = ["ANSWERS", "Answering", "Answers", "OfSizes", "ValueQuestion"]
+__all__ = ["ANSWERS", "NONZERO", "Answering", "Answers", "OfSizes", "ValueQuestion"]
 
+NONZERO = "nonzero"
+"""In place of a number: any but 0, which is all that ``mask.all()`` of integers tells."""
+_OTHERS: dict[int | str, int | str] = {0: NONZERO, NONZERO: 0}
 _LARGEST = 127  # held by every integer dtype, and told from its neighbours in every other one
 _DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _T = torch.Tensor
@@ -32,6 +36,7 @@ _UNEQUAL = {_T.__ne__, _T.ne, torch.ne}
 _NOT = {_T.__invert__, _T.logical_not, torch.logical_not, _T.bitwise_not, torch.bitwise_not}
 _ALL, _ANY = {_T.all, torch.all}, {_T.any, torch.any}
 _COMPARED, _JOINED = _EQUAL | _UNEQUAL, _ALL | _ANY
+_LOGICAL_NOT = {_T.logical_not, torch.logical_not}
 _TRUTH = {_T.__bool__, _T.__int__, _T.item}
 _MADE: dict[Any, int | None] = {
     **dict.fromkeys((torch.ones, torch.ones_like, _T.new_ones), 1),
@@ -47,7 +52,7 @@ _UNCOUNTED = {
     *(_T.data.__get__, _T.data.__set__),  # type: ignore[attr-defined]
     *(_T.untyped_storage, _T.storage, _T._typed_storage),
 }
-_HEARD = {*_TRUTH, *_MADE, *_COMPARED, *_JOINED, *_NOT, *_SAME_ELEMENTS, *_UNCOUNTED}
+_HEARD = {_T.bool, *_TRUTH, *_MADE, *_COMPARED, *_JOINED, *_NOT, *_SAME_ELEMENTS, *_UNCOUNTED}
 _HEARD |= {_T.__getitem__, _T.__contains__}
 OfSizes = Callable[[torch.Tensor], Any]
 """The number or truth that a tensor of one element is; None where it is not known."""
@@ -59,12 +64,12 @@ class ValueQuestion:
 
     Attributes:
         path: The input.
-        number: The number.
+        number: The number, or `NONZERO`.
         where: The user's line.
     """
 
     path: str
-    number: int
+    number: int | str
     where: SourceLine | None
 
 
@@ -93,7 +98,8 @@ class Answers:
         """
         before, self.of_sizes, self.is_left = self.of_sizes, of_sizes, False
         try:
-            yield
+            with self.recorded():
+                yield
         finally:
             self.of_sizes = before
 
@@ -127,17 +133,18 @@ class _Claim:
     tensor: torch.Tensor
     version: int
     path: str
-    number: int
+    number: int | str
     is_equal: bool
     is_bool: bool
 
     def whole(self, *, is_equal: bool) -> _Claim | None:
-        """The same claim in other words; of an input of truths each claim has two."""
+        """The same claim in other words: what is not 0 is true, or nonzero."""
         if self.is_equal == is_equal:
             return self
-        if not self.is_bool:
+        others: dict[int | str, int | str] = {0: 1, 1: 0} if self.is_bool else _OTHERS
+        if self.number not in others:
             return None
-        return _Claim(self.tensor, self.version, self.path, 1 - self.number, is_equal, True)
+        return replace(self, number=others[self.number], is_equal=is_equal)
 
 
 class Answering(TorchFunctionMode):
@@ -232,12 +239,14 @@ class Answering(TorchFunctionMode):
             most = 1 if source.dtype == torch.bool else _LARGEST
             if type(number) in (int, float, bool) and 0 <= number <= most and number % 1 == 0:
                 self._claim(result, known[2], int(number), source, is_equal=func in _EQUAL)
+        elif func is _T.bool and known is not None and len(args) == 1:
+            self._claim(result, known[2], NONZERO, source, is_equal=True)
         elif func in _NOT:
-            claim = self._claim_of(source)
+            claim = self._claim_of(source, as_truth=func in _LOGICAL_NOT)
             if claim is not None:
                 self._claim(result, claim.path, claim.number, claim, is_equal=not claim.is_equal)
         elif func in _JOINED and len(args) == 1:
-            claim = self._claim_of(source)
+            claim = self._claim_of(source, as_truth=True)
             said = claim and claim.whole(is_equal=func in _ALL)
             if said is not None:
                 self._truths[id(result)] = said, func in _ALL
@@ -246,16 +255,18 @@ class Answering(TorchFunctionMode):
                 )
 
     def _claim(
-        self, result: torch.Tensor, path: str, number: int, of: Any, *, is_equal: bool
+        self, result: torch.Tensor, path: str, number: int | str, of: Any, *, is_equal: bool
     ) -> None:
         is_bool = of.is_bool if isinstance(of, _Claim) else of.dtype == torch.bool
         self._claims[id(result)] = _Claim(result, _version(result), path, number, is_equal, is_bool)
 
-    def _claim_of(self, tensor: torch.Tensor) -> _Claim | None:
-        """What a tensor of truths says; an input of truths says that it is true."""
+    def _claim_of(self, tensor: torch.Tensor, *, as_truth: bool) -> _Claim | None:
+        """What a tensor of truths says; an input says that it is true, or nonzero."""
         known = self._inputs.get(id(tensor))
         if known is not None and tensor.dtype == torch.bool:
             return _Claim(tensor, known[1], known[2], 1, True, True)
+        if known is not None and as_truth:
+            return _Claim(tensor, known[1], known[2], NONZERO, True, False)
         claim = self._claims.get(id(tensor))
         if claim is None or id(tensor) in self._truths or _version(tensor) != claim.version:
             return None
@@ -275,7 +286,9 @@ class Answering(TorchFunctionMode):
         if _version(truth) != self._claims[id(truth)].version:
             return None
         if claim.path in self._made:
-            return is_all if self._made[claim.path] == claim.number else None
+            is_so = self._made[claim.path] == claim.number
+            is_so |= claim.number == NONZERO and self._made[claim.path] != 0
+            return is_all if is_so else None
         question = ValueQuestion(claim.path, claim.number, user_line(sys._getframe(2)))
         earlier = ANSWERS.asked.setdefault(claim.path, question)
         if earlier.number != claim.number:

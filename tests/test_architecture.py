@@ -44,6 +44,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "recipes thresholds",
         "first_only",
         "candidates trials normal example_sizes domains calling sampling",
+        "units",
         "search size_facts",
         "size_answers",
         "later_call",

@@ -15,6 +15,7 @@ import cachefree
 from .assertions import says_what_to_do
 from .models.first_only import (
     Captioner,
+    CaptionerOfTheText,
     CaptionerThatAsksLater,
     CaptionerThatDoublesLater,
     Listener,
@@ -114,6 +115,15 @@ def test_what_only_the_first_path_joins_has_no_rows_later(build: type[Captioner]
     _, past = one(IDS[:, :3], sounds=heard)
     with pytest.raises(cachefree.CacheFreeError, match="outside the domain"):
         one(IDS[:, 3:4], sounds=heard, past=past)
+
+
+def test_what_the_sounds_give_is_dropped_where_the_first_path_drops_it() -> None:
+    model = small(CaptionerOfTheText)
+    one = rewritten(model)
+    for rows in (1, 4):
+        heard = sounds(rows)
+        assert one(IDS[:, :3], sounds=heard)[0].shape == (2, 3, 12)
+        torch.testing.assert_close(chunks(one, heard), chunks(model, heard))
 
 
 def test_another_value_than_the_one_that_is_joined_is_refused() -> None:

@@ -9,7 +9,7 @@ import cachefree
 
 from .assertions import equal_calls, same
 from .models import ModelCase
-from .models.own_names import OWN_NAMES, STATES_BY_NAME
+from .models.own_names import OWN_NAMES, STATES_BY_NAME, KeysAndTwoTraces
 
 
 @pytest.mark.parametrize("case", OWN_NAMES, ids=str)
@@ -46,3 +46,8 @@ def test_what_is_taken_and_computes_nothing_is_no_state() -> None:
     with pytest.raises(cachefree.CacheNotFoundError) as refused:
         cachefree.rewrite(Ignores().eval())
     assert "state: a later call runs, but it computes nothing of what is past" in str(refused.value)
+
+
+def test_order_alone_does_not_pair_states_of_one_size() -> None:
+    with pytest.raises(cachefree.CacheNotFoundError):
+        cachefree.rewrite(KeysAndTwoTraces().eval())

@@ -13,7 +13,7 @@ from cachefree.errors import CacheNotFoundError, UnsupportedBranchError
 
 from .assertions import same
 from .models.case import seeded
-from .models.start_rows import CASES, Prompted
+from .models.start_rows import CASES, Prompted, Transducer
 from .small import IDS
 
 
@@ -77,3 +77,15 @@ def test_rows_of_long_later_calls_are_outside_the_domain() -> None:
     same(rewritten(ids[:, 3:9], past), model(ids[:, 3:9], past))
     with pytest.raises(cachefree.DomainError):
         rewritten(ids[:, 3:], past)
+
+
+def test_a_state_of_fixed_size_is_empty_on_the_first_call() -> None:
+    model = seeded(Transducer)()
+    rewritten = cachefree.rewrite(model)
+    assert [tuple(state.shape) for state in rewritten.empty_cache(3)] == [(0, 3, 16), (2, 3, 16)]
+    zeros = tuple(torch.zeros(2, 3, 16) for _ in range(2))
+    for states in (None, zeros):
+        same(rewritten(IDS, states), model(IDS, states))
+    assert model(IDS)[0].shape != model(IDS, zeros)[0].shape
+    with pytest.raises(cachefree.DomainError):
+        rewritten(IDS, tuple(torch.zeros(1, 3, 16) for _ in range(2)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cachefree
+from cachefree.value_questions import ANSWERS
 
 from .assertions import same, says_what_to_do
 from .models.by_values import (
@@ -18,6 +19,10 @@ from .models.by_values import (
     CopyWrittenAsData,
     DoublesLaterWhereFull,
     DoublesWhereFull,
+    HidesAllButOnes,
+    HidesItsZeros,
+    HidesUntrue,
+    HidesZeros,
     KeepsATable,
     MakesAndWrites,
     MakesItsMask,
@@ -71,6 +76,29 @@ def test_a_mask_that_is_left_out_where_it_hides_nothing(kind: type[MaskedUnlessF
         same(_chunks(one, whole, sizes), _chunks(model, whole, sizes))
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        HidesZeros,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (HidesItsZeros, HidesUntrue)),
+    ],
+)
+def test_integers_none_of_which_is_zero(kind: type[MaskedUnlessFull]) -> None:
+    model = seeded(kind)().eval()
+    one = cachefree.rewrite(model, _example(torch.int64))
+    assert any("attention_mask is nonzero throughout" in note for note in one.report.notes)
+    twos = torch.full((2, 12), 2, dtype=torch.int64)
+    padded = twos.clone()
+    padded[1, :2] = 0
+    for whole, sizes in itertools.product((twos, padded), ((5, 1, 3, 1), (1, 1, 4))):
+        same(_chunks(one, whole, sizes), _chunks(model, whole, sizes))
+
+
+def test_questions_of_another_model_are_forgotten() -> None:
+    cachefree.rewrite(seeded(HidesZeros)().eval(), _example(torch.int64))
+    assert not ANSWERS.asked
+
+
 def test_what_is_kept_beside_a_question_about_values_bounds_the_domain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -105,7 +133,7 @@ def test_a_mask_that_the_code_makes_is_known() -> None:
         past = result[1]
 
 
-@pytest.mark.parametrize("kind", [DoublesWhereFull, DoublesLaterWhereFull])
+@pytest.mark.parametrize("kind", [DoublesWhereFull, DoublesLaterWhereFull, HidesAllButOnes])
 def test_another_path_where_the_mask_hides_nothing(kind: type[MaskedUnlessFull]) -> None:
     with pytest.raises(cachefree.UnsupportedBranchError) as caught:
         cachefree.rewrite(seeded(kind)().eval(), _example(torch.int64))

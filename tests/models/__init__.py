@@ -17,6 +17,7 @@ from . import (
     mixed,
     neox,
     own_ways,
+    patches,
     positions,
     prefixes,
     recurrent,
@@ -63,6 +64,7 @@ CASES: tuple[ModelCase, ...] = (
     *first_call.CASES,
     *prefixes.CASES,
     *start_rows.CASES,
+    *patches.CASES,
 )
 REFUSALS: tuple[RefusalCase, ...] = (
     *refused_inputs.REFUSALS,

@@ -73,6 +73,41 @@ class ContainsZero(MaskedUnlessFull):
         return 0 not in mask
 
 
+class HidesZeros(MaskedUnlessFull):
+    """A causal mask, and the zeros of the one given where there are any; of integers."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        return mask.all()
+
+    def seen(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.bool()
+
+    def added(self, mask: torch.Tensor, new: int, all_: int) -> torch.Tensor | None:
+        causal = torch.ones(1, 1, new, all_, dtype=torch.bool).tril(all_ - new)
+        return causal if self.is_full(mask) else causal & self.seen(mask)[:, None, None]
+
+
+class HidesItsZeros(HidesZeros):
+    """Asks whether 0 is in it."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        return 0 not in mask
+
+
+class HidesUntrue(HidesZeros):
+    """Asks whether any is not true."""
+
+    def is_full(self, mask: torch.Tensor) -> Any:
+        return not (~mask.bool()).any()
+
+
+class HidesAllButOnes(HidesZeros):
+    """A wrong sibling: what is neither 0 nor 1 is hidden, too, if something is 0."""
+
+    def seen(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask == 1
+
+
 class MakesItsMask(MaskedUnlessFull):
     """Where no mask is given, one of ones is made, and then asked about."""
 

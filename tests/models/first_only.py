@@ -96,6 +96,15 @@ class Captioner(Listener):
         return x
 
 
+class CaptionerOfTheText(Captioner):
+    """What the sounds give themselves is dropped."""
+
+    def forward(self, ids, sounds=None, past=None):
+        logits, new = super().forward(ids, sounds, past)
+        is_heard = past is None and sounds is not None
+        return (logits[:, sounds.shape[1] :] if is_heard else logits), new
+
+
 class CaptionerThatDoublesLater(Captioner):
     """What stands where the join would be is another value on later calls."""
 

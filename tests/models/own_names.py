@@ -7,7 +7,7 @@ from torch import nn
 
 from .case import ModelCase, calls, seeded, tokens
 
-__all__ = ["OWN_NAMES", "STATES_BY_NAME"]
+__all__ = ["OWN_NAMES", "STATES_BY_NAME", "KeysAndTwoTraces"]
 
 VOCAB, DIM = 11, 6
 
@@ -59,6 +59,24 @@ class ReturnsCellFirst(nn.Module):
             h, c = x.new_zeros(x.shape[0], DIM), x.new_zeros(x.shape[0], DIM)
         new_h, new_c = self.cell(x.mean(1), (h, c))
         return self.head(x + new_h[:, None]), new_c, new_h
+
+
+class KeysAndTwoTraces(nn.Module):
+    """Two states of one size behind keys, of which nothing tells which is which."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(VOCAB, DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, ids, ka=None, kb=None, s1=None, s2=None):
+        x = self.embed(ids)
+        keys, more = x, self.mix(x)
+        if ka is not None:
+            keys, more = torch.cat([ka, keys], dim=1), torch.cat([kb, more], dim=1)
+        if s1 is None:
+            s1, s2 = x.new_zeros(x.shape[0], DIM), x.new_zeros(x.shape[0], DIM)
+        fast, slow = torch.tanh(self.mix(s1 + x.mean(1))), s2 + x.mean(1)
+        return (keys * more).mean(1) + fast - slow, *(keys, more), slow * 1, fast * 1
 
 
 OWN_NAMES: tuple[ModelCase, ...] = tuple(

@@ -258,7 +258,41 @@ def _mems_calls():
     return {"prefill": prefill, "step": step}
 
 
+class RowsOneByOne(nn.Module):
+    """Each tensor of the cache is an argument, and stands behind the logits in the result."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.projections = nn.ModuleList([nn.Linear(WIDTH, 3 * WIDTH) for _ in range(2)])
+
+    def forward(self, ids, mask=None, k0=None, v0=None, k1=None, v1=None):
+        x, new = self.embed(ids), []
+        for project, (k_0, v_0) in zip(self.projections, ((k0, v0), (k1, v1)), strict=True):
+            q, k, v = project(x).chunk(3, dim=-1)
+            if k_0 is not None:
+                k, v = torch.cat([k_0, k], dim=1), torch.cat([v_0, v], dim=1)
+            seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+            seen = seen.tril(k.shape[1] - q.shape[1])
+            x = x + nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            new += (k, v)
+        return (self.head(x), *new)
+
+
+def _one_by_one():
+    named = calls(tokens(VOCAB))
+
+    def step(outputs, batch, past, query, generator):
+        args, _ = named["step"]((None, None), batch, past, query, generator)
+        return args, dict(zip(("k0", "v0", "k1", "v1"), outputs[1:], strict=True))
+
+    return {"prefill": named["prefill"], "step": step}
+
+
 CASES = (
+    ModelCase(
+        "rows_one_by_one", seeded(RowsOneByOne), **_one_by_one(), patterns=("P1", "P15"),
+    ),
     ModelCase(
         "sinks_and_window_beyond_the_examples", seeded(SinksAndWindow),
         **calls(tokens(VOCAB), cache="past_key_values"),

@@ -64,6 +64,58 @@ class SilenceFirst(nn.Module):
         return self.head(y), (k, v)
 
 
+class Transducer(nn.Module):
+    """The network that predicts labels: zeros stand for the blank before the first one."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.rnn = nn.LSTM(WIDTH, WIDTH, num_layers=2)
+
+    def forward(self, labels, states=None):
+        x = self.emb(labels).transpose(0, 1)
+        if states is None:
+            x = torch.cat((x.new_zeros(1, x.shape[1], x.shape[2]), x), dim=0)
+        y, states = self.rnn(x, states)
+        return self.head(y).transpose(0, 1), states
+
+
+class BlankPadded(nn.Module):
+    """The blank is padded to the labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.rnn = nn.GRU(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, labels, hidden=None):
+        if hidden is None:
+            labels = nn.functional.pad(labels, (1, 0), value=2)
+        y, hidden = self.rnn(self.emb(labels), hidden)
+        return self.head(y), hidden
+
+
+class BeginsACell(nn.Module):
+    """A learned row before the first token; what it gives is dropped."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.cell, self.begin = nn.GRUCell(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, ids, h=None):
+        x = self.emb(ids)
+        if h is None:
+            x = torch.cat([self.begin.expand(len(x), 1, -1), x], dim=1)
+        state = x.new_zeros(len(x), WIDTH) if h is None else h
+        rows = []
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+            rows.append(state)
+        y = torch.stack(rows, dim=1)
+        return self.head(y if h is not None else y[:, 1:]), state
+
+
 CASES = (
     ModelCase(
         "prompt_before_the_tokens", seeded(Prompted), **calls(tokens(VOCAB)),
@@ -77,5 +129,17 @@ CASES = (
         "silence_before_the_frames", seeded(SilenceFirst),
         **calls(frames(8), cache="history"), patterns=("P1", "P10"), chunk_invariant=False,
         example_inputs=(torch.zeros(2, 5, 8),),
+    ),
+    ModelCase(
+        "blank_before_the_labels", seeded(Transducer), **calls(tokens(VOCAB), cache="states"),
+        patterns=("P8", "P22"), chunk_invariant=False,
+    ),
+    ModelCase(
+        "blank_padded_to_the_labels", seeded(BlankPadded),
+        **calls(tokens(VOCAB), cache="hidden"), patterns=("P8",), chunk_invariant=False,
+    ),
+    ModelCase(
+        "begins_a_cell", seeded(BeginsACell), **calls(tokens(VOCAB), cache="h"),
+        patterns=("P8",),
     ),
 )  # fmt: skip
