@@ -31,7 +31,7 @@ from cachefree.shapes import Signatures
 from cachefree.sizes import size_symbol, symbols_of
 from cachefree.spec import FIRST_CALL, LATER_CALLS, Condition, Domain, Region
 from cachefree.starts import past_symbols
-from cachefree.terms import Table, Term
+from cachefree.terms import Table, Term, topological
 from cachefree.tested import Tested, accept_unproved, call_sizes
 from cachefree.uniform_inputs import refuse_further_questions, uniform_kinds, values_asked
 from cachefree.value_questions import ValueQuestion
@@ -127,7 +127,7 @@ def certify(
         kinds, programs = (*kinds, *their_kinds), (*programs, *their_programs)
     while len(closings) < _MOST_CLOSINGS and any(found.unequal for found in surveys):
         improved = None
-        for closing in _closings(table, outputs, surveys, kinds, past):
+        for closing in _closings(table, outputs, one.inputs, surveys, kinds, past):
             again = _surveys(
                 model,
                 table,
@@ -174,12 +174,13 @@ def certify(
 def _closings(
     table: Table,
     outputs: tuple[Term, ...],
+    inputs: tuple[Term, ...],
     surveys: tuple[Survey, ...],
     kinds: tuple[Kind, ...],
     past: tuple[sympy.Symbol, ...],
 ) -> Iterator[Closing]:
     """Edits to try: a rule's, then sizes in two cases."""
-    closing = _closed(table, outputs, surveys, past)
+    closing = _closed(table, outputs, inputs, surveys, past)
     if closing is not None:
         yield closing
     yield from itertools.islice(with_common_size(table, outputs, surveys, kinds), _MOST_SIZES_TRIED)
@@ -188,11 +189,16 @@ def _closings(
 def _closed(
     table: Table,
     outputs: tuple[Term, ...],
+    inputs: tuple[Term, ...],
     surveys: tuple[Survey, ...],
     past: tuple[sympy.Symbol, ...],
 ) -> Closing | None:
-    """The later path with every divergence edited that the first matching rule closes."""
+    """The later path with every divergence edited that the first matching rule closes.
+
+    An edit may read inputs of the one graph alone: one of the first path may have another shape.
+    """
     regimes = [regime for found in surveys for regime in found.unequal]
+    known = {*inputs, *_inputs_of(*outputs)}
     for rule in RULES:
         for regime in regimes:
             assert regime.comparison.normaliser is not None
@@ -200,11 +206,16 @@ def _closed(
                 table, outputs, regime.comparison.divergences, regime.comparison.normaliser, past
             )
             edits = [(site, rule.edit(site)) for site in found]
+            edits = [(s, e) for s, e in edits if e is not None and _inputs_of(e.new) <= known]
             matched = {edit.old: edit.new for _, edit in edits if edit is not None}
             if matched:
-                closed = tuple(site.divergence for site, edit in edits if edit is not None)
+                closed = tuple(site.divergence for site, _ in edits)
                 return Closing(rule, replaced(table, outputs, matched), closed)
     return None
+
+
+def _inputs_of(*terms: Term) -> set[Term]:
+    return {below for below in topological(terms) if below.op == "input"}
 
 
 def _is_better(again: tuple[Survey, ...], before: tuple[Survey, ...]) -> bool:

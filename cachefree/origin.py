@@ -16,6 +16,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from cachefree.baked import Flags, asks_for_devices, names_in_code
 from cachefree.glances import Identities
 from cachefree.held import Held
+from cachefree.held_code import file_of, is_installed
+from cachefree.reach import reached_by
 
 __all__ = ["Origin"]
 
@@ -66,7 +68,10 @@ class Origin:
             for path, module in modules.items()
             if own
         ]
-        self._read = names_in_code(model) if own else frozenset()
+        self._read = names_in_code(model)
+        classes = [cls for cls in reached_by(model).classes if not is_installed(file_of(cls))]
+        self._of_classes = _Lengths(list(map(vars, classes)))
+        self._class_names = [(cls, set(vars(cls))) for cls in classes]
         self._modules = list(modules.values())
         self._classes = list(map(type, self._modules))
         self._children = Identities(module._modules for module in modules.values())
@@ -102,6 +107,8 @@ class Origin:
                 return True
         if self._own.have_changed() and any(map(self._is_read, self._names)):
             return True
+        if self._of_classes.have_changed() and any(map(self._is_asked_for, self._class_names)):
+            return True
         if list(map(type, self._modules)) != self._classes:
             return True
         return self._have_tensors_changed()
@@ -119,6 +126,16 @@ class Origin:
         module, names = before
         new = set(vars(module)) - names
         return bool(new & self._read) or any(hasattr(type(module), name) for name in new)
+
+    def _is_asked_for(self, before: tuple[type, set[str]]) -> bool:
+        """Whether names are new on a class that its bases have too, or that code may ask for."""
+        cls, names = before
+        return any(
+            callable(vars(cls)[name])
+            if name.startswith("__")
+            else name in self._read or any(name in vars(base) for base in cls.__mro__[1:])
+            for name in vars(cls).keys() - names
+        )
 
     def _have_tensors_changed(self) -> bool:
         are_others = self._identities.have_changed()

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from cachefree.graph import emit
 from cachefree.recipes import Recipe
 from cachefree.sizes import size_symbol
 from cachefree.terms import Term, topological
-from cachefree.thresholds import named_numbers, varied
+from cachefree.thresholds import enlarged, named_numbers, varied
 from cachefree.vocabulary import vocabulary_sizes
 
 __all__ = ["Samples", "agree_on_samples"]
@@ -91,6 +91,8 @@ def agree_on_samples(
         if draw is near and _NO_NUMBERS not in told:
             break  # a difference that depends on weights is one
         told = pair.differ(sizes, draw) or ""
+        if not told and not draw.is_near:
+            told = pair.differ(sizes, replace(draw, is_near=True), is_numbers_only=True) or ""
         if not told:
             return Samples(len(sizes), tuple(sorted(draw.kept | never_drawn)))
         log.debug("with %s: %s", draw, told)
@@ -176,8 +178,19 @@ class _Pair:
             [(f"y{place}", term) for place, term in enumerate(outputs)],
         )
 
-    def differ(self, sizes: Sequence[Mapping[str, int]], draw: _Draw) -> str | None:
-        """How they differ at the sizes, in words; None where nowhere."""
+    @functools.cached_property
+    def apart(self) -> tuple[float, ...]:
+        """The numbers that only one of them compares values with."""
+        mine, theirs = named_numbers(self.one), named_numbers(self.other)
+        return tuple(n for n in (*mine, *theirs) if (n in mine) != (n in theirs))[:_MOST_NUMBERS]
+
+    def differ(
+        self, sizes: Sequence[Mapping[str, int]], draw: _Draw, *, is_numbers_only: bool = False
+    ) -> str | None:
+        """How they differ at the sizes, in words; None where nowhere.
+
+        With ``is_numbers_only``, sizes at which there are no numbers to compare show nothing.
+        """
         generator = torch.Generator().manual_seed(_SEED)
         ran = 0
         for point in sizes:
@@ -192,29 +205,38 @@ class _Pair:
                     log.debug("the path does not run at %s: %s", point, error)
                     continue
                 told = self._differ_at(values, weights, expected, draw)
-                told = told or self._differ_varied(values, weights, draw)
+                told = told or self._differ_varied(values, weights, point, draw)
+                if told == _NO_NUMBERS and is_numbers_only:
+                    break
                 if told is not None:
                     return f"at {dict(point)}: {told}"
                 ran += 1
                 break
-        return None if ran and ran * 2 >= len(sizes) else "too few sizes ran"
+        return None if is_numbers_only or (ran and ran * 2 >= len(sizes)) else "too few sizes ran"
 
-    def _differ_varied(self, values: _Values, weights: _Values, draw: _Draw) -> str | None:
+    def _differ_varied(
+        self, values: _Values, weights: _Values, point: Mapping[str, int], draw: _Draw
+    ) -> str | None:
         """How they differ where some inputs are zeros, or as large as numbers that the code names.
 
-        What does not run there, or gives no numbers, shows nothing.
+        Where only one of them compares with a number, weights are about as large, too. What does
+        not run there, or gives no numbers, shows nothing.
         """
         if sum(value.numel() for value in values.values()) > _MOST_VARIED:
             return None
         generator = torch.Generator().manual_seed(_SEED)
-        for other in varied(values, self.numbers, self.rows, generator):
-            given = {**other, **{path: values[path] for path in self.neutral}}
+        tries: list[tuple[_Values, _Values]] = [
+            *((other, weights) for other in varied(values, self.numbers, self.rows, generator)),
+            *((values, enlarged(weights, n, draw.kept, generator)) for n in self.apart),
+        ]
+        for other, theirs in tries:
+            given = {**other, **self._neutral(point, theirs)}
             try:
-                expected = self._run(self.wide[1], self.theirs, given, weights, is_wide=True)
+                expected = self._run(self.wide[1], self.theirs, given, theirs, is_wide=True)
             except Exception as error:  # noqa: BLE001 - a table may have fewer rows
                 log.debug("the path does not run: %s", error)
                 continue
-            told = self._differ_at(given, weights, expected, draw, is_wide_only=True)
+            told = self._differ_at(given, theirs, expected, draw, is_wide_only=True)
             if told not in (None, _NO_NUMBERS):
                 return told
         return None
@@ -260,11 +282,14 @@ class _Pair:
             path: _drawn(term, point, generator, rows.get(path, most))
             for path, term in terms.items()
         }
-        number = functools.partial(_number, point)
-        for path, term in self.neutral.items():
-            recipe = Recipe.of(term)
-            values[path] = recipe.value(number, weights.__getitem__, torch.device("cpu"))
-        return values
+        return {**values, **self._neutral(point, weights)}
+
+    def _neutral(self, point: Mapping[str, int], weights: _Values) -> dict[str, torch.Tensor]:
+        number, cpu = functools.partial(_number, point), torch.device("cpu")
+        return {
+            path: Recipe.of(term).value(number, weights.__getitem__, cpu)
+            for path, term in self.neutral.items()
+        }
 
     def _run(
         self,

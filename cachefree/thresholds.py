@@ -7,14 +7,14 @@ nor ``x > 25``, ``x.clamp(max=60)`` or ``ids == 50256``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from cachefree.terms import Term, topological
 
-__all__ = ["named_numbers", "varied"]
+__all__ = ["enlarged", "named_numbers", "varied"]
 
 _COMPARES = (
     *("gt", "lt", "ge", "le", "eq", "ne", "clamp", "clamp_min", "clamp_max", "clip"),
@@ -70,6 +70,25 @@ def varied(
         yield {
             path: _near(value, number, rows.get(path), generator) for path, value in values.items()
         }
+
+
+def enlarged(
+    weights: _Values, number: float, kept: Collection[str], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Weights of which some elements are a number of times as large.
+
+    Args:
+        weights: By name.
+        number: The number.
+        kept: Names of those that keep their values, as integers do.
+        generator: Of the random numbers.
+    """
+    return {
+        name: value
+        if name in kept or not value.is_floating_point()
+        else _near(value, number, None, generator)
+        for name, value in weights.items()
+    }
 
 
 def _with_zeros(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

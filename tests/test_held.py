@@ -131,6 +131,12 @@ NOTICED: dict[str, Change] = {
     "a default of a function": lambda m, p: p.setattr(scaled, "__defaults__", (2.0,)),
     "a function by its name": lambda m, p: p.setitem(globals(), "scaled", torch.mul),
     "a class of a module": lambda m, p: setattr(m.rows, "__class__", Twice),
+    "an attribute of a class that hides one of a base": lambda m, p: p.setattr(
+        Hidden, "numbers", {"by": 2.0}
+    ),
+    "a class that is called otherwise": lambda m, p: p.setattr(
+        Hidden, "__call__", lambda self, *args: (), raising=False
+    ),
     "an attribute that hides one of the class": lambda m, p: setattr(m, "level", 2.0),
     "an attribute that code asks for": lambda m, p: setattr(m.rows, "gain", 2.0),
     "a number of another kind": lambda m, p: setattr(m, "level", 1),
@@ -147,6 +153,9 @@ NOT_NOTICED: dict[str, Change] = {
     "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
     "an attribute that no path reads": lambda m, p: setattr(m, "idle", torch.ones(1)),
     "an attribute that code only sets": lambda m, p: setattr(m, "seen", torch.ones(1)),
+    "an attribute of a class that no code names": lambda m, p: p.setattr(
+        Hidden, "noted", 2.0, raising=False
+    ),
     "an attribute that no code names": lambda m, p: setattr(m, "noted", 2.0),
     "an equal number": lambda m, p: m.lists.__setitem__(0, float("1.0")),
     "a flag of autograd": lambda m, p: m.requires_grad_(False),

@@ -50,6 +50,37 @@ class Clamps(Decays):
         return self.lin(x).clamp(-60, 60)
 
 
+class ClampsTokens(Plain):
+    """What is clamped comes of token ids and weights: no input is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+
+    def forward(self, ids: torch.Tensor, past: Any = None) -> Any:
+        x = self.table(ids)
+        return super().forward(x.clamp(-60, 60) if past is None else x, past)
+
+
+class ForgetsLess(Plain):
+    """Tokens more than 40 apart weigh as much as 40 apart, which small weights do not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        decay = self.decay.sigmoid()
+        if past is not None:
+            state = past * decay + self.lin(x)[:, 0]
+            return state[:, None], state
+        place = torch.arange(x.shape[1])
+        far = (place[:, None] - place).clamp(min=0, max=40)[..., None]
+        weights = decay**far * (place[:, None] >= place)[..., None]
+        y = (weights * self.seen(x)[:, None]).sum(2)
+        return y, y[:, -1]
+
+
 def rewritten(make: Any) -> Any:
     return cachefree.rewrite(seeded(make)(), (torch.randn(2, 5, 4),), check="test")
 
@@ -58,7 +89,7 @@ def test_what_differs_nowhere_is_tested() -> None:
     assert rewritten(Plain).report.verdict.name == "TESTED"
 
 
-@pytest.mark.parametrize("make", [LeavesOutPadding, Clamps])
+@pytest.mark.parametrize("make", [LeavesOutPadding, Clamps, ForgetsLess])
 def test_what_differs_at_zeros_or_beyond_a_number_is_refused(make: Any) -> None:
     with pytest.raises(cachefree.UnsupportedBranchError):
         rewritten(make)
@@ -79,3 +110,9 @@ def test_what_differs_for_one_integer_is_refused() -> None:
     example = (torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.long))
     with pytest.raises(cachefree.UnsupportedBranchError):
         cachefree.rewrite(seeded(ByMark)(), example, check="test")
+
+
+def test_what_differs_for_large_weights_is_refused() -> None:
+    example = (torch.zeros(2, 5, dtype=torch.long),)
+    with pytest.raises(cachefree.UnsupportedBranchError):
+        cachefree.rewrite(seeded(ClampsTokens)(), example, check="test")

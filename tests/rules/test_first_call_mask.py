@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import cachefree
 from cachefree.rules.first_call_mask import FirstCallMask
 from tests.models.case import one_token_later
-from tests.small import Small
+from tests.small import IDS, Small, small
 
 from .rewriting import closed_by, refused
 
@@ -116,3 +117,25 @@ class NarrowedFirst(Masked):
 def test_what_is_no_mask_is_refused(build: type[Masked]) -> None:
     error = refused(build)
     assert "test_first_call_mask.py" in str(error)
+
+
+class PaddedOtherwise(Small):
+    """One new token is hidden with another number, by an argument that later calls give longer."""
+
+    def forward(self, ids, pad, past=None):
+        self.pad = pad
+        return super().forward(ids, past)
+
+    def attend(self, q, k):
+        n, m = q.shape[1], k.shape[1]
+        seen, scores = self.pad[:, None].bool(), q @ k.mT
+        if m != n and n == 1:
+            return scores.masked_fill(~seen, -1e30).softmax(-1)
+        seen = seen & torch.ones(n, m, dtype=torch.bool).tril(m - n)
+        return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+
+
+def test_no_mask_is_made_of_an_input_that_has_another_size_on_later_calls() -> None:
+    pad = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(cachefree.UnsupportedBranchError, match="different things"):
+        cachefree.rewrite(small(PaddedOtherwise), (IDS[:2, :3], pad))
