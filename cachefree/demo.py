@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import cachefree
 from cachefree.demo_model import GPT, GPTConfig
+from cachefree.onnx.storage import files_of, new_folder
 
 SMALL = GPTConfig(vocabulary=0, context=128, layers=5, heads=4, width=128)
 LARGE = GPTConfig(vocabulary=50257, context=1024, layers=12, heads=12, width=768)
@@ -173,8 +174,8 @@ def prepare(large: bool, steps: int) -> tuple[GPT, Tensor, Callable[[list[int]],
     return model.eval(), corpus.encode(PROMPT)[None], corpus.decode
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the demo from the command line."""
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the demo from the command line; give the path of the graph that it wrote."""
     parser = argparse.ArgumentParser(prog="python -m cachefree.demo", description=__doc__)
     parser.add_argument("--large", action="store_true", help="124 million random weights instead")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="where the file goes")
@@ -193,10 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(rewritten.report)
 
     heading("cachefree.to_onnx(rewritten, path)")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / ("gpt-large.onnx" if options.large else "gpt-small.onnx")
+    path: Path = options.out / ("gpt-large.onnx" if options.large else "gpt-small.onnx")
     start = time.perf_counter()
-    cachefree.to_onnx(rewritten, path)
+    with new_folder(options.out):
+        cachefree.to_onnx(rewritten, path)
     print(f"{path}, {time.perf_counter() - start:.1f} s")
     onnx_decoder = cachefree.load_onnx(path, like=rewritten, providers=["CPUExecutionProvider"])
 
@@ -215,12 +216,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     heading("Sizes and speed")
     weights = sum(weight.nbytes for weight in model.parameters()) / 1e6
-    files = sorted(options.out.glob(f"{path.name}*"))
     print(f"weights in memory         {weights:8.1f} MB")
-    for file in files:
+    for file in files_of(path):
         print(f"{file.name:25} {file.stat().st_size / 1e6:8.1f} MB")
     print(f"torch, the model itself   {by_torch.tokens_per_second:8.0f} tokens/s")
     print(f"ONNX Runtime, one graph   {by_onnxruntime.tokens_per_second:8.0f} tokens/s")
+    return path
 
 
 if __name__ == "__main__":

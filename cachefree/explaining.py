@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
 from cachefree.scripted import of_a_script, scripted_at
 from cachefree.sizes import is_users
 
@@ -83,11 +83,15 @@ def told(error: Exception) -> str:
     return what if where is None else f"{what}\n           at {where}: {where.text}"
 
 
-def unforeseen(error: Exception) -> CaptureError:
+def unforeseen(
+    error: Exception,
+    what: str = "The model could not be rewritten",
+    kind: type[CacheFreeError] = CaptureError,
+) -> CacheFreeError:
     """The error of something that no refusal foresaw."""
-    return CaptureError(
+    return kind(
         Refusal(
-            "The model could not be rewritten, for a reason that cachefree does not know.",
+            f"{what}, for a reason that cachefree does not know.",
             why=f"{type(error).__name__}: {str(error).strip() or 'no message'}",
             remedy="Look at the line above, where there is one; the full trace is below this "
             "error's cause. Please report it: a refusal should have said what is in the way.",

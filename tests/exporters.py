@@ -1,6 +1,7 @@
 """Every exporter, each on the one graph of a small decoder: at past 0, 1, many and query 1, many.
 
-``python -m tests.exporters`` runs them all and writes what came of it to ``docs/exporters.md``.
+``python -m tests.exporters`` runs them all and writes what came of it between two marks of
+``docs/exporters.md``; the rest of that page is written by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .small import rewritten_small, small
 SIZES = [(1, 0, 1), (1, 0, 4), (2, 0, 3), (3, 1, 1), (1, 4, 1), (2, 3, 2), (3, 4, 6)]
 """Batch, past and query of the calls that are compared."""
 Run = Callable[..., Any]
-TABLE = Path(__file__).parent.parent / "docs" / "exporters.md"
+PAGE = Path(__file__).parent.parent / "docs" / "exporters.md"
+BEGIN, END = "<!-- made by `python -m tests.exporters` -->\n", "<!-- until here -->\n"
 
 
 class NotInstalledError(Exception):
@@ -189,12 +191,21 @@ def main() -> None:
             number = "–"
         rows.append(f"| {name} | {package} {number} | {outcome} |")
     sizes = ", ".join(f"({batch}, {past}, {query})" for batch, past, query in SIZES)
-    TABLE.write_text(
-        "# Exporters\n\nMade by `python -m tests.exporters`: `rewritten.graph_module` of a small"
+    made = (
+        "Made by `python -m tests.exporters`: `rewritten.graph_module` of a small"
         " decoder with `rewritten.export_args(…, flat=True)`, exported once and compared with the"
         f" graph at (batch, past, query) {sizes}.\n\n"
         "| exporter | version | outcome |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
+    PAGE.write_text(with_outcomes(PAGE.read_text(), made))
+
+
+def with_outcomes(page: str, made: str) -> str:
+    """The page with what was made now in place of what was made before."""
+    before, _, rest = page.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    assert mark, f"{PAGE} has lost its marks"
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -13,14 +13,20 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import cachefree
-from cachefree.cli import main
+from cachefree import demo
+from cachefree.cli import commands, main
 from cachefree.cli.completion import script
+from cachefree.demo_model import GPT, GPTConfig
 from cachefree.onnx import writing
+
+from .small import rewritten_small, small
 
 DECODER = """
 import torch
+from tests.models.encoder_decoder import SpeechTranslator
 from tests.small import IDS, Small
 
 print("said by the user's module")
@@ -36,6 +42,10 @@ def make():
 
 def with_inputs():
     return Small(), (IDS[:2, :3],)
+
+
+def encodes():
+    return SpeechTranslator(), {"features": torch.zeros(2, 7, 5), "tokens": IDS[:2, :3]}
 
 
 def needs_words(words):
@@ -63,6 +73,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path])
     sys.modules.pop("decoder_of_test", None)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def one_graph() -> cachefree.Rewritten:
+    return rewritten_small(small())
 
 
 FILE = "decoder_of_test.py"
@@ -108,14 +123,68 @@ def test_a_refused_model_is_1_and_says_why(capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out)["error"] == "CaptureError"
 
 
+@pytest.mark.parametrize(
+    "words", [["rewrite", "--html"], ["rewrite", "--svg"], ["export", "-o"]], ids=" ".join
+)
+@pytest.mark.parametrize("place", ["absent", FILE])
 def test_a_path_that_cannot_be_written_is_no_matter_of_the_model(
+    words: list[str],
+    place: str,
+    one_graph: cachefree.Rewritten,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["export", f"{FILE}:make", "--input", "ids=int64[2,3]"]
-    assert main([*words, "-o", "absent/decoder.onnx"]) == 1
+    monkeypatch.setattr(commands, "_rewritten", lambda *_: one_graph)
+    command, option = words
+    called = [command, f"{FILE}:make", option, f"{place}/decoder.onnx"]
+    assert main(called) == 2
     shown = capsys.readouterr().err
-    assert "cannot be written" in shown
+    assert f"UnwritableError: {place}/decoder.onnx cannot be written." in shown
     assert "cachefree explain" not in shown
+    assert "Traceback" not in shown
+    assert main([*called, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"] == "UnwritableError"
+    assert told["refusals"][0]["what"] == f"{place}/decoder.onnx cannot be written."
+
+
+@pytest.mark.parametrize("command", ["rewrite", "explain", "export", "verify"])
+def test_what_nobody_foresaw_is_told_in_a_sentence_before_the_trace(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(options):
+        raise AssertionError("of torch's own")
+
+    monkeypatch.setitem(commands.COMMANDS, command, fails)
+    words = [command, FILE, *(["-o", "x.onnx"] if command == "export" else [])]
+    assert main(words) == 1
+    shown = capsys.readouterr().err
+    said = f"`cachefree {command}` failed, for a reason that cachefree does not know."
+    assert shown.startswith(f"CacheFreeError: {said}\n")
+    assert "AssertionError: of torch's own" in shown.split("Traceback")[0]
+    assert 'raise AssertionError("of torch' in shown.split("Traceback")[1]
+    assert main([*words, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["refusals"][0]["what"] == said
+
+
+def test_export_lists_what_it_wrote_and_nothing_else(
+    folder: Path,
+    one_graph: cachefree.Rewritten,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commands, "_rewritten", lambda *_: one_graph)
+    for name in ("decoder.py", "decoder.onnx.bak", "decoder-old.onnx"):
+        (folder / name).write_text(DECODER)
+    before = set(folder.iterdir())
+    words = ["export", "decoder.py:with_inputs", "-o", "decoder.onnx"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == "decoder.onnx"
+    assert told["files"] == ["decoder.onnx", "decoder.onnx.data"]
+    new = {path.name for path in set(folder.iterdir()) - before} - {"__pycache__"}
+    assert new == set(told["files"])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +195,7 @@ def test_a_path_that_cannot_be_written_is_no_matter_of_the_model(
         (["rewrite", f"{FILE}:absent"], "Its models are Loud, Refused"),
         (
             ["rewrite", f"{FILE}:absent"],
-            "without arguments are make, with_inputs, raises",
+            "without arguments are make, with_inputs, encodes, raises",
         ),
         (["rewrite", FILE], "is named without a factory"),
         (["rewrite", FILE], f"Name one: {FILE}:make."),
@@ -135,7 +204,6 @@ def test_a_path_that_cannot_be_written_is_no_matter_of_the_model(
         (["rewrite", f"{FILE}:NUMBER"], "is int, and no model"),
         (["rewrite", f"{FILE}:make", "--input", "ids=2,5"], "--input ids=int64[2,5]"),
         (["rewrite", "."], "has no config.json"),
-        (["rewrite", f"{FILE}:make", "--html", "absent/report.html"], "No such file or directory"),
         (["rewrite"], "MODEL"),
         (["rewrote"], "invalid choice"),
         (["verify", f"{FILE}:make", "--examples", "0"], "less than 1"),
@@ -157,10 +225,11 @@ def test_verify_and_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     words = [f"{FILE}:with_inputs"]
     assert main(["verify", *words, "--examples", "2", "--backend", "eager", "--dtype", "own"]) == 0
     assert "no difference from the model" in capsys.readouterr().out
-    assert main(["export", *words, "-o", "decoder.onnx", "--json"]) == 0
+    assert main(["export", f"{FILE}:encodes", "-o", "folder", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["path"] == "decoder.onnx"
-    assert all(Path(file).is_file() for file in told["files"])
+    assert told["path"] == "folder/decoder_model_merged.onnx"
+    assert set(told["files"]) == {str(path) for path in Path("folder").iterdir()}
+    assert "folder/encoder_model.onnx" in told["files"]
 
 
 def test_check_says_where_there_is_no_checker(
@@ -275,10 +344,26 @@ def test_bash_completes_commands_and_choices() -> None:
     assert found.stdout.split("\n")[:2] == ["explain export", "genai"]
 
 
+def few_steps(large: bool, steps: int) -> tuple[GPT, torch.Tensor, object]:
+    model = GPT(GPTConfig(vocabulary=11, context=16, layers=1, heads=2, width=8)).eval()
+    return model, torch.zeros(1, 3, dtype=torch.long), str
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", f"{FILE}:with_inputs", "-o", "decoder.onnx"],
+        ["export", f"{FILE}:with_inputs", "-o", "of/folders"],
+        ["demo"],
+    ],
+    ids=["file", "folder", "demo"],
+)
 def test_an_interrupt_leaves_nothing_behind(
+    words: list[str],
     number: signal.Signals,
     folder: Path,
+    one_graph: cachefree.Rewritten,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -287,12 +372,29 @@ def test_an_interrupt_leaves_nothing_behind(
         time.sleep(5)
         raise AssertionError("nobody was interrupted")
 
-    before = {path.name for path in folder.iterdir()}
+    before = {path.name for path in folder.rglob("*")}
     monkeypatch.setattr(writing, "_write", interrupted)
+    monkeypatch.setattr(cachefree, "rewrite", lambda *_, **__: one_graph)
+    monkeypatch.setattr(demo, "prepare", few_steps)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
     try:
-        assert main(["export", f"{FILE}:with_inputs", "-o", "decoder.onnx"]) == 130
+        assert main(words) == 130
     finally:
         signal.signal(signal.SIGINT, handler)
     assert "interrupted" in capfd.readouterr().err
-    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
+    after = {path.name for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+
+
+def test_an_interrupt_leaves_a_folder_that_was_there(
+    folder: Path, one_graph: cachefree.Rewritten, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    (folder / "mine").mkdir()
+    monkeypatch.setattr(writing, "_write", interrupted)
+    for path in ("mine", "mine/new"):
+        with pytest.raises(KeyboardInterrupt):
+            cachefree.to_onnx(one_graph, path)
+    assert list((folder / "mine").rglob("*")) == []

@@ -11,7 +11,7 @@ from torch import nn
 
 import cachefree
 
-from .exporters import QUICK, SLOW, NotInstalledError, check, decoder
+from .exporters import PAGE, QUICK, SLOW, NotInstalledError, check, decoder, with_outcomes
 from .models.gpt import GPTConfig, NanoGPT
 from .models.mems import GLMModel
 from .small import IDS, Small, small
@@ -53,6 +53,16 @@ def test_each_exporter(small_graph: cachefree.Rewritten, name: str) -> None:
     except NotInstalledError as error:
         pytest.skip(str(error))
     check(small_graph, exported)
+
+
+def test_the_table_takes_its_own_place_in_a_page_written_by_hand() -> None:
+    page = PAGE.read_text()
+    begin, made, end = "## What came of it\n", "| an exporter | 1.0 | equal |\n", "## Names\n"
+    new = with_outcomes(page, made)
+    assert new.split(begin)[0] == page.split(begin)[0]
+    assert new.split(end)[1] == page.split(end)[1]
+    assert made in new.split(begin)[1].split(end)[0]
+    assert with_outcomes(new, made) == new, "what was made before is gone"
 
 
 def test_export_saved_and_loaded(rewritten: cachefree.Rewritten) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import sympy
@@ -91,6 +92,25 @@ def test_nodes_carry_the_names_and_lines_of_the_model(rewritten: cachefree.Rewri
     assert named
     traced = [node for node in nodes if "stack_trace" in node.meta]
     assert any("gpt.py" in node.meta["stack_trace"] for node in traced)
+
+
+def test_names_of_all_levels_can_be_read(rewritten: cachefree.Rewritten) -> None:
+    """A node is named by the path of its module, however deep, and by its operator."""
+    graph = rewritten.graph_module.graph
+    names = {node.name for node in graph.nodes if node.op == "call_function"}
+    assert names >= {
+        "add",
+        "lm_head_linear",
+        "transformer_wte_embedding",
+        "transformer_h_0_add",
+        "transformer_h_0_ln_1_layer_norm",
+        "transformer_h_0_attn_softmax",
+        "transformer_h_0_attn_c_attn_linear",
+        "transformer_h_0_mlp_c_fc_linear",
+    }
+    assert all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names)
+    parameters = {node.name for node in graph.nodes if node.op == "get_attr"}
+    assert {"transformer_wte_weight", "transformer_h_0_mlp_c_fc_bias"} <= parameters
 
 
 def test_outputs_are_nodes_of_their_own() -> None:

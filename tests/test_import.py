@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 LEFT_FOR_LATER = (
     "hypothesis",
     "numpy.testing",
@@ -42,3 +44,9 @@ def test_import_leaves_it_for_later(added_to_torch: set[str], package: str) -> N
 def test_import_adds_only_itself_and_the_standard_library(added_to_torch: set[str]) -> None:
     allowed = {*sys.stdlib_module_names, "cachefree", "torch"}
     assert {name.partition(".")[0] for name in added_to_torch} <= allowed
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    files = wheel.WheelBuilder(str(ROOT)).recurse_included_files()
+    assert {"cachefree/py.typed", "cachefree/__init__.py"} <= {f.distribution_path for f in files}

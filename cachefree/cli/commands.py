@@ -51,6 +51,17 @@ def note(text: str) -> None:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Any]:
     """A file that is there whole or not at all."""
+    from cachefree.onnx.storage import unwritable
+
+    try:
+        with _replaced(path) as file:
+            yield file
+    except OSError as error:
+        raise unwritable(path, OSError(error.errno, error.strerror)) from error
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Any]:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -120,7 +131,7 @@ def _verify(options: argparse.Namespace) -> Answer:
 
     import cachefree
 
-    _needs("hypothesis", "verify")
+    _needs("hypothesis")
     source = _source(options, needs_weights=True)
     rewritten = _rewritten(options, source)
     note("comparing on random calls")
@@ -151,12 +162,16 @@ def _verify(options: argparse.Namespace) -> Answer:
 
 def _export(options: argparse.Namespace) -> Answer:
     import cachefree
+    from cachefree.onnx.storage import files_of
+    from cachefree.onnx.writing import ENCODER_FILE
 
     rewritten = _rewritten(options, _source(options, needs_weights=True))
     path = cachefree.to_onnx(
         rewritten, options.output, names=options.names, opset=options.opset, progress=note
     )
-    files = sorted(file for file in path.parent.iterdir() if file.name.startswith(path.stem))
+    files = files_of(path)
+    if rewritten.encoder_interface is not None:
+        files += files_of(path.with_name(ENCODER_FILE))
     verdict = rewritten.report.verdict
     shown = [f"{verdict.name}: {verdict.value}"]
     shown += [f"{file}  {file.stat().st_size / 1e6:.1f} MB" for file in files]
@@ -186,11 +201,12 @@ def _check(options: argparse.Namespace) -> Answer:
 
 def _demo(options: argparse.Namespace) -> Answer:
     from cachefree.demo import main
+    from cachefree.onnx.storage import files_of
 
     arguments = ["--out", str(options.out), "--steps", str(options.steps)]
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        main([*arguments, *(["--large"] if options.large else [])])
-    return Answer("", {"files": sorted(map(str, options.out.iterdir()))})
+        path = main([*arguments, *(["--large"] if options.large else [])])
+    return Answer("", {"files": [*map(str, files_of(path))]})
 
 
 def _completion(options: argparse.Namespace) -> Answer:
@@ -200,14 +216,14 @@ def _completion(options: argparse.Namespace) -> Answer:
     return Answer(text, {"script": text})
 
 
-def _needs(package: str, extra: str) -> None:
+def _needs(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
         raise MissingPartError(
             Refusal(
                 f"The command needs {package}, which is not installed.",
-                remedy=f"pip install 'cachefree[{extra}]'",
+                remedy=f"pip install {package}",
             )
         )
 

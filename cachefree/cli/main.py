@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Its words; None: those that the program was called with.
 
     Returns:
-        The exit code: 0 done, 1 refused or different, 2 wrong arguments or a model that cannot be
-        loaded, 3 a part that is not installed, 130 interrupted.
+        The exit code: 0 done, 1 refused, different or failed, 2 wrong arguments, a model that
+        cannot be loaded or a path that cannot be written, 3 a part that is not installed, 130
+        interrupted.
     """
     from cachefree import __version__
 
@@ -42,19 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _ending_is_an_interrupt():
             return _run(options, wants_json=wants_json)
     except KeyboardInterrupt:
-        print("cachefree: interrupted; nothing was left behind", file=sys.stderr)
+        print("cachefree: interrupted; nothing half-written is left", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        print(f"cachefree: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return WRONG
 
 
 def _run(options: Any, *, wants_json: bool) -> int:
-    from cachefree.cli.commands import COMMANDS, MissingPartError
-    from cachefree.cli.sources import SourceError
+    from cachefree.cli.commands import COMMANDS
 
     # what the user's own code prints is no part of the plain values
     aside = contextlib.redirect_stdout(sys.stderr) if wants_json else contextlib.nullcontext()
@@ -62,21 +60,38 @@ def _run(options: Any, *, wants_json: bool) -> int:
         with aside:
             answer = COMMANDS[options.command](options)
     except CacheFreeError as error:
-        codes = ((SourceError, WRONG), (MissingPartError, MISSING))
-        code = next((code for kind, code in codes if isinstance(error, kind)), DIFFERENT)
-        if wants_json:
-            print(json.dumps(_plain(error), indent=2))
-        else:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            refused = (CacheNotFoundError, CaptureError, UnsupportedBranchError)
-            if isinstance(error, refused) and options.command in ("rewrite", "export", "verify"):
-                print("\n`cachefree explain` may know a change that helps.", file=sys.stderr)
+        return _failed(error, options, wants_json=wants_json)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - told first, then shown as it was raised
+        from cachefree.explaining import unforeseen
+
+        what = f"`cachefree {options.command}` failed"
+        code = _failed(unforeseen(error, what, CacheFreeError), options, wants_json=wants_json)
+        print("", *traceback.format_exception(error), sep="\n", file=sys.stderr)
         return code
     if wants_json:
         print(json.dumps(answer.plain, indent=2))
     else:
         _show(answer.shown)
     return answer.code
+
+
+def _failed(error: CacheFreeError, options: Any, *, wants_json: bool) -> int:
+    """Tells what is wrong, and gives the exit code."""
+    from cachefree.cli.commands import MissingPartError
+    from cachefree.cli.sources import SourceError
+    from cachefree.onnx.storage import UnwritableError
+
+    if wants_json:
+        print(json.dumps(_plain(error), indent=2))
+    else:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        refused = (CacheNotFoundError, CaptureError, UnsupportedBranchError)
+        if isinstance(error, refused) and options.command in ("rewrite", "export", "verify"):
+            print("\n`cachefree explain` may know a change that helps.", file=sys.stderr)
+    codes = ((SourceError, WRONG), (UnwritableError, WRONG), (MissingPartError, MISSING))
+    return next((code for kind, code in codes if isinstance(error, kind)), DIFFERENT)
 
 
 def _show(shown: Any) -> None:

@@ -13,8 +13,8 @@ OK, DIFFERENT, WRONG, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
 _CODES = """\
 exit codes:
   0    done
-  1    the model was refused, or something differs
-  2    the arguments are wrong, or the model could not be loaded
+  1    the model was refused, something differs, or the command failed
+  2    the arguments are wrong, the model could not be loaded, or a path cannot be written
   3    a package or a part that the command needs is not installed
   130  interrupted; nothing half-written is left
 """

@@ -15,12 +15,57 @@ from typing import Any
 
 from cachefree.errors import CacheFreeError, Refusal
 
-__all__ = ["check_storage", "data_file", "replace_files"]
+__all__ = [
+    "UnwritableError",
+    "check_storage",
+    "data_file",
+    "files_of",
+    "new_folder",
+    "replace_files",
+    "unwritable",
+]
+
+
+class UnwritableError(CacheFreeError):
+    """A path cannot be written.
+
+    Cause: its directory does not exist, may not be written to, or is full.
+    Remedy: choose another path.
+    """
 
 
 def data_file(path: Path) -> Path:
     """Where the weights of an ONNX file are: ``model.onnx.data`` beside ``model.onnx``."""
     return path.with_name(path.name + ".data")
+
+
+def files_of(path: Path) -> list[Path]:
+    """A graph that was just written, and the file of its weights where it has one.
+
+    What an earlier export left under these names is gone by then.
+    """
+    return [file for file in (path, data_file(path)) if file.exists()]
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Makes a folder; if the block raises, what was made here goes again where it is empty.
+
+    Raises:
+        UnwritableError: it cannot be made.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
+        raise
 
 
 def check_storage(path: Path) -> tuple[dict[str, str], bool]:
@@ -106,13 +151,14 @@ def replace_files(path: Path, weights: str | None = None) -> Iterator[Path]:
         weights: The name of the file with its weights; None: that of `data_file`.
 
     Raises:
-        CacheFreeError: the directory cannot be written to, or another process writes this file.
+        UnwritableError: the directory cannot be written to.
+        CacheFreeError: another process writes this file.
     """
     with contextlib.ExitStack() as alone:
         try:
             alone.enter_context(_alone(path))
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         yield from _replaced(path, weights)
 
 
@@ -120,16 +166,16 @@ def _replaced(path: Path, weights: str | None) -> Iterator[Path]:
     try:
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         if path.is_dir():
-            raise _unwritable(path, IsADirectoryError("it is a directory"))
+            raise unwritable(path, IsADirectoryError("it is a directory"))
         yield directory / path.name
         targets = [path.with_name(weights) if weights else data_file(path), path]
         beside = [path.with_name(name) for name in sorted(os.listdir(directory))]
         _move([*(file for file in beside if file not in targets), *targets], directory)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -193,8 +239,9 @@ def _move(targets: list[Path], directory: Path) -> None:
         raise
 
 
-def _unwritable(path: Path, error: Exception) -> CacheFreeError:
-    return CacheFreeError(
+def unwritable(path: Path, error: Exception) -> UnwritableError:
+    """The error of a path that cannot be written."""
+    return UnwritableError(
         Refusal(
             f"{path} cannot be written.",
             why=_first_line(error),

@@ -38,7 +38,7 @@ from cachefree.onnx.placing import place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.stages import split, stage_targets
-from cachefree.onnx.storage import data_file, replace_files
+from cachefree.onnx.storage import data_file, new_folder, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
 from cachefree.preconditions import refuse_not_rewritten
 from cachefree.vocabulary import vocabulary_sizes
@@ -145,6 +145,8 @@ def to_onnx(
     version = opset_of(changed) if opset is None else opset
     stored = target.name + JS_DATA_SUFFIX if folder else None
     with contextlib.ExitStack() as files:
+        if target != Path(path):
+            files.enter_context(new_folder(target.parent))
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
             encoder = _Graph(
@@ -207,7 +209,6 @@ def _check_loop(encoder: Any, kind: str) -> None:
 def _target(path: Path, *, has_encoder: bool) -> Path:
     if path.suffix == ".onnx":
         return path
-    path.mkdir(parents=True, exist_ok=True)
     return path / (DECODER_FILE if has_encoder else MODEL_FILE)
 
 

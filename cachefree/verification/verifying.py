@@ -134,7 +134,7 @@ def _hypothesis() -> Any:
                     "cachefree.verify draws its generations with it, and finds the smallest that"
                     " differs."
                 ),
-                remedy="pip install cachefree[verify]",
+                remedy="pip install hypothesis",
             )
         ) from error
     return hypothesis
