@@ -21,6 +21,7 @@ from cachefree.cli import commands, main
 from cachefree.cli.completion import script
 from cachefree.demo_model import GPT, GPTConfig
 from cachefree.onnx import writing
+from cachefree.onnx.storage import UnwritableError
 
 from .small import rewritten_small, small
 
@@ -398,3 +399,10 @@ def test_an_interrupt_leaves_a_folder_that_was_there(
         with pytest.raises(KeyboardInterrupt):
             cachefree.to_onnx(one_graph, path)
     assert list((folder / "mine").rglob("*")) == []
+
+
+def test_a_file_where_a_folder_has_to_be(folder: Path, one_graph: cachefree.Rewritten) -> None:
+    for path in (FILE, f"{FILE}/inside"):
+        with pytest.raises(UnwritableError, match=r"decoder_of_test.* cannot be written"):
+            cachefree.to_onnx(one_graph, path)
+    assert (folder / FILE).read_text() == DECODER
