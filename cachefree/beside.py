@@ -32,6 +32,7 @@ __all__ = ["with_ways_beside"]
 
 aten = torch.ops.aten
 _BATCH = size_symbol("batch")
+_PAST = size_symbol("past")
 _LEAVES = ("input", "attribute", "constant")
 _TO_A_SHAPE = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
@@ -60,7 +61,7 @@ def with_ways_beside(
         kinds: The calls.
         past: The past's lengths, by which a first call is told from later ones.
     """
-    if not past:
+    if past != (_PAST,):  # a slot that is empty or full is no length that a way can be given
         return
     for found, kind in reversed(list(zip(surveys, kinds, strict=True))):
         for regime in found.unequal:
