@@ -8,6 +8,8 @@ along the batch.
 Why equal: the sizes make ``rows`` all or none, so that one of the two is given the whole batch and
 the other one no row of it, and gives none: ``cat([e, y]) = y``. So nothing is asked of either, not
 even that rows are independent of one another. What both ways have alike is not computed twice.
+
+Only ways for sizes that code asks about, such as one token, stand beside the general one.
 """
 
 from __future__ import annotations
@@ -76,9 +78,11 @@ def with_ways_beside(
 def _rows(kind: Kind, regime: Regime, past: sympy.Symbol) -> Any:
     """The batch where a region is, else 0; None where a region is more than some sizes.
 
-    A way for other sizes than its own is given no row, but has to run: its sizes are numbers.
+    A way for other sizes than its own is given no row, but has to run: its sizes are numbers. That
+    something is past chooses no way by itself: a first call that differs from later ones at every
+    size is closed by a rule, or has no neutral element.
     """
-    if len(regime.region.conditions) > len(regime.pinned):
+    if not regime.pinned or len(regime.region.conditions) > len(regime.pinned):
         return None
     is_there = Max(0, 1 - past) if kind.name == FIRST_CALL else Min(1, past)
     for symbol, size in regime.pinned.items():

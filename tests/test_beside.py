@@ -47,6 +47,28 @@ class TwoStates(ParallelThenSteps):
         return x + keys.sum(1, keepdim=True), (one, other, keys)
 
 
+class ConvolutionThenSteps(nn.Module):
+    """A convolution over many tokens, which a call of one token steps; keys beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.keys = nn.Embedding(20, 6), nn.Linear(6, 6)
+        self.convolution = nn.Conv1d(6, 6, 3, groups=6)
+
+    def forward(self, tokens, past=None):
+        x = self.embed(tokens)
+        state, keys = past if past is not None else (x.new_zeros(x.shape[0], 6, 2), None)
+        window = torch.cat([state, x.transpose(1, 2)], -1)
+        if x.shape[1] == 1:
+            y = (window * self.convolution.weight[:, 0]).sum(-1) + self.convolution.bias
+            y, state = y[:, None], window[:, :, 1:]
+        else:
+            y, state = self.convolution(window).transpose(1, 2), window[:, :, -2:]
+        new = self.keys(x + y)
+        keys = new if keys is None else torch.cat([keys, new], 1)
+        return x + y + keys.sum(1, keepdim=True), (state, keys)
+
+
 class StatesAlone(ParallelThenSteps):
     """Nothing grows, so that sizes do not tell a first call from later ones."""
 
@@ -98,6 +120,23 @@ def test_what_both_ways_have_alike_is_computed_once(rewritten) -> None:
 def test_states_alone_do_not_tell_which_way_to_go() -> None:
     with pytest.raises(cachefree.UnsupportedBranchError):
         cachefree.rewrite(StatesAlone().eval(), (torch.zeros(2, 5, dtype=torch.long),))
+
+
+def test_the_way_without_rows_runs_on_onnx_runtime(tmp_path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = ConvolutionThenSteps().eval()
+    graph = cachefree.rewrite(model, (torch.zeros(2, 5, dtype=torch.long),))
+    assert "two ways side by side" in [branch.rule for branch in graph.report.branches]
+    cachefree.to_onnx(graph, tmp_path / "m.onnx")
+    decoder = cachefree.load_onnx(tmp_path / "m.onnx", like=graph)
+    tokens = torch.randint(0, 20, (3, 8))
+    for chunks in ((1, 1, 6), (5, 1, 2)):
+        found = expected = None
+        for part in tokens.split(chunks, 1):
+            found = decoder(part, None if found is None else found[1])
+            expected = model(part, None if expected is None else expected[1])
+            torch.testing.assert_close(found, expected)
 
 
 class ChunksThenSteps(ParallelThenSteps):

@@ -63,9 +63,7 @@ def test_a_proof_is_not_claimed() -> None:
     says_what_to_do(refused.value)
 
 
-@pytest.mark.parametrize(
-    "case", [_named(case) for case in REFUSED_STEPPED if case.name != "grows_beside"]
-)
+@pytest.mark.parametrize("case", [_named(case) for case in REFUSED_STEPPED])
 def test_what_is_not_its_steps_is_refused(case: RefusalCase) -> None:
     with pytest.raises(getattr(cachefree, case.error)) as refused:
         cachefree.rewrite(case.build(), case.example_inputs, **case.rewrite_options)
