@@ -13,6 +13,7 @@ import sympy
 import torch
 
 from cachefree.align import Comparison, Divergence
+from cachefree.beside import with_ways_beside
 from cachefree.capture import Captured
 from cachefree.common_sizes import with_common_size
 from cachefree.discover import Discovery
@@ -184,6 +185,7 @@ def _closings(
     if closing is not None:
         yield closing
     yield from itertools.islice(with_common_size(table, outputs, surveys, kinds), _MOST_SIZES_TRIED)
+    yield from with_ways_beside(table, outputs, surveys, kinds, past)
 
 
 def _closed(

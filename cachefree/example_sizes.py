@@ -12,13 +12,14 @@ from cachefree.calls import Call
 from cachefree.capture import Captured, capture
 from cachefree.errors import CaptureError
 from cachefree.fake_runs import run_on_fakes
-from cachefree.loops import TooFewRoundsError
+from cachefree.loops import LEAST_ROUNDS, TooFewRoundsError
 
 __all__ = ["capture_where_it_runs", "hints_for", "unlike"]
 
 PAST = 7
 _USUAL = {"batch": 5, "query": 3, "encoder": 9}
 _MOST_TRIED = 40
+_MOST_MORE = 1024  # tokens
 
 
 def hints_for(names: Iterable[str]) -> dict[str, int]:
@@ -67,7 +68,7 @@ def capture_where_it_runs(
     try:
         return capture(model, call, hints, asked, is_watched=True), hints
     except TooFewRoundsError as error:
-        more = _with_more_rounds(hints, error.sizes)
+        more = _with_more_rounds(hints, error.count)
         if more is None or asked:
             raise
         return capture(model, call, more, asked, is_watched=True), more
@@ -80,16 +81,24 @@ def capture_where_it_runs(
         raise
 
 
-def _with_more_rounds(hints: Mapping[str, int], missing: Mapping[str, int]) -> Any:
-    """Example sizes with some more tokens for a loop; None where no size is of its tokens."""
-    name = next((name for name in ("query", *missing) if name in missing and name in hints), None)
+def _with_more_rounds(hints: Mapping[str, int], count: Any) -> dict[str, int] | None:
+    """Example sizes with so many more tokens that a loop has enough rounds; None where none do.
+
+    Args:
+        hints: Example sizes.
+        count: How often the loop runs, as an expression of sizes.
+    """
+    known = {str(symbol): symbol for symbol in count.free_symbols}
+    name = next((name for name in ("query", *known) if name in known and name in hints), None)
     if name is None:
         return None
-    taken = {size for other, size in hints.items() if other != name}
-    size = hints[name] + missing[name]
-    while size in taken:
-        size += 1
-    return {**hints, name: size}
+    others = {size for other, size in hints.items() if other != name}
+    for size in range(hints[name] + 1, hints[name] + _MOST_MORE):
+        sizes = {**hints, name: size}
+        values = {symbol: sizes[at] for at, symbol in known.items() if at in sizes}
+        if size not in others and count.subs(values) >= LEAST_ROUNDS:
+            return sizes
+    return None
 
 
 def _runs(model: nn.Module, call: Call, sizes: Mapping[str, int]) -> bool:

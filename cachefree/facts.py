@@ -121,7 +121,11 @@ class Facts:
             parts = self._extremes(parts, isinstance(expr, (Max, sympy.Max)))
             if len(parts) == 1:
                 return expression(parts[0])
-        return expression(sympy.expand(expr.func(*parts)))
+        whole = sympy.expand(expr.func(*parts))
+        if isinstance(whole, FloorDiv):
+            small = (sympy.Integer(number) for number in (0, 1))
+            whole = next((n for n in small if self.holds(sympy.Eq(whole, n))), whole)
+        return expression(whole)
 
     def _extremes(self, parts: list[Any], is_maximum: bool) -> list[Any]:
         kept = list(parts)

@@ -38,10 +38,12 @@ from cachefree.sizes import (
 from cachefree.token_places import TOKEN, least_of
 
 __all__ = [
+    "LEAST_ROUNDS",
     "LOOP",
     "Loop",
     "Loops",
     "TooFewRoundsError",
+    "few_rounds_written_out",
     "heard_loops",
     "node_of",
     "one_of_each",
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 LOOP = "cachefree_loop"
-_LEAST_ROUNDS = 3
+LEAST_ROUNDS = 3
 _ASIDE = -1_000_000  # a place that nothing else has
 
 
@@ -57,10 +59,10 @@ class TooFewRoundsError(CaptureError):
     """A loop runs less often in the example than rounds are compared.
 
     Attributes:
-        sizes: Example sizes, each with how many more would do.
+        count: How often it runs, as an expression of sizes.
     """
 
-    sizes: dict[str, int]
+    count: Any
 
 
 def token(loop: int, place: int) -> int:
@@ -99,6 +101,22 @@ def heard_loops() -> Loops | None:
     """Who hears the loops of the path that this thread captures; None outside of a capture."""
     found: Loops | None = getattr(_hearing, "loops", None)
     return found
+
+
+@contextlib.contextmanager
+def few_rounds_written_out() -> Iterator[None]:
+    """Lets loops with few rounds in the example run as written: how many is the user's question."""
+    before = is_written_out()
+    _hearing.few = True
+    try:
+        yield
+    finally:
+        _hearing.few = before
+
+
+def is_written_out() -> bool:
+    """Whether loops with few rounds run as written."""
+    return bool(getattr(_hearing, "few", False))
 
 
 class Loops:
@@ -163,6 +181,10 @@ class Loops:
         self.refusals.append(refusal)
         raise CaptureError(refusal)
 
+    def writes_out(self, count: Any) -> bool:
+        """Whether a loop runs as written, with as many rounds as the example has."""
+        return is_written_out() and self.environment.example(count) < LEAST_ROUNDS
+
     def begin(self, count: torch.SymInt, frame: FrameType) -> Loop | None:
         """The loop that a line begins; None where it runs not even once."""
         where = user_line(frame)
@@ -176,7 +198,7 @@ class Loops:
         if not self._does_run(count):
             return None
         rounds = int(self.environment.example(expression(count)))
-        if rounds < _LEAST_ROUNDS:
+        if rounds < LEAST_ROUNDS:
             self._refuse_few(expression(count), rounds, where)
         number = len(self.found)
         names = [f"{TOKEN}{number}_{place}" for place in range(rounds)]
@@ -201,13 +223,12 @@ class Loops:
         error = TooFewRoundsError(
             Refusal(
                 f"A loop over {count} is run {rounds} times in the example.",
-                why=f"{_LEAST_ROUNDS} rounds are compared with one another.",
+                why=f"{LEAST_ROUNDS} rounds are compared with one another.",
                 remedy="Give an example with more tokens.",
                 where=where,
             )
         )
-        missing = _LEAST_ROUNDS - rounds
-        error.sizes = {str(symbol): missing for symbol in count.free_symbols}
+        error.count = count
         raise error
 
     def _token(self, loop: int, place: int, name: str) -> torch.SymInt:

@@ -25,6 +25,7 @@ from cachefree.errors import CacheFreeError, Refusal
 from cachefree.facts import Facts
 from cachefree.fake_runs import run_on_fakes
 from cachefree.laws import ONES_LAWS, Law
+from cachefree.loops import TooFewRoundsError, few_rounds_written_out
 from cachefree.reading import Program, read
 from cachefree.shapes import Signatures
 from cachefree.sizes import Question, compiled, size_symbol, substitute, symbols_of
@@ -381,4 +382,9 @@ def captured_at(
             from cachefree.explaining import explained
 
             raise explained(error, "The model itself does not run at these sizes.") from error
-        return read(capture(model, call, hints), table, names)
+        try:
+            captured = capture(model, call, hints)
+        except TooFewRoundsError:
+            with few_rounds_written_out():
+                captured = capture(model, call, hints)
+        return read(captured, table, names)

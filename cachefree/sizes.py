@@ -29,6 +29,7 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from cachefree.errors import SourceLine
+from cachefree.padded_sizes import of_whole_blocks
 
 __all__ = [
     "TORCH",
@@ -104,6 +105,7 @@ class SizeEnvironment(ShapeEnv):
 
     def __init__(self, hints: Mapping[str, int], asked: Mapping[str, int] | None = None) -> None:
         super().__init__(specialize_zero_one=False, duck_shape=False)
+        self._replacements_version_counter = 1  # at 0 torch asks for no replacement
         self.asked = {
             size_symbol(name): sympy.Integer(size) for name, size in (asked or {}).items()
         }
@@ -127,6 +129,10 @@ class SizeEnvironment(ShapeEnv):
         self.var_to_range[symbol] = ValueRanges(0, int_oo)
         self.var_to_range_sloc[symbol] = ValueRangesSLoc(sloc, sloc)
         return self.create_symintnode(symbol, hint=hint, source=source)
+
+    def replace(self, expr: Any) -> Any:  # type: ignore[override]
+        """An expression with one name for sizes that are known to be equal."""
+        return of_whole_blocks(super().replace(expr))
 
     def example(self, expr: Any) -> Any:
         """What an expression is for the example sizes."""

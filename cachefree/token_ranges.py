@@ -151,7 +151,7 @@ def token_range(args: tuple[Any, ...]) -> TokenRange | None:
     if step not in (1, -1):
         return None
     expr = sympy.expand(step * (expression(stop) - expression(start)))
-    if expr.is_Integer:
+    if expr.is_Integer or loops.writes_out(expr):
         return None
     return TokenRange(loops, loops.environment.size_of(expr), first=start, step=step)
 

@@ -19,7 +19,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
         "errors structure settings dataflow signatures vocabulary progress recurrent offered",
-        "cutting known_values glances",
+        "cutting known_values glances padded_sizes",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
         "token_places held_code value_questions scripted",
@@ -52,7 +52,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "lifting refills unread_inputs",
         "align shapes preconditions results written",
         "regimes rules neutral",
-        "common_sizes uniform_inputs",
+        "common_sizes uniform_inputs beside",
         "encoder prefix_joins",
         "encoder_call",
         "write_once in_a_row",

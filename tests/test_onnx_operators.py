@@ -194,3 +194,42 @@ def test_rows_that_see_nothing_are_those_of_torch(hidden: float, tmp_path: Path)
             found, mine = session(ids[:, start:end], mask[:, :end], mine)
             expected, theirs = model(ids[:, start:end], mask[:, :end], theirs)
             torch.testing.assert_close(found, expected)
+
+
+class ScalesThePast(nn.Module):
+    """Keys that are past, scaled by what is reduced of each: the first call has none."""
+
+    def __init__(self, reduce: Any) -> None:
+        super().__init__()
+        self.emb, self.reduce = nn.Embedding(20, 8), reduce
+
+    def forward(self, ids: Any, past: Any = None) -> Any:
+        k = self.emb(ids)
+        scaled = k * self.reduce(k)[..., None]
+        if past is not None:
+            scaled = torch.cat([2 * past * self.reduce(past)[..., None], scaled], 1)
+            k = torch.cat([past, k], 1)
+        return scaled.mean(1), k
+
+
+REDUCTIONS = {
+    "sum": lambda x: x.pow(2).sum(-1),
+    "mean": lambda x: x.mean(-1),
+    "amax": lambda x: x.amax(-1),
+    "argmax": lambda x: x.argmax(-1).float(),
+    "norm": lambda x: x.norm(dim=-1),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_a_reduction_of_nothing_has_its_own_shape(name: str, tmp_path: Path) -> None:
+    model = small(lambda: ScalesThePast(REDUCTIONS[name]))
+    ids = torch.randint(20, (3, 7))
+    rewritten = cachefree.rewrite(model, (ids[:2, :5],))
+    cachefree.to_onnx(rewritten, tmp_path / "m.onnx")
+    decoder = cachefree.load_onnx(tmp_path / "m.onnx", like=rewritten)
+    found = expected = None
+    for part in ids.split((1, 5, 1), 1):
+        found = decoder(part, None if found is None else found[1])
+        expected = model(part, None if expected is None else expected[1])
+        torch.testing.assert_close(found, expected)

@@ -280,6 +280,21 @@ VIEWS = operators(
 ORDERS = operators(
     "transpose.int t mT permute movedim.int moveaxis.int swapaxes swapdims adjoint mH numpy_T"
 )
+
+
+def only_row(m: Terms, t: Term) -> Rights:
+    x, row, dim, place = t.args
+    if x.shape == t.shape and x.shape[dim] == 1 and place in (0, -1) and row.dtype == x.dtype:
+        yield m.reshape(row, t.shape)
+
+
+def every_row(m: Terms, t: Term) -> Rights:
+    x, rows, *_ = t.args
+    is_whole = t.args[5:] in ((), (1,)) and rows.shape == x.shape == t.shape
+    if is_whole and rows.dtype == x.dtype:
+        yield rows
+
+
 SHAPES = {
     "view": (VIEWS, as_reshape),
     "reshape": ({"reshape"}, reshape),
@@ -301,5 +316,7 @@ SHAPES = {
     "slice-of-permute": ({"slice"}, slice_of_permute),
     "slice-of-reshape": ({"slice"}, slice_of_reshape),
     "slice-of-linear": ({"slice"}, slice_of_linear),
+    "only-row": (operators("select_scatter"), only_row),
+    "every-row": (operators("slice_scatter"), every_row),
 }
 """Law → the operators at the head of its left side (None: any), and its right sides."""

@@ -8,6 +8,7 @@ from cachefree.laws.law import Law, Rewriter
 from cachefree.laws.linear import LINEAR_LAWS
 from cachefree.laws.masks import MASK_LAWS
 from cachefree.laws.ones import ONES_LAWS
+from cachefree.laws.overwrites import OVERWRITE_LAWS
 from cachefree.laws.padding import PADDING_LAWS
 from cachefree.laws.scan import SCAN_LAWS
 from cachefree.laws.sequence import SEQUENCE_LAWS
@@ -39,6 +40,7 @@ LAWS: tuple[Law, ...] = (
     *PADDING_LAWS,
     *ZERO_LAWS,
     *SCAN_LAWS,
+    *OVERWRITE_LAWS,
 )
 """All laws. They are tried after the exact ones alone did not suffice."""
 

@@ -17,6 +17,7 @@ from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.names import Names, axis_name
 from cachefree.onnx.networks import network_translations
 from cachefree.onnx.placing import outside_optimizer
+from cachefree.onnx.reductions import axes_from_front
 from cachefree.onnx.storage import data_file
 from cachefree.onnx.weights import Matched
 
@@ -93,6 +94,7 @@ def export(
                 remedy=f"Leave opset= out for {default_opset()}.",
             )
         )
+    axes_from_front(onnx_program.model)
     return onnx_program.model
 
 

@@ -19,6 +19,35 @@ def select_of_unknown_sign(table: Table, x: Term) -> Term:
 
 
 SHAPE: Family = {
+    "only-row": Tried(
+        (
+            Instance("into the only row", ("b 1 n", "b n"),
+                     lambda x, y: torch.select_scatter(x, y, 1, 0)),
+            Instance("counted from the end", ("1 n", "n"),
+                     lambda x, y: torch.select_scatter(x, y, 0, -1)),
+        ),
+        (
+            Instance("one of several", ("b 2 n", "b n"),
+                     lambda x, y: torch.select_scatter(x, y, 1, 0)),
+            Instance("of another dtype", ("1 n", "n"),
+                     lambda x, y: torch.select_scatter(x.double(), y, 0, 0)),
+        ),
+    ),
+    "every-row": Tried(
+        (
+            Instance("all of it", ("b n", "b n"),
+                     lambda x, y: torch.slice_scatter(x, y, 1, 0, x.shape[1])),
+            Instance("no bounds", ("b n", "b n"), torch.slice_scatter),
+        ),
+        (
+            Instance("all but one row", ("b n", "b n"),
+                     lambda x, y: torch.slice_scatter(x, y[:, 1:], 1, 1)),
+            Instance("every other row", ("b 4", "b 2"),
+                     lambda x, y: torch.slice_scatter(x, y, 1, 0, 4, 2)),
+            Instance("of another dtype", ("b n", "b n"),
+                     lambda x, y: torch.slice_scatter(x.double(), y)),
+        ),
+    ),
     "view": Tried(
         (
             Instance("view", ("b n 4",), lambda x: x.view(*x.shape[:2], 2, 2)),
