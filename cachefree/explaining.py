@@ -9,13 +9,15 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-from cachefree.errors import CaptureError, Refusal, SourceLine
+from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
+from cachefree.held_code import is_installed
 from cachefree.scripted import of_a_script, scripted_at
 from cachefree.sizes import is_users
 
 __all__ = [
     "depends_on_values",
     "explained",
+    "foreseen",
     "line_of",
     "silenced",
     "told",
@@ -83,17 +85,40 @@ def told(error: Exception) -> str:
     return what if where is None else f"{what}\n           at {where}: {where.text}"
 
 
-def unforeseen(error: Exception) -> CaptureError:
+def unforeseen(
+    error: Exception,
+    what: str = "The model could not be rewritten",
+    kind: type[CacheFreeError] = CaptureError,
+) -> CacheFreeError:
     """The error of something that no refusal foresaw."""
-    return CaptureError(
+    return kind(
         Refusal(
-            "The model could not be rewritten, for a reason that cachefree does not know.",
+            f"{what}, for a reason that cachefree does not know.",
             why=f"{type(error).__name__}: {str(error).strip() or 'no message'}",
             remedy="Look at the line above, where there is one; the full trace is below this "
             "error's cause. Please report it: a refusal should have said what is in the way.",
             where=line_of(error),
         )
     )
+
+
+@contextlib.contextmanager
+def foreseen(what: str) -> Iterator[None]:
+    """Tells what no refusal foresaw as an error of cachefree.
+
+    Raises:
+        CacheFreeError: something was raised that is no word of cachefree or of the file system,
+            and not by the user's own code.
+    """
+    try:
+        yield
+    except (CacheFreeError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if is_users(raised_in) and not is_installed(raised_in):  # progress= may end the work so
+            raise
+        raise unforeseen(error, what, CacheFreeError) from error
 
 
 def explained(error: Exception, what: str) -> CaptureError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "refuse_frozen_sizes",
     "refuse_independence",
     "refuse_no_module",
+    "refuse_no_path",
     "refuse_not_rewritten",
     "refuse_other_results",
     "refuse_questions_of_tracing",
@@ -80,6 +82,21 @@ def refuse_not_rewritten(value: object, function: str) -> None:
             Refusal(
                 f"{function} takes what cachefree.rewrite gives, not {type(value).__name__}.",
                 remedy="Rewrite first: rewritten = cachefree.rewrite(model).",
+            )
+        )
+
+
+def refuse_no_path(value: object, function: str) -> None:
+    """Refuses what is no path of a file.
+
+    Raises:
+        CacheFreeError: it is none.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise CacheFreeError(
+            Refusal(
+                f"{function} takes the path of a file or a folder, not {type(value).__name__}.",
+                remedy='Give a path: "model.onnx".',
             )
         )
 
