@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ _CHATTERING = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.fx.experimental.recording",
 )
+
+
+_SIZE_FUNCTIONS = sys.modules["torch.utils._sympy.functions"].__file__
 
 
 @contextlib.contextmanager
@@ -91,6 +95,17 @@ def unforeseen(
     kind: type[CacheFreeError] = CaptureError,
 ) -> CacheFreeError:
     """The error of something that no refusal foresaw."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and frames and frames[-1].filename == _SIZE_FUNCTIONS:
+        return kind(
+            Refusal(
+                "The model's code computes a number of sizes that torch has no rule for.",
+                why=f"AssertionError: {error} in {frames[-1].line}: a remainder or a quotient of "
+                "fractions, or one of a negative number.",
+                remedy="Compute it with whole numbers ((n % 3) * 0.1), or with tensors.",
+                where=line_of(error),
+            )
+        )
     return kind(
         Refusal(
             f"{what}, for a reason that cachefree does not know.",

@@ -36,6 +36,7 @@ __all__ = [
     "refuse_shared_state",
     "refuse_unusual_parameters",
     "refuse_writes",
+    "rewritten_inside",
 ]
 
 
@@ -99,6 +100,19 @@ def refuse_no_path(value: object, function: str) -> None:
                 remedy='Give a path: "model.onnx".',
             )
         )
+
+
+def rewritten_inside(model: nn.Module) -> Refusal | None:
+    """What is told of a refused model that holds a rewritten one."""
+    for name, module in model.named_modules():
+        if name and module.__dict__.get("_origin") is not None and hasattr(module, "graph_module"):
+            return Refusal(
+                f"The module {name!r} is what cachefree.rewrite gave.",
+                why="It captures its model again when that is changed, and tensors without values "
+                "in place of the weights are such a change.",
+                remedy="Put the model that it was made of in its place, and rewrite the whole.",
+            )
+    return None
 
 
 def refuse_unusual_parameters(model: nn.Module) -> None:

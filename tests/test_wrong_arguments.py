@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import cachefree
 from cachefree import CacheFreeError, CaptureError, CertificateError, DomainError
@@ -93,6 +94,82 @@ def test_carry_that_gives_nothing_is_told() -> None:
         "carry= gave None, which is no inputs of a call.",
         "test_wrong_arguments.py",
     )
+
+
+class Outer(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: torch.Tensor, past: Any = None) -> Any:
+        return self.inner(ids, past)
+
+
+def test_model_that_holds_a_rewritten_one(rewritten: Any) -> None:
+    told(
+        lambda: cachefree.rewrite(Outer(rewritten).eval(), EXAMPLE),
+        CaptureError,
+        "The module 'inner' is what cachefree.rewrite gave.",
+        "Put the model that it was made of in its place",
+    )
+
+
+@torch.jit.script
+def fraction(n: int) -> float:
+    return (n * 0.1) % 0.3
+
+
+class Fractions(nn.Module):
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = x if past is None else torch.cat([past, x], dim=1)
+        return x * fraction(k.shape[1]), k
+
+
+def test_remainder_of_fractions() -> None:
+    told(
+        lambda: cachefree.rewrite(Fractions().eval(), (torch.zeros(2, 3, 4),)),
+        CaptureError,
+        "computes a number of sizes that torch has no rule for",
+        "Compute it with whole numbers",
+    )
+
+
+class Keys(nn.Module):
+    """Looks ids up, under a name that says nothing of ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.keys = nn.Embedding(12, 6), nn.Linear(6, 6)
+
+    def forward(self, given: Any, past: Any = None) -> Any:
+        k = self.keys(self.table(given))
+        if past is not None:
+            k = torch.cat([past, k], dim=1)
+        return k.cumsum(dim=1)[:, -given.shape[1] :], k
+
+
+class WithExample(Keys):
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = (IDS[:2, :4].int(),)
+
+
+def test_inputs_of_the_models_own_example() -> None:
+    one = cachefree.rewrite(small(WithExample))
+    assert one.report.verdict is cachefree.Verdict.PROVED_EXACT
+    assert [str(spec.dtype) for spec in one.interface.inputs][:1] == ["torch.int32"]
+
+
+class Counting(Keys):
+    def forward(self, given: Any, times: int, past: Any = None) -> Any:  # type: ignore[override]
+        result, k = super().forward(given, past)
+        return result * (1 + times), k
+
+
+def test_inputs_probed_by_annotation() -> None:
+    one = cachefree.rewrite(small(Counting))
+    assert one.report.verdict is cachefree.Verdict.PROVED_EXACT
+    assert not any("times" in spec.path for spec in one.interface.inputs)
 
 
 # ---------------------------------------------------------------- files
