@@ -23,6 +23,7 @@ __all__ = [
     "mismatch_of",
     "missing",
     "missing_flag",
+    "refuse_no_batch",
     "solved",
     "unlike",
     "wrong_count",
@@ -154,6 +155,18 @@ def missing_flag(name: str, value: Any) -> Refusal:
         "where it is left out.",
         remedy=f"Give {name}={value!r}, or rewrite again with example_inputs that leave it out.",
     )
+
+
+def refuse_no_batch(size: object) -> None:
+    """Refuses what is no size of a batch.
+
+    Raises:
+        DomainError: it is none.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise DomainError(
+            Refusal(f"batch_size={size!r} is no size of a batch.", remedy="Give 0 or more.")
+        )
 
 
 def wrong_count(name: str, given: Any, due: int) -> Refusal:

@@ -117,6 +117,9 @@ class _Traced(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in _EXTREMES and any(isinstance(arg, torch.Tensor) for arg in args):
             return _EXTREMES[target](*map(torch.as_tensor, args))
+        if target in _TURNED:  # which no TorchScript exporter knows by these names
+            turned = args[0].transpose(-2, -1)
+            return turned.conj() if target in _CONJUGATED and turned.is_complex() else turned
         if not isinstance(target, torch._ops.OpOverload) or not _takes_traced_sizes(target, args):
             return super().call_function(target, args, kwargs)
         if target is aten.slice.Tensor:
@@ -129,6 +132,8 @@ class _Traced(fx.Interpreter):
         return function(*args, **kwargs)
 
 
+_CONJUGATED = (aten.mH.default, aten.adjoint.default)
+_TURNED = (aten.mT.default, *_CONJUGATED)
 _EXTREMES: dict[Any, Any] = {torch.sym_max: torch.maximum, torch.sym_min: torch.minimum}
 
 

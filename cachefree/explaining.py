@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
 
 from cachefree.errors import CacheFreeError, CaptureError, Refusal, SourceLine
+from cachefree.held_code import is_installed
 from cachefree.scripted import of_a_script, scripted_at
 from cachefree.sizes import is_users
 
 __all__ = [
     "depends_on_values",
     "explained",
+    "foreseen",
     "line_of",
     "silenced",
     "told",
@@ -27,6 +30,9 @@ _CHATTERING = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.fx.experimental.recording",
 )
+
+
+_SIZE_FUNCTIONS = sys.modules["torch.utils._sympy.functions"].__file__
 
 
 @contextlib.contextmanager
@@ -89,6 +95,17 @@ def unforeseen(
     kind: type[CacheFreeError] = CaptureError,
 ) -> CacheFreeError:
     """The error of something that no refusal foresaw."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and frames and frames[-1].filename == _SIZE_FUNCTIONS:
+        return kind(
+            Refusal(
+                "The model's code computes a number of sizes that torch has no rule for.",
+                why=f"AssertionError: {error} in {frames[-1].line}: a remainder or a quotient of "
+                "fractions, or one of a negative number.",
+                remedy="Compute it with whole numbers ((n % 3) * 0.1), or with tensors.",
+                where=line_of(error),
+            )
+        )
     return kind(
         Refusal(
             f"{what}, for a reason that cachefree does not know.",
@@ -98,6 +115,25 @@ def unforeseen(
             where=line_of(error),
         )
     )
+
+
+@contextlib.contextmanager
+def foreseen(what: str) -> Iterator[None]:
+    """Tells what no refusal foresaw as an error of cachefree.
+
+    Raises:
+        CacheFreeError: something was raised that is no word of cachefree or of the file system,
+            and not by the user's own code.
+    """
+    try:
+        yield
+    except (CacheFreeError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if is_users(raised_in) and not is_installed(raised_in):  # progress= may end the work so
+            raise
+        raise unforeseen(error, what, CacheFreeError) from error
 
 
 def explained(error: Exception, what: str) -> CaptureError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -28,12 +29,14 @@ __all__ = [
     "refuse_frozen_sizes",
     "refuse_independence",
     "refuse_no_module",
+    "refuse_no_path",
     "refuse_not_rewritten",
     "refuse_other_results",
     "refuse_questions_of_tracing",
     "refuse_shared_state",
     "refuse_unusual_parameters",
     "refuse_writes",
+    "rewritten_inside",
 ]
 
 
@@ -82,6 +85,34 @@ def refuse_not_rewritten(value: object, function: str) -> None:
                 remedy="Rewrite first: rewritten = cachefree.rewrite(model).",
             )
         )
+
+
+def refuse_no_path(value: object, function: str) -> None:
+    """Refuses what is no path of a file.
+
+    Raises:
+        CacheFreeError: it is none.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise CacheFreeError(
+            Refusal(
+                f"{function} takes the path of a file or a folder, not {type(value).__name__}.",
+                remedy='Give a path: "model.onnx".',
+            )
+        )
+
+
+def rewritten_inside(model: nn.Module) -> Refusal | None:
+    """What is told of a refused model that holds a rewritten one."""
+    for name, module in model.named_modules():
+        if name and module.__dict__.get("_origin") is not None and hasattr(module, "graph_module"):
+            return Refusal(
+                f"The module {name!r} is what cachefree.rewrite gave.",
+                why="It captures its model again when that is changed, and tensors without values "
+                "in place of the weights are such a change.",
+                remedy="Put the model that it was made of in its place, and rewrite the whole.",
+            )
+    return None
 
 
 def refuse_unusual_parameters(model: nn.Module) -> None:

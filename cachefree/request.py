@@ -15,6 +15,15 @@ __all__ = ["Request"]
 
 _CHECKS = ("prove", "test", "off")
 _CROSS = ("reuse", "hoist")
+_NAMES = "the name of the argument that carries the cache, or a list of names; or leave it out"
+_CALLABLE = "a function (outputs, inputs) → later inputs; or leave it out"
+_METHODS = "the name of a method, or two where the first call has one of its own"
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
+    )
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,19 @@ class Request:
     progress: bool | None
 
     def refuse_unknown(self) -> None:
-        """Refuses choices that there are not.
+        """Refuses choices that there are not, and arguments of another kind.
 
         Raises:
             CaptureError: it says which there are.
         """
+        for name, is_due, takes in (
+            ("cache", self.cache is None or _are_names(self.cache), _NAMES),
+            ("carry", self.carry is None or callable(self.carry), _CALLABLE),
+            ("method", _are_names(self.method), _METHODS),
+        ):
+            if not is_due:
+                told = f"{name}={getattr(self, name)!r} is not what {name}= takes."
+                raise CaptureError(Refusal(told, remedy=f"Give {takes}."))
         for name, known in (("check", _CHECKS), ("cross_attention", _CROSS)):
             value = getattr(self, name)
             if value not in known:

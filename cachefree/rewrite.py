@@ -13,7 +13,7 @@ from cachefree.baked import Modes, floating_dtype, moved_to
 from cachefree.certificate import Evidence
 from cachefree.collecting import collected_seldom
 from cachefree.discover import Carry
-from cachefree.errors import CacheFreeError, UnsupportedBranchError
+from cachefree.errors import CacheFreeError, CaptureError, UnsupportedBranchError
 from cachefree.explaining import unforeseen
 from cachefree.graphs import Graphs, graphs_of
 from cachefree.in_a_row import names_of
@@ -28,6 +28,7 @@ from cachefree.preconditions import (
     refuse_no_module,
     refuse_questions_of_tracing,
     refuse_unusual_parameters,
+    rewritten_inside,
 )
 from cachefree.progress import stages
 from cachefree.refills import refills
@@ -116,7 +117,12 @@ def rewrite(
                 return _rewritten_at_all(replace(request, example_inputs=plainer))
             except CacheFreeError:
                 raise error from None
-    except (CacheFreeError, MemoryError):
+    except CacheFreeError as error:
+        inside = rewritten_inside(model)
+        if inside is None:
+            raise
+        raise CaptureError(inside, *error.refusals) from error
+    except MemoryError:
         raise
     except Exception as error:  # whatever is raised below, a user is told in which line of theirs
         raise unforeseen(error) from error

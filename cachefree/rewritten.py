@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from cachefree.baked import Modes
+from cachefree.call_checks import refuse_no_batch
 from cachefree.calling import Calling, is_tracing
 from cachefree.calls import TensorSpec
 from cachefree.certificate import Certificate, Evidence
@@ -84,6 +86,10 @@ class Rewritten(nn.Module):
         self.__dict__["_projection"] = projection
         self.encoder_call = encoder_call
         self.hoisted_call = hoisted_call
+        model = None if origin is None else origin.model
+        self.__dict__["_signatures"] = {
+            name: inspect.signature(getattr(model, name)) for name in calling.methods if model
+        }
         self._share(graph_module)
         self.training = calling.was_training and bool(calling.mode_matters)
 
@@ -97,6 +103,14 @@ class Rewritten(nn.Module):
         # not add_module: it refuses names that this class has, such as encoder
         self.__dict__["_modules"].update(graph_module.named_children())
         self._kinds = kinds_of(self)
+        self.__dict__["_first"] = _first_weight(graph_module)
+        self.__dict__["__signature__"] = self._own_signature()
+
+    def _own_signature(self) -> inspect.Signature:
+        """Of the model's own call: what ``inspect.signature`` gives."""
+        if self.keeper is not None:
+            return self.keeper.signature
+        return (self.encoder_call.whole if self.encoder_call else self.calling).signature
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -191,7 +205,31 @@ class Rewritten(nn.Module):
 
     def _pure(self, *args: Any, **kwargs: Any) -> Any:
         flat = self.flatten_call(*args, **kwargs)
+        self._refuse_other_device(flat)
         return self.refilled(self.unflatten_result(self.graph_module(*flat), flat), args, kwargs)
+
+    def _refuse_other_device(self, flat: Sequence[torch.Tensor]) -> None:
+        """Refuses a call beside weights that are all on another device, where that is no move.
+
+        Raises:
+            DomainError: they are.
+        """
+        if is_tracing() or self._first is None or not flat:
+            return
+        namespace, name = self._first
+        weight, given = namespace.get(name), flat[0]
+        if weight is None or given.device == weight.device:
+            return
+        captured = next(s.device for s in self.calling.leaves if isinstance(s, TensorSpec))
+        is_on_one = all(other.device == weight.device for other in self.parameters())
+        if is_on_one and captured == weight.device and given.dim():
+            raise DomainError(
+                Refusal(
+                    f"The call is on {given.device} where the parameters are on {weight.device}.",
+                    why="The graph was captured with both on one device.",
+                    remedy=f"Move what is given: x.to({str(weight.device)!r}); or the model.",
+                )
+            )
 
     def refilled(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result, with the caller's own containers filled where the model fills them."""
@@ -204,7 +242,9 @@ class Rewritten(nn.Module):
     def __getattr__(self, name: str) -> Any:
         calling = self.__dict__.get("calling")
         if calling is not None and name in calling.methods:
-            return functools.partial(self._called_as, name)
+            method: Any = functools.partial(self._called_as, name)
+            method.__signature__ = self.__dict__["_signatures"].get(name)
+            return method
         return super().__getattr__(name)
 
     def reset(self) -> None:
@@ -269,7 +309,11 @@ class Rewritten(nn.Module):
 
         Returns:
             What the cache argument takes. A dict by argument where there are several.
+
+        Raises:
+            DomainError: the batch is no size.
         """
+        refuse_no_batch(batch_size)
         sizes = {**dict.fromkeys(self.interface.symbols, 0), "batch": batch_size}
         where = torch.device(device) if device is not None else self._device()
         calling = self.calling
@@ -398,7 +442,7 @@ class Rewritten(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         graphs = ("_graph_module", "_encoder", "_projection")
-        skipped = (*graphs, "_origin", "_evidence", "_copied")
+        skipped = (*graphs, "_origin", "_evidence", "_copied", "_first", "__signature__")
         state = {name: value for name, value in self.__dict__.items() if name not in skipped}
         return {**state, "_graphs": tuple(self.__dict__[name] for name in graphs)}
 
@@ -417,6 +461,15 @@ class Rewritten(nn.Module):
         for name, graph in zip(("_encoder", "_projection"), beside, strict=True):
             self.__dict__[name] = graph and assemble(graph.graph, mirror(holder), _constants(graph))
         self._copied, self._kinds = Copied(self, kinds), kinds
+
+
+def _first_weight(module: nn.Module) -> tuple[dict[str, Any], str] | None:
+    """Where the first parameter stands."""
+    for part in module.modules():
+        for name in part._parameters:
+            if part._parameters[name] is not None:
+                return part._parameters, name
+    return None
 
 
 def _attribute(graph_module: fx.GraphModule, name: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,14 @@ from cachefree.calls import Call, TensorSpec
 from cachefree.candidates import BY_ORDER, candidates, namesakes
 from cachefree.counted import Count, counts_of
 from cachefree.dimensions import DECODERS, Dimension, find_dimensions
-from cachefree.errors import CacheFreeError, CacheNotFoundError, Refusal
+from cachefree.errors import (
+    CacheFreeError,
+    CacheNotFoundError,
+    CaptureError,
+    Refusal,
+    SourceLine,
+)
+from cachefree.explaining import line_of
 from cachefree.first_only import choices, is_apart
 from cachefree.inputs import BUFFER_NAMES, CACHE_NAMES, HELD_BY_CALLER, FirstCall, call_of
 from cachefree.places import Carried, Carry, Link, Place, items_of, select
@@ -93,7 +100,7 @@ class Search:
         self.signature = signature_of(model)
         self.names = dict(enumerate(self.signature.parameters))
         self.wanted = (cache,) if isinstance(cache, str) else tuple(cache or ())
-        self.carry = carry
+        self.carry = None if carry is None else _heard(carry)
         self.trials = Trials(model, self.names, is_told=bool(self.wanted or carry))
         self._finds_units = False
 
@@ -541,3 +548,31 @@ def _has_single_token(call: Call, groups: list[list[Dimension]]) -> bool:
     return any(
         free[place] <= 1 for place, leaf in enumerate(call.leaves) if isinstance(leaf, TensorSpec)
     )
+
+
+def _heard(carry: Carry) -> Carry:
+    """The user's own carry, with an error of its own where it gives no inputs."""
+
+    def called(outputs: Any, inputs: Any) -> Any:
+        try:
+            later = carry(outputs, inputs)
+        except Exception as error:
+            what, why = "carry= raised an error.", f"{type(error).__name__}: {error}"
+            raise _refused(what, why, line_of(error)) from error
+        if not isinstance(later, (Mapping, tuple, list)):
+            kind = "None" if later is None else type(later).__name__
+            raise _refused(f"carry= gave {kind}, which is no inputs of a call.", "", None)
+        return later
+
+    def _refused(what: str, why: str, where: SourceLine | None) -> CaptureError:
+        code = getattr(carry, "__code__", None)
+        if where is None and code is not None:
+            where = SourceLine(code.co_filename, code.co_firstlineno, code.co_name)
+        remedy = (
+            "carry takes (outputs, inputs): what a call gave, and its arguments as in "
+            "example_inputs. It gives those of the next call, as a dict or a tuple, each output "
+            "unchanged."
+        )
+        return CaptureError(Refusal(what, why=why, remedy=remedy, where=where))
+
+    return called

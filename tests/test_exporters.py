@@ -166,3 +166,65 @@ def test_compile_with_inductor() -> None:
 def test_unknown_exporter_is_refused(rewritten: cachefree.Rewritten) -> None:
     with pytest.raises(cachefree.CacheFreeError, match="tensorflow"):
         rewritten.export_args("tensorflow")
+
+
+class Shaped(Small):
+    """Returns its cache in containers of one form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, ids: torch.Tensor, past: Any = None) -> Any:
+        if past is not None:
+            past = past[0]
+        result, (keys, values) = super().forward(ids, past)
+        if self.form == "list of tuples":
+            return result, [(keys, values)]
+        return result, ([keys, values],)
+
+
+def test_result_that_cannot_be_traced_is_refused_and_traced_flat() -> None:
+    one = cachefree.rewrite(small(lambda: Shaped("list of tuples")), (IDS[:2, :3],))
+    for exporter in ("trace", "openvino"):
+        with pytest.raises(cachefree.CacheFreeError) as caught:
+            one.export_args(exporter)
+        for text in ("cannot give back what the model returns", "graph_module", "flat=True"):
+            assert text in str(caught.value)
+        one.export_args(exporter, flat=True)
+    traced = torch.jit.trace(one.graph_module, **one.export_args("trace", flat=True))
+    flat = one.flatten_call(IDS)
+    torch.testing.assert_close(traced(*flat), one.graph_module(*flat))
+
+
+def test_lists_of_tensors_are_traced() -> None:
+    one = cachefree.rewrite(small(lambda: Shaped("tuple of lists")), (IDS[:2, :3],))
+    traced = torch.jit.trace(one, **one.export_args("trace"))
+    _, past = one(IDS[:, :2])
+    torch.testing.assert_close(traced(IDS[:, 2:], past), one(IDS[:, 2:], past))
+
+
+class Turned(nn.Module):
+    """Turns its last two axes by names that TorchScript's exporters do not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.keys(x)
+        if past is not None:
+            k = torch.cat([past, k], dim=1)
+        turned = torch.complex(x, x).mH + torch.complex(x, -x).mT
+        return (x @ k.mT, x.mH, torch.view_as_real(torch.adjoint(turned.mT.mH) + turned.mH)), k
+
+
+def test_turned_matrices_are_traced_as_transposes() -> None:
+    one = cachefree.rewrite(small(Turned), (torch.randn(2, 5, 3),))
+    traced = torch.jit.trace(one.graph_module, **one.export_args("trace", flat=True))
+    names = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert "aten::transpose" in names
+    assert not names & {"aten::mT", "aten::mH", "aten::adjoint"}
+    for length in (1, 4):
+        flat = one.flatten_call(torch.randn(3, length, 3), torch.randn(3, 2, 3))
+        torch.testing.assert_close(traced(*flat), one.graph_module(*flat), rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def check_certificate(certificate: Any, rewritten: Any = None) -> Checked:
         content = certificate.certificate.content
     else:
         content = getattr(certificate, "content", certificate)
+    if not isinstance(content, Mapping):
+        raise CertificateError(_of_another_kind(certificate))
+    if rewritten is not None and not hasattr(rewritten, "graph_module"):
+        raise CertificateError(_of_another_kind(rewritten))
     try:
         checked = replay(content)
         if rewritten is not None:
@@ -58,6 +63,15 @@ def check_certificate(certificate: Any, rewritten: Any = None) -> Checked:
             )
         ) from error
     return checked
+
+
+def _of_another_kind(value: object) -> Refusal:
+    return Refusal(
+        f"check_certificate does not take {type(value).__name__}.",
+        why="It takes what rewrite gave, its certificate, or the path of a saved one; and beside a "
+        "certificate the rewritten model that it is to be about.",
+        remedy="Rewrite first: check_certificate(cachefree.rewrite(model)).",
+    )
 
 
 def _loaded(path: Path) -> Any:

@@ -210,7 +210,37 @@ def _for_torchscript(example: _Example, names: Style) -> dict[str, Any]:
     }
 
 
+def _refuse_untraceable(example: _Example) -> None:
+    """Refuses results that ``torch.jit.trace`` cannot give back.
+
+    Raises:
+        CacheFreeError: a list, or an entry of a dict, holds more than tensors.
+    """
+    if example.structure is not None and _is_untraceable(example.rewritten.calling.results):
+        raise CacheFreeError(
+            Refusal(
+                "torch.jit.trace cannot give back what the model returns.",
+                why="A traced module gives tensors, tuples, lists of tensors and dicts whose "
+                "entries are alike; this model's lists or dicts hold more.",
+                remedy="Trace rewritten.graph_module, whose result is a tuple of tensors, with "
+                "rewritten.export_args(..., flat=True).",
+            )
+        )
+
+
+def _is_untraceable(structure: Structure) -> bool:
+    inner = [child for child in structure.children if child.children]
+    if structure.kind == "list":
+        return bool(inner)
+    if structure.kind == "mapping":
+        deep = any(part.children for child in inner for part in child.children)
+        is_mixed = len({len(child.children) for child in structure.children}) > 1
+        return deep or is_mixed or any(child.kind != "tuple" for child in inner)
+    return any(map(_is_untraceable, inner))
+
+
 def _for_trace(example: _Example, names: Style) -> dict[str, Any]:
+    _refuse_untraceable(example)
     args, kwargs = example.call(example.tensors)
     if kwargs:
         return {"example_inputs": None, "example_kwarg_inputs": kwargs, "strict": False}
@@ -218,6 +248,7 @@ def _for_trace(example: _Example, names: Style) -> dict[str, Any]:
 
 
 def _for_openvino(example: _Example, names: Style) -> dict[str, Any]:
+    _refuse_untraceable(example)
     args, kwargs = example.call(example.tensors)
     return {"example_input": kwargs or args}
 

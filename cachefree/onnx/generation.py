@@ -92,7 +92,7 @@ def generate(
     else:
         generator.seed()
     axis = stepper.axis
-    ids = input_ids.cpu()
+    ids = stepper.new
     finished = torch.zeros(stepper.batch, dtype=torch.bool)
     ends = torch.tensor(options.eos, dtype=torch.int64)
     if options.streamer is not None:

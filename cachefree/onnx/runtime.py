@@ -102,8 +102,11 @@ class TensorSession:
             raise CacheFreeError(
                 Refusal(
                     "ONNX Runtime could not run the graph.",
-                    why=str(error).split("\n")[0],
-                    remedy=f"The inputs were {shapes}.",
+                    why=f"{str(error).splitlines()[0]} The inputs were {shapes}.",
+                    remedy="Look for a value that an operator does not take, such as an id beyond "
+                    "its table. Where the model itself runs with these inputs "
+                    "(cachefree.verify(model, rewritten)), open the file with another provider, or "
+                    "write it with another opset= or kv=.",
                 )
             ) from error
         given = binding.get_outputs()[len(outputs) :] if wanted else []

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from cachefree.call_checks import refuse_no_batch
 from cachefree.errors import CacheFreeError, DomainError, Refusal
+from cachefree.explaining import foreseen
 from cachefree.onnx.attention.shared import LENGTH
 from cachefree.onnx.calling import bind_arguments
 from cachefree.onnx.domain import check_domain, concrete, read_sizes
@@ -24,6 +26,7 @@ from cachefree.onnx.stages import STAGE, is_stage, stage_files
 from cachefree.onnx.stepping import take_rows
 from cachefree.onnx.storage import check_storage
 from cachefree.onnx.writing import DECODER_FILE, ENCODER_FILE, MODEL_FILE
+from cachefree.preconditions import refuse_no_path, refuse_not_rewritten
 
 if TYPE_CHECKING:
     from cachefree.spec import Interface
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxDecoder", "load_onnx"]
 
 
+@foreseen("The ONNX file could not be opened")
 def load_onnx(
     path: str | os.PathLike[str],
     *,
@@ -57,6 +61,9 @@ def load_onnx(
         CacheFreeError: the file, its data file or a provider is missing, it was not written by
             cachefree, ``like`` is another model, or ONNX Runtime cannot run it.
     """
+    refuse_no_path(path, "load_onnx")
+    if like is not None:
+        refuse_not_rewritten(like, "load_onnx(like=…)")
     file, *others = _files(Path(path))
     metadata, uses_bfloat16 = check_storage(file)
     description = read_description(metadata, str(file))
@@ -252,6 +259,7 @@ class OnnxDecoder:
             batch_size: B.
             sizes: Further sizes that the cache has but that do not grow, by symbol.
         """
+        refuse_no_batch(batch_size)
         if self._like is not None:
             return self._like.empty_cache(batch_size)
         known = {"batch": batch_size, **dict.fromkeys(self.interface.past_symbols, 0), **sizes}

@@ -9,6 +9,7 @@ import torch
 
 from cachefree.errors import DomainError, Refusal
 from cachefree.onnx.metadata import FileDescription
+from cachefree.onnx.prompts import token_ids
 from cachefree.onnx.roles import is_mask, is_position
 from cachefree.sizes import size_symbol
 from cachefree.spec import InputSpec
@@ -37,13 +38,13 @@ class Stepper:
         self,
         decoder: Any,
         description: FileDescription,
-        input_ids: torch.Tensor,
+        input_ids: Any,
         inputs: Mapping[str, Any],
     ) -> None:
         self.decoder = decoder
         self.description = description
         self.tokens, self.axis = _token_input(description)
-        self.new = input_ids.cpu()
+        self.new = token_ids(input_ids, self.tokens.dtype)
         if self.new.dim() != 2 or 0 in self.new.shape:
             raise DomainError(
                 Refusal(

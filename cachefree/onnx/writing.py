@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachefree.errors import CacheFreeError, Refusal
+from cachefree.explaining import foreseen
 from cachefree.graph import bodies
 from cachefree.onnx.attention.choosing import opset_of, with_kind
 from cachefree.onnx.attention.kinds import KV, KvGraph
@@ -40,7 +41,7 @@ from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.stages import split, stage_targets
 from cachefree.onnx.storage import data_file, new_folder, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
-from cachefree.preconditions import refuse_not_rewritten
+from cachefree.preconditions import refuse_no_path, refuse_not_rewritten
 from cachefree.vocabulary import vocabulary_sizes
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ DECODER_FILE = "decoder_model_merged.onnx"
 ENCODER_FILE = "encoder_model.onnx"
 
 
+@foreseen("The ONNX file could not be written")
 def to_onnx(
     rewritten: Any,
     path: str | os.PathLike[str],
@@ -127,6 +129,7 @@ def to_onnx(
             written.
     """
     refuse_not_rewritten(rewritten, "to_onnx")
+    refuse_no_path(path, "to_onnx")
     rewritten.refresh()
     say = progress or (lambda step: None)
     matched = None if weights is None else matched_weights(weights, rewritten)

@@ -58,6 +58,16 @@ class Branch:
     neutral: str
     excerpt: Excerpt | None = None
 
+    @property
+    def file(self) -> str:
+        """The path of its file, as Python knows it."""
+        return self.where.file
+
+    @property
+    def line(self) -> int:
+        """Its line's number, from 1."""
+        return self.where.line
+
 
 @dataclass(frozen=True)
 class Step:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.random import fork_rng
 
 from cachefree.errors import CacheFreeError, Refusal
+from cachefree.explaining import foreseen
 from cachefree.preconditions import refuse_not_rewritten
 from cachefree.spec import Interface
 from cachefree.verification.plan import Plan, draw_plan, next_sizes
@@ -26,11 +27,12 @@ __all__ = ["Verification", "replay", "verify"]
 _SHORT = ((1, 1, 1), (2, 1), (1, 3), (3, 2, 1), (1,), (4,))
 
 
+@foreseen("The two could not be compared")
 def verify(
     model: nn.Module,
     rewritten: Any,
     *,
-    backends: Sequence[str] = BACKENDS,
+    backends: str | Sequence[str] = BACKENDS,
     providers: Sequence[Any] | None = None,
     dtypes: Sequence[torch.dtype] | None = None,
     max_examples: int = 100,
@@ -51,7 +53,8 @@ def verify(
     Args:
         model: The original.
         rewritten: What ``cachefree.rewrite`` gave for it.
-        backends: ``"eager"`` for the rewritten module, ``"onnxruntime"`` for its export.
+        backends: ``"eager"`` for the rewritten module, ``"onnxruntime"`` for its export; both, or
+            one of them.
         providers: ONNX Runtime's execution providers.
         dtypes: Other dtypes to draw from; by default float64, float16, bfloat16 and float32 without
             the model's own. Each costs a copy of the weights and a rewrite; ``()`` for none.
@@ -67,6 +70,8 @@ def verify(
         CacheFreeError: hypothesis is missing, or the model runs on none of the generations.
     """
     refuse_not_rewritten(rewritten, "verify")
+    _refuse_other_kinds(model, max_examples)
+    backends = (backends,) if isinstance(backends, str) else tuple(backends)
     hypothesis = _hypothesis()
     with temporary_directory() as directory, fork_rng(devices=[]):
         trials = Trials(model, rewritten, backends, providers, Path(directory), dtypes)
@@ -84,7 +89,7 @@ def verify(
                 ),
             )
         )
-    return summary(trials, tuple(backends))
+    return summary(trials, backends)
 
 
 def replay(
@@ -92,7 +97,7 @@ def replay(
     rewritten: Any,
     plan: Plan,
     *,
-    backends: Sequence[str] = BACKENDS,
+    backends: str | Sequence[str] = BACKENDS,
     providers: Sequence[Any] | None = None,
 ) -> Verification:
     """Runs one generation again, as the message of an `EquivalenceError` says.
@@ -101,6 +106,7 @@ def replay(
         EquivalenceError: it differs.
         CacheFreeError: the model does not run on it.
     """
+    backends = (backends,) if isinstance(backends, str) else tuple(backends)
     with temporary_directory() as directory, fork_rng(devices=[]):
         dtypes = () if plan.dtype is None else (plan.dtype,)
         trials = Trials(model, rewritten, backends, providers, Path(directory), dtypes)
@@ -120,7 +126,20 @@ def replay(
             ) from error
     if difference is not None:
         raise counterexample(difference, plan)
-    return summary(trials, tuple(backends))
+    return summary(trials, backends)
+
+
+def _refuse_other_kinds(model: object, max_examples: object) -> None:
+    if not isinstance(model, nn.Module):
+        told = f"verify takes the model and what rewrite gave, not {type(model).__name__}."
+        raise CacheFreeError(Refusal(told, remedy="Call cachefree.verify(model, rewritten)."))
+    if not isinstance(max_examples, int) or max_examples < 1:
+        raise CacheFreeError(
+            Refusal(
+                f"max_examples={max_examples!r} is no number of generations.",
+                remedy="Give 1 or more.",
+            )
+        )
 
 
 def _hypothesis() -> Any:

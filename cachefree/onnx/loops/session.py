@@ -7,6 +7,7 @@ import torch
 from cachefree.errors import CacheFreeError, DomainError, Refusal
 from cachefree.onnx.loops.turns import turns_inside
 from cachefree.onnx.metadata import FileDescription
+from cachefree.onnx.prompts import token_ids
 from cachefree.onnx.roles import is_mask
 from cachefree.onnx.runtime import TensorSession
 
@@ -54,8 +55,9 @@ class OnnxGenerator:
             DomainError: the ids or the mask have another shape or dtype, there is padding that the
                 model takes no mask for, or a call of the decoder is outside the domain.
         """
-        ids = input_ids.cpu()
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
+        ids = token_ids(input_ids, torch.int64)
+        given = torch.ones_like(ids) if attention_mask is None else attention_mask
+        mask = token_ids(given, torch.int64)
         if ids.dim() != 2 or 0 in ids.shape or mask.shape != ids.shape:
             raise DomainError(
                 Refusal(
