@@ -21,7 +21,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& echo "$$python" && break; done)
 
 .PHONY: help setup demo test test-all lint format bench sweep legacy docs notebooks fuzz mutants \
-	law-mutants clients clean
+	law-mutants clients exporters clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,8 +72,20 @@ legacy: $(READY) ## models of earlier versions of transformers; the table is doc
 docs: $(READY) ## the documentation, built strictly into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 
-notebooks: $(READY) ## run every notebook in place
-	$(BIN)/python -m notebooks.run $(ARGS)
+# Exporters that are packages of their own: beside .venv, so that torch and what else it pins stay.
+EXPORTERS := .exporters
+$(EXPORTERS)/.ready: Makefile $(READY)
+	rm -rf $(EXPORTERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(EXPORTERS) \
+		openvino==2026.4.1 openvino-telemetry==2025.2.0 \
+		executorch==1.5.1 ruamel.yaml==0.19.1 ruamel.yaml.clib==0.2.15 tabulate==0.10.0
+	@touch $@
+
+exporters: $(EXPORTERS)/.ready ## OpenVINO, ExecuTorch and every other exporter; the table is docs/exporters.md
+	PYTHONPATH=$(EXPORTERS) OMP_NUM_THREADS=1 $(BIN)/python -m tests.exporters
+
+notebooks: $(EXPORTERS)/.ready ## run every notebook in place, each within two minutes
+	PYTHONPATH=$(abspath $(EXPORTERS)) $(BIN)/python -m notebooks.run $(ARGS)
 
 N ?= 1000
 fuzz: $(READY) ## N random decoder modules with faults: each is refused, or equal to itself
@@ -101,4 +113,4 @@ clients: $(CLIENTS)/.ready ## Optimum, onnxruntime-genai, transformers.js and a 
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --benchmark-disable tests/clients $(ARGS)
 
 clean: ## remove what was built, the environment too
-	rm -rf $(VENV) $(CLIENTS) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(EXPORTERS) build dist demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -14,6 +15,9 @@ from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 SECONDS = 600
+"""A cell that takes longer is stopped."""
+LIMIT_SECONDS = 120
+"""What a whole notebook may take, on two cores."""
 
 
 def paths(numbers: list[str] | None = None) -> list[Path]:
@@ -32,7 +36,8 @@ def executed(path: Path) -> nbformat.NotebookNode:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
         )
-        client.execute(env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+        found = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found))})
     return portable(notebook)
 
 
@@ -46,19 +51,23 @@ def portable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     text = nbformat.writes(notebook)
     for path, said in ours.items():
         text = text.replace(path, said)
+    text = re.sub(r"(/tmp/)?ipykernel_\d+/", "ipykernel/", text)
     return nbformat.reads(text, as_version=4)
 
 
 def main() -> None:
-    """Runs them and writes them back."""
+    """Runs them and writes them back; says which took longer than they may."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("numbers", nargs="*", help="which; all where none is named")
+    late = []
     for path in paths(parser.parse_args().numbers):
         started = time.perf_counter()
         notebook = executed(path)
         nbformat.write(notebook, path)
         seconds, size = time.perf_counter() - started, path.stat().st_size / 1000
         sys.stdout.write(f"{path.name:32} {seconds:6.1f} s {size:8.0f} kB\n")
+        late += [path.name] if seconds > LIMIT_SECONDS else []
+    sys.exit(f"took more than {LIMIT_SECONDS} s: {', '.join(late)}" if late else None)
 
 
 if __name__ == "__main__":

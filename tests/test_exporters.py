@@ -11,7 +11,19 @@ from torch import nn
 
 import cachefree
 
-from .exporters import PAGE, QUICK, SLOW, NotInstalledError, check, decoder, with_outcomes
+from .exporters import (
+    END,
+    PAGE,
+    QUICK,
+    SIZES,
+    SLOW,
+    START,
+    NotInstalledError,
+    check,
+    decoder,
+    number,
+    with_table,
+)
 from .models.gpt import GPTConfig, NanoGPT
 from .models.mems import GLMModel
 from .small import IDS, Small, small
@@ -55,14 +67,31 @@ def test_each_exporter(small_graph: cachefree.Rewritten, name: str) -> None:
     check(small_graph, exported)
 
 
-def test_the_table_takes_its_own_place_in_a_page_written_by_hand() -> None:
+def test_the_table_is_put_into_the_page() -> None:
+    page = f"what is said\n{START}old\n{END}what else is said\n"
+    once = with_table(page, ["| one |"])
+    assert with_table(with_table(once, ["| two |"]), ["| one |"]) == once
+    assert once.startswith("what is said\n")
+    assert once.endswith("what else is said\n")
+    assert "| one |" in once
+    assert "old" not in once
+
+
+def test_the_page_says_what_was_run() -> None:
     page = PAGE.read_text()
-    begin, made, end = "## What came of it\n", "| an exporter | 1.0 | equal |\n", "## Names\n"
-    new = with_outcomes(page, made)
-    assert new.split(begin)[0] == page.split(begin)[0]
-    assert new.split(end)[1] == page.split(end)[1]
-    assert made in new.split(begin)[1].split(end)[0]
-    assert with_outcomes(new, made) == new, "what was made before is gone"
+    told = ", ".join(str(size) for size in SIZES)
+    assert told in " ".join(page.split())
+    table = page.partition(START)[2].partition(END)[0]
+    for name, (package, _) in {**QUICK, **SLOW}.items():
+        assert f"\n| {name} | {package} " in table
+    assert "not run" not in table
+
+
+def test_versions_are_those_of_the_wheels() -> None:
+    assert number("torch") == torch.__version__.partition("+")[0]
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert number("onnxruntime") == onnxruntime.__version__
+    assert number("no_such_package") == "–"
 
 
 def test_export_saved_and_loaded(rewritten: cachefree.Rewritten) -> None:

@@ -14,7 +14,7 @@ from cachefree.report.outline import COLUMNS, Outline, Row
 __all__ = ["Picture", "draw"]
 
 _CODE, _COLUMN, _GAP, _MARGIN = 400, 236, 16, 14
-_LINE, _PAD = 16, 6
+_LINE, _PAD, _RISE = 16, 6, 9  # a text's base line is so far below its top
 _LETTERS, _CODE_LETTERS = 32, 56
 _WIDTH = 2 * _MARGIN + _CODE + 3 * (_COLUMN + _GAP) + 8
 _MOST_NAMES = 6
@@ -128,13 +128,14 @@ class _Drawing:
         names = [name for row in rows for name in row.operators[2] or row.operators[1]]
         told = _counted(names)
         shown = ", ".join(told[:_MOST_NAMES]) + (" …" if len(told) > _MOST_NAMES else "")
-        self._text(_MARGIN + 8, self.y + _PAD + 12, f"{len(rows)} lines, the same in both", "dim")
+        told_lines = f"{len(rows)} lines, the same in both"
+        self._text(_MARGIN + 8, self.y + _PAD + _RISE, told_lines, "dim")
         lines = _wrapped([(name, "dim") for name in shown.split(", ")])
         self._boxes([lines, lines, lines], ["same"] * 3)
 
     def _row(self, row: Row) -> None:
         text = row.text if len(row.text) <= _CODE_LETTERS else f"{row.text[: _CODE_LETTERS - 1]}…"
-        self._text(_MARGIN + 8, self.y + _PAD + 12, f"{row.line or '':>4} {text}", "code")
+        self._text(_MARGIN + 8, self.y + _PAD + _RISE, f"{row.line or '':>4} {text}", "code")
         first, later, one = row.operators
         marked = [
             _marked(first, [(later, "first-only")]),
@@ -177,7 +178,7 @@ class _Drawing:
                     f'<tspan class="{style}">{html.escape(name)}</tspan>' for name, style in line
                 )
                 self.parts.append(
-                    f'<text x="{x + 8}" y="{self.y + _PAD + 9 + number * _LINE}">{spans}</text>'
+                    f'<text x="{x + 8}" y="{self.y + _PAD + _RISE + number * _LINE}">{spans}</text>'
                 )
             self.last[column] = self.y + height
         self.y += height + 4

@@ -102,6 +102,14 @@ def _boxes(root: ElementTree.Element) -> Iterator[tuple[float, float, float, flo
             yield x, y, w, h
 
 
+def test_a_line_of_code_stands_beside_its_operators(report: cachefree.Report) -> None:
+    root = ElementTree.fromstring(report.plot().svg)
+    operators = [node.get("y") for node in root.iter(f"{SVG}text") if node.get("class") is None]
+    code = [node.get("y") for node in root.iter(f"{SVG}text") if node.get("class") == "code"]
+    assert len(code) >= 3
+    assert set(code) <= set(operators)
+
+
 def layered(layers: int, kinds: int = 1) -> Outline:
     """An outline of a deep decoder, as one of many operators gives it."""
     rows = [Row("embed", "m.py", 1, "x = embed(ids)", (("embedding",),) * 3)]
