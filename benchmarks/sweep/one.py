@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import sysconfig
 import tempfile
 import time
 import warnings
@@ -259,8 +260,13 @@ def refusal(error: Any) -> dict[str, Any]:
         "refused": type(error).__name__,
         "reason": str(first.what),
         "where": where,
-        "why": str(first.why)[:600],
+        "why": portable(str(first.why))[:600],
     }
+
+
+def portable(text: str) -> str:
+    """A text without the folder that packages are installed in."""
+    return text.replace(f"{sysconfig.get_path('purelib')}/", "")
 
 
 def run(kind: str, name: str, layers: int, with_onnx: bool, rows: Connection) -> None:
@@ -274,6 +280,6 @@ def run(kind: str, name: str, layers: int, with_onnx: bool, rows: Connection) ->
         for row in sweep(kind, name, layers=layers, with_onnx=with_onnx):
             rows.send(row)
     except Exception as error:  # noqa: BLE001 - whatever a model raises is the row's
-        text = " ".join(str(error).split())
+        text = portable(" ".join(str(error).split()))
         row["error"] = f"{type(error).__name__}: {text[:300]}"
         rows.send(row)
