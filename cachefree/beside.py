@@ -9,7 +9,8 @@ Why equal: the sizes make ``rows`` all or none, so that one of the two is given 
 the other one no row of it, and gives none: ``cat([e, y]) = y``. So nothing is asked of either, not
 even that rows are independent of one another. What both ways have alike is not computed twice.
 
-Only ways for sizes that code asks about, such as one token, stand beside the general one.
+Only a step stands beside a loop: where code has another way for one token and no loop over tokens
+or chunks of them, that way is most often a mistake, and its line is what the user has to know.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def with_ways_beside(
         past: The past's lengths, by which a first call is told from later ones.
     """
     if past != (_PAST,):  # a slot that is empty or full is no length that a way can be given
+        return
+    if not any(term.op == SCAN for term in topological(outputs)):
         return
     for found, kind in reversed(list(zip(surveys, kinds, strict=True))):
         for regime in found.unequal:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import cachefree
-from cachefree import DomainError
+from cachefree import DomainError, UnsupportedBranchError
 
-from .assertions import equal_calls
+from .assertions import equal_calls, says_what_to_do
 from .models.case import calls, tokens
 from .small import Small, rewritten_small, small
 
@@ -157,9 +157,12 @@ def test_another_path_at_one_is_outside_the_domain(
         rewritten(ids(batch, query), past(batch, length))
 
 
-def test_another_path_for_one_token_stands_beside_the_general_one() -> None:
-    rewritten = compare(AnotherPathForOneToken)
-    assert "two ways side by side" in [branch.rule for branch in rewritten.report.branches]
+def test_another_path_for_one_token_is_refused_with_its_line() -> None:
+    with pytest.raises(UnsupportedBranchError) as caught:
+        rewritten_small(small(AnotherPathForOneToken))
+    says_what_to_do(caught.value)
+    assert "if q.shape[1] == 1:" in str(caught.value)
+    assert "query, 1" in str(caught.value)
 
 
 class TwoThresholds(Small):
