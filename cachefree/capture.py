@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from cachefree.alike import AlikeCalls
 from cachefree.calls import Call, SizeSpec, TensorSpec
 from cachefree.errors import CacheFreeError, CaptureError
 from cachefree.exact_slices import ExactSlices
@@ -151,13 +153,37 @@ def _traced(
     hints: Mapping[str, int],
     asked: Mapping[str, int] | None,
 ) -> _Traced:
-    """Runs the tracer once."""
+    """Runs the tracer, a second time where calls were copied that should not have been."""
+    alike: list[AlikeCalls] = []
+    try:
+        traced = _traced_once(model, call, hints, asked, alike)
+    except Exception:
+        if not alike[0].copied:
+            raise
+    else:
+        if not alike[0].is_spoiled:
+            return traced
+    return _traced_once(model, call, hints, asked, None)
+
+
+def _traced_once(
+    model: torch.nn.Module,
+    call: Call,
+    hints: Mapping[str, int],
+    asked: Mapping[str, int] | None,
+    alike: list[AlikeCalls] | None,
+) -> _Traced:
+    """Runs the tracer; what copies calls that are alike is put into `alike`, if that is a list."""
     environment = SizeEnvironment(hints, asked)
     environment.totals = _totals(call, asked or {})
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
     result: dict[str, Any] = {}
     stand_ins = StandIns()
     weights = WeightsAsFakes(mode, device_of(model))
+    copies: Any = contextlib.nullcontext()
+    if alike is not None:
+        copies = AlikeCalls(weights, environment)
+        alike.append(copies)
 
     def run(*given: Any) -> tuple[torch.Tensor, ...]:
         tensors_given = given[: len(call.tensors)]
@@ -170,6 +196,7 @@ def _traced(
         loops = Loops(environment, model, exact.calls)
         result["loops"] = loops.found
         with (
+            copies,
             provenance(model),
             loops.heard(),
             sizes_in_text(environment),
@@ -183,6 +210,8 @@ def _traced(
             result["leaves"] = slices.replaced(leaves)
         slices.returned(result["leaves"])
         slices.refuse_values()
+        if alike and slices.asks_history:
+            alike[0].is_spoiled = True
         result["calls"] = slices.whole
         return tuple(leaf for leaf in result["leaves"] if isinstance(leaf, torch.Tensor))
 

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.jit._fuser import optimized_execution
 
+from cachefree.alike import AlikeCalls
 from cachefree.calls import Call, TensorSpec
 from cachefree.explaining import silenced
 from cachefree.faithful import CallLog
@@ -65,7 +66,7 @@ def run_on_fakes(
     def fixed(expr: Any) -> int:
         return int(expr.subs(values)) if hasattr(expr, "subs") else int(expr)
 
-    with untouched(model), quiet(model), weights_as_fakes(model), torch.no_grad():
+    with untouched(model), quiet(model), weights_as_fakes(model) as weights, torch.no_grad():
         leaves = [
             made([fixed(size) for size in leaf.shape], dtype=leaf.dtype, device=leaf.device)
             if isinstance(leaf, TensorSpec)
@@ -83,7 +84,9 @@ def run_on_fakes(
         known = None if ANSWERS.of_sizes is None else KnownValues()
         answering = Answering(given, None if known is None else known.number)
         nothing: Any = contextlib.nullcontext()
-        with known or nothing, StandIns(), answering, log_calls or nothing:
+        is_plain = known is None and made is torch.empty
+        copies = AlikeCalls(weights) if is_plain else nothing
+        with known or nothing, copies, StandIns(), answering, log_calls or nothing:
             value = model(*args, **kwargs)
         if seen is not None:
             seen(leaves, args, kwargs, value)

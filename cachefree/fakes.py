@@ -12,10 +12,11 @@ import contextlib
 import functools
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,7 @@ __all__ = [
     "device_of",
     "fakes_by_type",
     "has_no_values",
+    "is_unfit",
     "weights_as_fakes",
 ]
 
@@ -45,6 +47,7 @@ class WeightsAsFakes(TorchDispatchMode):
 
     Attributes:
         is_written: Whether an operator that writes was given a parameter.
+        heard: Called with operators that write or depend on values, and their arguments.
     """
 
     def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
@@ -53,6 +56,7 @@ class WeightsAsFakes(TorchDispatchMode):
         self.device = device
         self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.is_written = False
+        self.heard: Callable[[Any, tuple[Any, ...]], None] | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -62,6 +66,8 @@ class WeightsAsFakes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if self.heard is not None and is_unfit(func):
+            self.heard(func, args)
         if func is _DEVICE and self._is_fake(args[0]) and not self.mode.in_kernel_invocation:
             return args[0].fake_device
         if func in _LIFTS or (not kwargs and self._all_fake(args)):
@@ -180,6 +186,20 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 _DEVICE = torch.ops.prim.device.default
+
+
+@functools.lru_cache(maxsize=4096)
+def is_unfit(func: Any) -> bool:
+    """Whether an operator writes, or gives what depends on values."""
+    if not isinstance(func, OpOverload):
+        return True
+    return func._schema.is_mutable or not _ODD.isdisjoint(func.tags)
+
+
+_ODD = {
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+}
 _LIFTS = (  # a tensor of numbers in the code: torch keeps the numbers beside its fake twin
     torch.ops.aten.lift_fresh.default,
     torch.ops.aten.lift_fresh_copy.default,

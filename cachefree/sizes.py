@@ -113,6 +113,7 @@ class SizeEnvironment(ShapeEnv):
         self.operator_questions: dict[sympy.Basic, Question] = {}
         self.totals: dict[sympy.Basic, sympy.Basic] = {}
         self.loops: Any = None  # the loops over tokens, while they are heard
+        self.asked_by_code = 0  # how often Python code asked
         self.is_asked_by_users = False  # an operator answers what the user's code asks it
         self._answers: dict[tuple[sympy.Basic, bool], Any] = {}
         self.sizes: dict[str, Any] = {
@@ -181,6 +182,8 @@ class SizeEnvironment(ShapeEnv):
             return orig_expr
         if not symbols <= self.backed_var_to_val.keys():
             return ask_torch()  # sizes that depend on values: torch refuses with its own words
+        if self._suppress_guards_tls():  # the layout of a tensor like one before is no question
+            return orig_expr.xreplace(self.backed_var_to_val)
         asker = sys._getframe(1)
         inside_operator = _is_operator(asker) and not self.is_asked_by_users
         pretends = bool(self.asked) and not inside_operator and bool(symbols & self.asked.keys())
@@ -197,6 +200,7 @@ class SizeEnvironment(ShapeEnv):
             fact = sympy.Eq(orig_expr, answer)
         if not (inside_operator and asks_truth):
             where = user_line(asker)
+            self.asked_by_code += 1
             self.questions.setdefault((fact, where), Question(fact, where, froze=not asks_truth))
         elif fact not in self.operator_questions:
             self.operator_questions[fact] = Question(fact, user_line(asker))

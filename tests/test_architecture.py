@@ -22,7 +22,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "cutting known_values glances padded_sizes",
         "looked_up collecting",
         "execution fakes checker sizes calls places fixed stand_ins token_scan",
-        "token_places held_code value_questions scripted",
+        "alike token_places held_code value_questions scripted",
         "reach idle_draws",
         "recorders",
         "loop_values",
