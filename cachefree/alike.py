@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
@@ -338,6 +338,7 @@ class AlikeCalls(TorchFunctionMode):
         """Writes the nodes of a call once more, with other operands."""
         tracer = self._tracer
         mode = self.weights.mode
+        symbols = mode.shape_env
         bases: dict[int, torch.Tensor] = {}
 
         def tensor(of: _Tensor) -> torch.Tensor:
@@ -348,7 +349,13 @@ class AlikeCalls(TorchFunctionMode):
             elem = torch.ops.aten.as_strided.default(base, *of.layout)
             return FakeTensor(mode, elem, of.device)
 
-        with _below(mode):
+        with (
+            torch._C._ExcludeDispatchKeyGuard(_PRE_DISPATCH),
+            torch._C._AutoDispatchBelowAutograd(),
+            no_python_dispatcher(),
+            in_kernel_invocation_manager(mode),
+            contextlib.nullcontext() if symbols is None else symbols.suppress_guards(),
+        ):  # on what fake tensors are made of, unheard
             values = [_map_tensors(value, tensor) for _, value in made.nodes]
             tensors = [
                 operands[result] if isinstance(result, int) else tensor(result)
@@ -411,20 +418,6 @@ _PLAIN = (
 )
 _SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _ROOM = 2**40  # as_strided asks whether there is room in the memory
-
-
-@contextlib.contextmanager
-def _below(mode: Any) -> Iterator[None]:
-    """Lets operators run on what fake tensors are made of, unheard."""
-    environment = mode.shape_env
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch._C._ExcludeDispatchKeyGuard(_PRE_DISPATCH))
-        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        stack.enter_context(no_python_dispatcher())
-        stack.enter_context(in_kernel_invocation_manager(mode))
-        if environment is not None:
-            stack.enter_context(environment.suppress_guards())
-        yield
 
 
 _PRE_DISPATCH = torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch)
