@@ -93,6 +93,7 @@ _PUT_BACK: dict[Any, _PutBack] = {
     aten.alias.default: _same,
     aten.detach.default: _same,
     aten.contiguous.default: _same,
+    aten.dropout.default: _same,  # where it drops nothing
     **dict.fromkeys(CASTS, _same),
     aten.transpose.int: _transposed,
     aten.t.default: _turned,

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,6 +45,8 @@ def _is_plain(value: Any, depth: int = _DEPTH) -> bool:
     """Whether nothing that a call computes is in a value."""
     if isinstance(value, (type, bool, int, float, str, bytes, type(None))):
         return True
+    if isinstance(value, ModuleType):  # an imported one is there for all, whatever it holds
+        return sys.modules.get(value.__name__) is value
     sizes = (torch.SymInt, torch.SymFloat, torch.SymBool)
     if depth == 0 or isinstance(value, (torch.Tensor, torch.nn.Module, *sizes)):
         return False

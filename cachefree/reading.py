@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import fx
 
+from cachefree.axes_in_place import changes_axes, names_of, view_of
 from cachefree.calls import TensorSpec
 from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
@@ -234,7 +235,7 @@ class _Reader:
                 (*parent.views, (node, target, args[1:])),
                 term,
                 parent.base.version,
-                parent.storage,
+                storage_of(example),
             )
         elif term.shape is None:
             self.values[node] = (term, parent, (node, target, args[1:]))
@@ -286,8 +287,10 @@ class _Reader:
         example = node.meta.get("val")
         if isinstance(example, (tuple, list)):
             example = example[0] if example else None
-        parent = self.values[first]
+        parent: Value = self.values[first]
         shares = parent.storage is not None and storage_of(example) == parent.storage
+        if target is aten.dropout.default and not is_random(target, node.args):
+            return parent  # torch gives the tensor itself, its traced twin is a copy
         return parent if shares and len(target._schema.arguments) else None
 
     def _item(self, node: fx.Node) -> None:
@@ -386,19 +389,34 @@ class _Reader:
         if name == "detach_":
             self.values[node] = value
             return
-        if torch.Tag.inplace_view in target.tags:
-            self._refuse(
-                node,
-                f"The path gives a tensor other axes in place ({target}).",
-                "its elements stay as they are, and so do its views; it is no write",
-                f"Use {name.removesuffix('_')}(), which returns another view",
-            )
+        if changes_axes(target):
+            self._turn(node, target, value, args)
+            return
         after = self._written(node, name, target, before, args)
         if name == "copy_" and not any(is_part(view) for _, view, _ in value.views):
             # what is written is no other name for what it was copied from
             after = self.table.like(after, aten.clone.default, (after, None))
         self._put(node, value, after)
         self.values[node] = value
+
+    def _turn(self, node: fx.Node, target: Any, value: Value, args: tuple[Any, ...]) -> None:
+        """Lets the names of a tensor that is given other axes in place stand for that view."""
+        name = target._schema.name.removeprefix("aten::")
+        view, names = view_of(target, name), names_of(value, node, self.values.items())
+        is_leaf = not value.views and value.base in self.leaves.values()
+        if view is None or not names or is_leaf:
+            self._refuse(
+                node,
+                f"The path gives a tensor other axes in place ({target}).",
+                "whoever holds that tensor sees it, and the graph has values only",
+                f"Use {name.removesuffix('_')}(), which returns another view",
+            )
+        term = self._apply(node, view, args)
+        if args[0] in self.tracked:
+            self.tracked.add(term)
+        steps = (*value.views, (node, view, args[1:]))
+        turned = Value(value.base, steps, term, value.base.version, value.storage)
+        self.values |= dict.fromkeys((*names, node), turned)
 
     def _written(
         self, node: fx.Node, name: str, target: Any, before: Term, args: tuple[Any, ...]

@@ -40,6 +40,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "one_round",
         "scans",
         "randomness storages in_place inverse_views strided",
+        "axes_in_place",
         "containers reading dimensions inputs laws doubled",
         "recipes thresholds",
         "first_only",

@@ -114,6 +114,78 @@ class Turned(Layer):
         return x @ w + row + k.mean(1, keepdim=True), k
 
 
+class TurnedTwice(Layer):
+    """The result of a write is the tensor itself, whose axes change for every name of it."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        w = k * 1
+        same = w.add_(1)
+        same.unsqueeze_(1).transpose_(0, 1)
+        w.squeeze_(0)
+        w[:, 0] += 1
+        return x + same.sum(1, keepdim=True), k
+
+
+class TurnedInput(Layer):
+    """The caller's own tensor is given other axes."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        return x.transpose_(1, 2).transpose(1, 2) + k.mean(1, keepdim=True), k
+
+
+class TurnedThroughAnotherName(Layer):
+    """``contiguous`` gives the tensor itself, so that it has other axes too."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        w = self.lin.weight * 1
+        w.contiguous().t_()
+        return x @ w + k.mean(1, keepdim=True), k
+
+
+@pytest.mark.parametrize("make", [Turned, TurnedTwice, TurnedThroughAnotherName])
+def test_other_axes_in_place_are_a_view(make: Any) -> None:
+    agrees(make)
+
+
+class TurnedBehindDropout(Layer):
+    """Dropout that is at rest gives the tensor itself, so that it has other axes too."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        w = self.lin.weight * 1
+        nn.functional.dropout(w, 0.5, training=False).t_()
+        return x @ w + k.mean(1, keepdim=True), k
+
+
+class WrittenBehindDropout(Layer):
+    """Dropout that is at rest gives the tensor itself, so that a write to the one is to both."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        w, other = k * 1, k * 2
+        nn.functional.dropout(w, 0.5, training=False).flatten(1).add_(1)
+        dropped = nn.functional.dropout(other, 0.5, training=False)
+        other.mul_(2)
+        return x + (w + dropped).sum(1, keepdim=True), k
+
+
+def test_a_write_behind_dropout_is_seen() -> None:
+    agrees(WrittenBehindDropout)
+
+
+class TurnedWhereItMayBeOne(Layer):
+    """With one row ``contiguous`` gives the tensor itself, with more it gives a copy."""
+
+    def forward(self, x: torch.Tensor, past: Any = None) -> Any:
+        k = self.rows(x, past)
+        w = k.transpose(0, 1)
+        w.contiguous().transpose_(0, 1)
+        return x + (w.sum(0) if w.shape[0] == k.shape[0] else w.sum(1)), k
+
+
 class Strided(Layer):
     """Views rows by their layout where they are transposed on the first call alone."""
 
@@ -152,7 +224,9 @@ class FromBuffer(Layer):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (Turned, "gives a tensor other axes in place"),
+        (TurnedInput, "gives a tensor other axes in place"),
+        (TurnedBehindDropout, "gives a tensor other axes in place"),
+        (TurnedWhereItMayBeOne, "gives a tensor other axes in place"),
         (Strided, "views a tensor by its layout in memory"),
         (TwoNames, r"write in place to 'past\[0\]', which shares memory with the result\[1\]\[1\]"),
         (FromBuffer, "write in place to 'past', which shares memory with start"),
