@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.packages import decoders, recurrences
 from benchmarks.packages.entry import (
     ONE_TOKEN,
     VOCABULARY,
@@ -518,5 +519,5 @@ TORCHSCALE = (
 
 ENTRIES: tuple[Entry, ...] = (
     *X_TRANSFORMERS, *LITGPT, *MAMBA, *ENCODEC, *SPEECH, *SPEECHBRAIN, *MIN_GRU, *AUDIOCRAFT,
-    *TORCHTUNE, *ESPNET, *TORCHSCALE,
+    *TORCHTUNE, *ESPNET, *TORCHSCALE, *decoders.ENTRIES, *recurrences.ENTRIES,
 )  # fmt: skip

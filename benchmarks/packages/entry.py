@@ -124,7 +124,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.names = names
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.partition(".")[0] not in self.names:
+        if not any(name == top or name.startswith(f"{top}.") for top in self.names):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -137,12 +137,21 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def stand_in_for(*names: str) -> None:
     """Lets packages import what they do not need here and what is not installed."""
-    missing = tuple(name for name in names if importlib.util.find_spec(name) is None)
+    missing = tuple(name for name in names if name not in sys.modules and not _is_there(name))
     sys.meta_path.append(_Finder(missing))
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def without_init(name: str) -> None:
     """Makes a package importable in parts: its ``__init__`` is left out."""
+    if name in sys.modules:
+        return
     spec = importlib.util.find_spec(name)
     if spec is None:
         raise ImportError(f"No module named {name!r}")
