@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cachefree.glances import Readings
-from cachefree.reach import PLAIN, get, reached_by
+from cachefree.reach import PLAIN, get, names_by_text, reached_by
 from cachefree.settings import setting, settings_named
 from cachefree.structure import flatten, is_same_plain
 
@@ -34,7 +34,8 @@ __all__ = [
 
 _TORCHS_OWN = frozenset(vars(nn.Module())) | {"training"}
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
-_ENVIRONMENT = frozenset(("environ", "getenv"))
+_ENVIRONMENT = frozenset(("environ", "environb", "getenv", "getenvb"))
+_NO_STEPS = frozenset(("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "RESUME"))
 _CPU = torch.device("cpu")
 _KINDS = frozenset(("is_cuda", "is_cpu", "is_mps", "is_xpu", "get_device", "current_device"))
 
@@ -80,6 +81,7 @@ def _outside(model: nn.Module) -> Iterator[tuple[Any, str]]:
     found = reached_by(model)
     steps = [step for code in found.codes for step in dis.get_instructions(code)]
     read = {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    read = read.union(*map(names_by_text, found.codes))
     for place in found.places:
         namespace, name, text = place
         is_global = text.startswith("the global ") and "." not in text
@@ -115,7 +117,7 @@ class Modes:
         casts: Whether torch casts by itself, on which devices and to what.
         fast_path: Whether attention modules may take torch's own fast path.
         environment: The environment's variables that the model's code reads, by the texts that
-            stand in that code.
+            stand in that code; with None all variables, where code asks for another one.
         settings: Settings of torch that the model's code names, by their paths in torch.
     """
 
@@ -123,7 +125,7 @@ class Modes:
     device: torch.device
     casts: tuple[tuple[str, torch.dtype], ...]
     fast_path: bool
-    environment: Mapping[str, str | None] | None = None
+    environment: Mapping[str | None, str | None] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -137,7 +139,7 @@ class Modes:
             _default_device(),
             _casts(),
             torch.backends.mha.get_fastpath_enabled(),
-            None if read is None else {name: os.environ.get(name) for name in read},
+            None if read is None else {name: name and os.environ.get(name) for name in read},
             {name: setting(name) for name in settings_named(names)},
         )
 
@@ -152,7 +154,8 @@ class Modes:
         if torch.backends.mha.get_fastpath_enabled() is not self.fast_path:
             return f"the fast path of torch.backends.mha was {'on' if self.fast_path else 'off'}"
         was = self.environment or {}
-        names = [name for name, value in was.items() if os.environ.get(name) != value]
+        asked = {*was, *os.environ} - {None} if None in was else was
+        names = [name for name in asked if name and os.environ.get(name) != was.get(name)]
         if names:
             return f"the environment's {', '.join(sorted(names))} was another"
         for name, value in self.settings.items():
@@ -214,17 +217,39 @@ def asks_for_devices(model: nn.Module) -> bool:
     return bool(names & _KINDS) or {"device", "type"} <= names
 
 
-def _variables(model: nn.Module) -> set[str] | None:
+def _variables(model: nn.Module) -> set[str | None] | None:
     """The variables of the environment that the model's code may read; None where it reads none.
 
-    Those are the texts that stand beside it in the code; all variables, where there are none.
+    Those are the texts that it is asked for; all, and None, where code asks for another one.
     """
-    codes = [code for code in reached_by(model).codes if _ENVIRONMENT & {*code.co_names}]
-    texts = {text for code in codes for text in code.co_consts if isinstance(text, str)}
+    reached = reached_by(model)
+    ours = [value for name in _ENVIRONMENT if (value := getattr(os, name, None)) is not None]
+    names = {name for name, value in reached.loaded if any(value is own for own in ours)}
+    names |= _ENVIRONMENT
+    codes = [code for code in reached.codes if names & {*code.co_names, *code.co_freevars}]
     if not codes:
         return None
-    is_named = all(any(isinstance(c, str) for c in code.co_consts) for code in codes)
-    return texts if is_named else {*os.environ, *texts}
+    asked = {text for code in codes for text in _asked_for(code, names)}
+    return asked if None not in asked else {*os.environ, *asked}
+
+
+def _asked_for(code: types.CodeType, names: set[str]) -> Iterator[str | None]:
+    """The texts by which code asks what these names stand for; None for what is no text in it."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
+    for place, step in enumerate(steps):
+        if step.argval not in names or step.opname.startswith("STORE_"):
+            continue
+        is_attribute = step.opname in _READS
+        before, after = steps[: place - is_attribute], steps[place + 1 :]
+        after = after[after[0].argval == "get" :]
+        if after[0].opname == "CONTAINS_OP":
+            text, is_whole = before[-1], True
+        else:
+            text, *ends = after[:3]
+            is_whole = any(end.opname in ("BINARY_SUBSCR", "CALL") for end in ends)
+            is_whole &= ends[0].opname.startswith(("LOAD_", "BINARY_SUBSCR", "CALL"))
+        is_text = text.opname == "LOAD_CONST" and isinstance(text.argval, str)
+        yield text.argval if is_text and is_whole else None
 
 
 def names_in_code(model: nn.Module) -> frozenset[str]:

@@ -63,6 +63,8 @@ class Identities:
 
     def __init__(self, namespaces: Iterable[Mapping[Any, Any]], *, is_kept: bool = True) -> None:
         every = list(namespaces)
+        self._namespaces = every
+        self._names = list(_all(every))
         self._empty = [namespace for namespace in every if not namespace]
         self._views = [namespace.values() for namespace in every if namespace]
         held = list(_all(self._views))
@@ -72,7 +74,9 @@ class Identities:
 
     def have_changed(self) -> bool:
         """Whether any of them does."""
-        return any(self._empty) or list(map(id, _all(self._views))) != self._known
+        if any(self._empty) or list(map(id, _all(self._views))) != self._known:
+            return True
+        return list(_all(self._namespaces)) != self._names
 
     def held(self) -> Iterator[Any]:
         """What they hold and is not None, while nothing has changed."""

@@ -7,11 +7,15 @@ the capture one of another model.
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import itertools
 import operator
+import threading
 import types
+import weakref
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +33,7 @@ from cachefree.reach import (
     reached_by,
 )
 from cachefree.recorders import only_written
-from cachefree.remembered import memory_of
+from cachefree.remembered import is_array, memory_of
 from cachefree.structure import is_same_plain
 
 __all__ = ["Held"]
@@ -43,6 +47,10 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _PARTS = "__code__", "__defaults__", "__kwdefaults__"
 _STOPS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_LEADING = (
+    *(contextvars.ContextVar, types.MappingProxyType, threading.local, functools.partial),
+    *(weakref.ref, weakref.ProxyType, weakref.CallableProxyType),
+)
 _FOREIGN = frozenset(("torch", "threading", "_thread", "logging", "weakref", "functools"))
 
 
@@ -53,7 +61,7 @@ class Held:
         model: The model.
         without: Paths of attributes that calls change: what is at them is not watched.
         constants: Tensors that a captured path has read, and that are no parameters or buffers.
-        has_state: Whether calls change what objects hold.
+        holders: Objects that calls change, and that are not looked into.
 
     Attributes:
         has_parameters: Whether a parameter or buffer is also held in another way.
@@ -65,7 +73,7 @@ class Held:
         without: Collection[str],
         constants: Iterable[torch.Tensor],
         *,
-        has_state: bool = False,
+        holders: Iterable[Any] = (),
     ) -> None:
         self._constants = [tensor for tensor in constants if _is_watched_tensor(tensor)]
         self._ids = set(map(id, self._constants))
@@ -79,7 +87,8 @@ class Held:
         for path, module in model.named_modules():
             self._module(path, module, without)
         self._code(code)
-        self._hidden = [] if has_state else _hidden(model, code, self._written)
+        self._hidden = _hidden(model, code, self._written)
+        self._holders = list(holders)
         self._memory = self._remembered()
         self._values = self._now()
         self._marks = list(map(_mark, self._constants))
@@ -101,7 +110,10 @@ class Held:
         return list(map(_mark, self._constants)) != self._marks
 
     def _remembered(self) -> list[Any]:
-        return memory_of(self._hidden, _MOST_HIDDEN, self._written.values()) if self._hidden else []
+        if not self._hidden:
+            return []
+        skipped = (*self._written.values(), *self._holders)
+        return memory_of(self._hidden, _MOST_HIDDEN, skipped)
 
     def _now(self) -> list[Any]:
         live = itertools.chain.from_iterable(self._live)
@@ -118,23 +130,23 @@ class Held:
             and (not isinstance(value, torch.Tensor) or self._is_known(value))
         ]
         self._names(held, names, _DEPTH)
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            self._inside(hook, _DEPTH)
 
     def _code(self, code: Reached) -> None:
-        """Methods of classes, and containers and objects that code reaches by their names."""
+        """What classes have, and containers and objects that code reaches by their names."""
         for cls in code.classes:
-            methods = vars(cls)
+            own = vars(cls)
             is_ours = not is_installed(file_of(cls))
-            kinds = (types.FunctionType, property, staticmethod, classmethod)
-            names = [
-                name
-                for name, value in methods.items()
-                if isinstance(value, kinds) and (is_ours or name == "forward")
-            ]
-            self._readings.items(methods, names)
+            names = [name for name in own if is_ours or name == "forward"]
+            self._readings.items(own, [name for name in names if type(own[name]) not in PLAIN])
+            for name in names:
+                self._function(own[name])
         for namespace, name, _ in code.named:
             self._readings.items(namespace, [name])
-            if isinstance(namespace[name], types.FunctionType):
-                self._readings.attributes(namespace[name], *_PARTS)
+            self._function(namespace[name])
+        for space, unbound in code.unbound:
+            self._readings.calls(_are_unbound(unbound), space)
         for place in code.places:
             value = get(place)
             if type(value) in CONTAINERS and id(value) not in self._written and _is_plain(value):
@@ -146,6 +158,17 @@ class Held:
                     self._readings.items(held, [name])
                 self._inside(value, _DEPTH)
 
+    def _function(self, value: Any) -> None:
+        """What a function is made of, which reloading a module replaces in place."""
+        if isinstance(value, property):
+            for part in (value.fget, value.fset):
+                self._function(part)
+        function = getattr(value, "__func__", value)
+        if isinstance(function, types.FunctionType) and id(function) not in self._seen:
+            self._seen.add(id(function))
+            self._readings.attributes(function, *_PARTS)
+            self._live += [] if not function.__kwdefaults__ else [function.__kwdefaults__.values()]
+
     def _names(self, held: Mapping[str, Any], names: list[str], depth: int) -> None:
         self._readings.items(held, names)
         for name in names:
@@ -156,6 +179,7 @@ class Held:
         if isinstance(value, torch.Tensor):
             self._is_known(value)
             return
+        self._function(value)
         if not depth or id(value) in self._seen or isinstance(value, (*PLAIN, *_STOPS, nn.Module)):
             return
         self._seen.add(id(value))
@@ -188,7 +212,13 @@ def _hidden(model: nn.Module, code: Reached, written: Collection[int]) -> list[A
 
 
 def _holds(value: Any) -> bool:
-    """Whether a value is a container, or an object with attributes."""
+    """Whether a value is a container, or an object with attributes, or leads to one."""
+    if type(value) in _LEADING or is_array(value):
+        return True
+    if isinstance(value, types.FunctionType):
+        return bool(vars(value))
+    if isinstance(value, (tuple, frozenset)):
+        return not all(isinstance(part, PLAIN) for part in value)
     if isinstance(value, (torch.Tensor, *_STOPS)) or is_iterator(value) or is_generator(value):
         return False
     is_object = hasattr(value, "__dict__") or has_slots(type(value))
@@ -210,6 +240,10 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _length(value: Any) -> tuple[int]:
     return (len(value),)
+
+
+def _are_unbound(names: frozenset[str]) -> Callable[[Any], tuple[bool]]:
+    return lambda space: (space.keys().isdisjoint(names),)
 
 
 def _is_equal(one: Any, other: Any) -> bool:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
-_UNCHANGING = (*_ATOMS, torch.Tensor, torch.dtype, torch.device, weakref.ref)
+_UNCHANGING = (*_ATOMS, torch.Tensor, torch.dtype, torch.device)
 _SEQUENCES = (list, tuple, set, frozenset)
 _FOREIGN = frozenset(("torch", "cachefree", "threading", "_thread", "logging", "typing"))
 _DEPTH = 8
@@ -77,7 +77,9 @@ class _Walk:
         if not depth or isinstance(value, _UNCHANGING) or id(value) in self.seen:
             return
         self.seen.add(id(value))
-        if isinstance(value, types.FunctionType):
+        if isinstance(value, weakref.ref):
+            self.found.opaque.append((name, value))
+        elif isinstance(value, types.FunctionType):
             self.found.functions[value] = None
         elif isinstance(value, type):
             self.found.classes[value] = None

@@ -37,7 +37,7 @@ class Origin:
         again: Rewrites it, or a copy of it, again.
         without: Names of buffers and attributes that are a cache, which any call changes.
         constants: Tensors that the graph has read, and that are no parameters or buffers.
-        has_state: Whether calls of the model change its attributes.
+        holders: Objects that hold a cache and are no modules: what is in them is not looked at.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class Origin:
         without: frozenset[str] = frozenset(),
         constants: Iterable[torch.Tensor] = (),
         *,
-        has_state: bool = False,
+        holders: Iterable[Any] = (),
     ) -> None:
         self.model = model
         self._again = again
         self._flags = Flags(model, without)
-        self._held = Held(model, without, constants, has_state=has_state)
+        self._held = Held(model, without, constants, holders=holders)
         self._asks_for_devices = asks_for_devices(model)
         modules = dict(model.named_modules())
-        own = [] if has_state else list(map(vars, modules.values()))
+        own = list(map(vars, modules.values()))
         self._plain = [
             (names, name, names[name])
-            for path, names in zip(modules, own, strict=False)
+            for path, names in zip(modules, own, strict=True)
             for name in names
             if _is_watched(name, names[name]) and f"{path}.{name}".lstrip(".") not in without
         ]
@@ -66,12 +66,16 @@ class Origin:
         self._names = [
             (module, set(vars(module)) | _names_at(path, without))
             for path, module in modules.items()
-            if own
         ]
         self._read = names_in_code(model)
         classes = [cls for cls in reached_by(model).classes if not is_installed(file_of(cls))]
         self._of_classes = _Lengths(list(map(vars, classes)))
         self._class_names = [(cls, set(vars(cls))) for cls in classes]
+        self._below = {
+            name
+            for module in modules.values()
+            for name in (*module._parameters, *module._buffers, *module._modules)
+        }
         self._modules = list(modules.values())
         self._classes = list(map(type, self._modules))
         self._children = Identities(module._modules for module in modules.values())
@@ -133,7 +137,8 @@ class Origin:
         return any(
             callable(vars(cls)[name])
             if name.startswith("__")
-            else name in self._read or any(name in vars(base) for base in cls.__mro__[1:])
+            else name in self._read | self._below
+            or any(name in vars(base) for base in cls.__mro__[1:])
             for name in vars(cls).keys() - names
         )
 

@@ -20,11 +20,12 @@ import torch
 
 from cachefree.errors import CaptureError, Refusal
 
-__all__ = ["memory_of"]
+__all__ = ["is_array", "memory_of"]
 
 _MOST_PARTS = 100_000
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _ARRAYS = 1 << 20
+_WEAK = (weakref.ref, weakref.ProxyType, weakref.CallableProxyType)
 
 
 def memory_of(
@@ -52,6 +53,8 @@ class _Walk:
         self.kept: list[Any] = []  # so that no id is given again
 
     def told(self, value: Any) -> tuple[Any, ...]:
+        if type(value) in _WEAK:
+            return self._weak(value)
         if isinstance(value, _PLAIN):
             return (type(value).__name__, repr(value))
         if id(value) in self.seen:
@@ -77,16 +80,25 @@ class _Walk:
             return tuple((name, self.told(part)) for name, part in vars(value).items())
         if isinstance(value, contextvars.ContextVar):
             return self.told(value.get(None))
-        if isinstance(value, weakref.ref):
-            return ()
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             return self.told(value.__self__)
         if hasattr(type(value), "__next__"):
             return self._iterator(value)
         return (*self._parts(value), *self._attributes(value))
 
+    def _weak(self, value: Any) -> tuple[Any, ...]:
+        """What a weak reference leads to, which must not be kept alive."""
+        if isinstance(value, weakref.ref):
+            found = value()
+            is_left = found is None or isinstance(found, torch.nn.Module)
+            return (id(value), found is None, *(() if is_left else self.told(found)))
+        try:
+            return (id(value), *self._attributes(value))
+        except ReferenceError:
+            return (id(value), None)
+
     def _parts(self, value: Any) -> tuple[Any, ...]:
-        if isinstance(value, (bytearray, memoryview)) or _is_array(value):
+        if isinstance(value, (bytearray, memoryview)) or is_array(value):
             return (hash(value.tobytes() if hasattr(value, "tobytes") else bytes(value)),)
         if isinstance(value, Mapping) and not _is_odd(value):
             # what a dict of the user's says of its entries may load them
@@ -128,7 +140,8 @@ def _is_odd(value: Mapping[Any, Any]) -> bool:
     return not isinstance(value, dict) and hasattr(value, "__dict__")
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numbers, whose bytes are compared."""
     return (
         hasattr(type(value), "tobytes")
         and hasattr(type(value), "itemsize")

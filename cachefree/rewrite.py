@@ -19,7 +19,8 @@ from cachefree.graphs import Graphs, graphs_of
 from cachefree.in_a_row import names_of
 from cachefree.inputs import plainer_call
 from cachefree.isolation import one_at_a_time
-from cachefree.lifting.subject import buffers_of_state, keeper_of
+from cachefree.lifting.standing import Standing
+from cachefree.lifting.subject import keeper_of
 from cachefree.looked_up import forget
 from cachefree.memos import MEMOS
 from cachefree.origin import Origin
@@ -189,24 +190,25 @@ def _module(
     changed |= {*names_of(paths.remembered), *idle}
     keeper = keeper_of(paths.subject, paths.later.captured)
 
-    dtype = floating_dtype(model)
+    dtype, standing = floating_dtype(model), Standing(paths.subject)
 
     def again(other: nn.Module) -> Rewritten:
         options = {name: value for name, value in vars(request).items() if name not in _EXAMPLES}
-        return rewrite(other, moved_to(other, request.example_inputs, dtype), **options)
+        with standing.again(other):
+            return rewrite(other, moved_to(other, request.example_inputs, dtype), **options)
 
     relied_on = paths.certified.relied_on
     origin = Origin(
         model,
         again,
-        without=buffers_of_state(paths.subject) | changed,
+        without=standing.paths | changed,
         constants=[
             tensor
             for path in captured
             for tensor in path.attributes.values()
             if id(tensor) not in paths.names or paths.names[id(tensor)] in relied_on
         ],
-        has_state=keeper is not None,
+        holders=standing.holders,
     )
     evidence = None
     if moved is None:

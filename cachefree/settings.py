@@ -20,6 +20,7 @@ _OF_TORCH = (
     "get_float32_matmul_precision",
     "get_num_interop_threads",
     "get_num_threads",
+    "initial_seed",
     "is_anomaly_check_nan_enabled",
     "is_anomaly_enabled",
     "is_autocast_cache_enabled",

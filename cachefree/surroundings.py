@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import os
 import pickle
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cachefree.held_code import HeldCode, held_code
 from cachefree.memos import Additions, added, outside_state
@@ -37,6 +39,7 @@ from cachefree.reach import (
 )
 from cachefree.recorders import only_written
 from cachefree.remembered import memory_of
+from cachefree.structure import flatten
 
 __all__ = ["Outside", "surroundings", "unmoved"]
 
@@ -187,24 +190,49 @@ def _unmemoised(value: Any, name: str, results: list[tuple[str, Any, Any]]) -> A
     """A memoised function as it is without; what it gives that can be changed is kept."""
     if isinstance(value, (staticmethod, classmethod)) and is_memoised(value):
         memoised: Any = value.__func__
-        return type(value)(_recorded(memoised.__wrapped__, name, results))
+        return type(value)(_recorded(memoised, name, results))
     if isinstance(value, Memoised):
-        return _recorded(value.__wrapped__, name, results)
+        return _recorded(value, name, results)
     return value
 
 
-def _recorded(
-    function: Callable[..., Any], name: str, results: list[tuple[str, Any, Any]]
-) -> Callable[..., Any]:
+def _recorded(memoised: Any, name: str, results: list[tuple[str, Any, Any]]) -> Callable[..., Any]:
+    function = memoised.__wrapped__
+
     @functools.wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
+        if _is_stale(memoised, args):
+            raise outside_state([f"what {name} remembers, which it would not give any more"])
         contents = _contents(value)
         if contents is not None:
             results.append((f"what {name} remembers", value, contents))
         return value
 
     return plain
+
+
+def _is_stale(memoised: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a memoised function remembers another value than it would give now.
+
+    It reads something else that has changed since, such as a global. A call of it is safe where it
+    remembers, and changes nothing then.
+    """
+    key = args[0] if len(args) == 1 and type(args[0]) in (int, str) else args
+    try:
+        if not any(type(held) is dict and key in held for held in gc.get_referents(memoised)):
+            return False
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            was, now = flatten(memoised(*args)), flatten(memoised.__wrapped__(*args))
+            is_other = was[1].difference(now[1]) is not None
+            return is_other or not all(map(_is_equal, was[0], now[0]))
+    except Exception:  # noqa: BLE001 - sizes are no keys, and fake tensors have no values
+        return False
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    is_alike = one.dtype == other.dtype and one.shape == other.shape
+    return is_alike and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _iterators(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import cachefree
+from cachefree.baked import Modes
 
 from .assertions import same
 from .models import kept
@@ -191,6 +192,32 @@ def test_the_environment_matters_where_it_is_read(
     plain(IDS)
     monkeypatch.delenv("SMALL_SWITCH")
     rewritten(IDS)
+
+
+GETENV, NAME = os.getenv, "SWITCH"
+ASKED = {
+    "by a part of its name": lambda: os.environ.get("SMALL_" + NAME),
+    "by another name of the function": lambda: GETENV("SMALL_SWITCH"),
+    "as bytes": lambda: os.environb.get(b"SMALL_SWITCH"),
+    "beside another text": lambda: ("text", os.environ.get(f"SMALL_{NAME}"))[1],
+    "by whether it is there": lambda: "SMALL_SWITCH" in os.environ,
+}
+
+
+@pytest.mark.parametrize("how", ASKED)
+def test_the_environment_is_asked_for_in_many_ways(how: str, monkeypatch) -> None:
+    question = ASKED[how]
+
+    class Switched(Small):
+        def forward(self, ids, past=None):
+            logits, present = super().forward(ids, past)
+            return (logits * 2 if question() else logits), present
+
+    monkeypatch.setenv("OTHER_SWITCH", "1")
+    modes = Modes.now(small(Switched))
+    assert modes.difference() is None
+    monkeypatch.setenv("SMALL_SWITCH", "1")
+    assert "SMALL_SWITCH" in (modes.difference() or "")
 
 
 def test_a_mask_that_the_graph_was_captured_without_is_refused() -> None:

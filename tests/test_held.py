@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
+import enum
 import functools
+import math
+import threading
 import types
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +103,64 @@ class Hidden(Held):
         return self.hidden[0](self.partial(x)) * self.slotted.by * float(self.array[0])
 
 
+class Settings:
+    by = 1.0
+
+
+class Level(enum.IntEnum):
+    low = 1
+    high = 2
+
+
+SETTINGS_BY_WEAK_NAME = Settings()
+WEAK = weakref.ref(SETTINGS_BY_WEAK_NAME)
+CONTEXT = contextvars.ContextVar("CONTEXT", default=1.0)
+LOCAL = threading.local()
+LOCAL.by = 1.0
+ARRAY = numpy.ones(1)
+SHOWN_DICT = {"by": 1.0}
+PROXY = types.MappingProxyType(SHOWN_DICT)
+IN_A_TUPLE = ({"by": 1.0},)
+LEVEL = Level.low
+LOOKED_UP = 1.0
+
+
+class Hook:
+    def __init__(self) -> None:
+        self.by = 1.0
+
+    def __call__(self, module: nn.Module, args: Any, result: torch.Tensor) -> torch.Tensor:
+        return result * self.by
+
+
+def by_keyword(x: torch.Tensor, *, by: float = 1.0) -> torch.Tensor:
+    return x * by * by_keyword.gain
+
+
+by_keyword.gain = 1.0
+
+
+class Outside(Held):
+    """Reads what neither a dict of the model nor a plain global shows."""
+
+    pair = (1.0,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named = nn.ModuleDict({"one": nn.Linear(4, 4)})
+        self.hook = Hook()
+        self.named["one"].register_forward_hook(self.hook)
+        self.weak = weakref.ref(SETTINGS_BY_WEAK_NAME)
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        import tests.small as imported
+
+        x = by_keyword(x) * len([1]) * math.exp(0) * ARRAY[0] * PROXY["by"] * IN_A_TUPLE[0]["by"]
+        x = x * WEAK().by * self.weak().by * CONTEXT.get() * LOCAL.by * LEVEL * self.pair[0]
+        x = x * globals()["LOOKED_UP"] + getattr(imported, "EXTRA", 0.0)
+        return self.named["one"](x) if "one" in self.named else x
+
+
 Change = Callable[[Any, pytest.MonkeyPatch], Any]
 NOTICED: dict[str, Change] = {
     "two tensors that were one": lambda m, p: setattr(m.head, "weight", _weight()),
@@ -148,6 +211,30 @@ NOTICED: dict[str, Change] = {
     "a zero of another sign in a dict": lambda m, p: m.dicts.update(zero=-0.0),
     "another hook": lambda m, p: m.rows._forward_hooks.__setitem__(_only(m), _twice),
 }
+NOTICED_OUTSIDE: dict[str, Change] = {
+    "a built-in name that a global hides": lambda m, p: p.setitem(globals(), "len", _two),
+    "another module by a global's name": lambda m, p: p.setitem(globals(), "math", numpy),
+    "an array by its name": lambda m, p: ARRAY.fill(ARRAY[0] + 1),
+    "a dict that is shown read-only": lambda m, p: p.setitem(SHOWN_DICT, "by", 2.0),
+    "a dict in a tuple": lambda m, p: p.setitem(IN_A_TUPLE[0], "by", 2.0),
+    "what is known weakly": lambda m, p: p.setattr(SETTINGS_BY_WEAK_NAME, "by", 2.0),
+    "a variable of the context": lambda m, p: CONTEXT.set(2.0),
+    "a variable of the thread": lambda m, p: p.setattr(LOCAL, "by", 2.0),
+    "another member of an enumeration": lambda m, p: p.setitem(globals(), "LEVEL", Level.high),
+    "a name that is looked up by its text": lambda m, p: p.setitem(globals(), "LOOKED_UP", 2.0),
+    "a tuple of a class": lambda m, p: p.setattr(Outside, "pair", (2.0,)),
+    "a default by keyword": lambda m, p: p.setitem(by_keyword.__kwdefaults__, "by", 2.0),
+    "an attribute of a function": lambda m, p: p.setattr(by_keyword, "gain", 2.0),
+    "the code of a function": lambda m, p: p.setattr(by_keyword, "__code__", _code()),
+    "the code of a method": lambda m, p: p.setattr(
+        Outside.normed, "__code__", Held.normed.__code__
+    ),
+    "what a hook holds": lambda m, p: setattr(m.hook, "by", 2.0),
+    "another key of the same module": lambda m, p: m.named.update({"two": m.named.pop("one")}),
+    "a class that hides a parameter": lambda m, p: p.setattr(
+        Outside, "scale", torch.ones(3), raising=False
+    ),
+}
 NOT_NOTICED: dict[str, Change] = {
     "new values of a parameter": lambda m, p: m.scale.data.mul_(2),
     "another parameter": lambda m, p: setattr(m.rows, "weight", nn.Parameter(torch.ones(4, 4))),
@@ -178,6 +265,17 @@ def _twice(*args: Any) -> Any:
     return args[-1] * 2
 
 
+def _two(value: Any) -> int:
+    return 2
+
+
+def _code() -> types.CodeType:
+    def other(x: torch.Tensor, *, by: float = 1.0) -> torch.Tensor:
+        return x + by
+
+    return other.__code__
+
+
 def _origin(model: Held) -> Origin:
     model.rows.register_forward_hook(lambda *args: args[-1])
     return Origin(model, lambda model: None, constants=[model.plain, model.tensors[0]])
@@ -189,6 +287,22 @@ def test_a_change_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch) -> No
     origin = _origin(model)
     assert not origin.has_changed()
     NOTICED[change](model, monkeypatch)
+    assert origin.has_changed()
+
+
+@pytest.mark.parametrize("change", NOTICED_OUTSIDE)
+def test_a_change_outside_of_the_model_is_noticed(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Outside().eval()
+    origin = Origin(model, lambda model: None)
+    assert not origin.has_changed()
+    contextvars.copy_context().run(_changed, NOTICED_OUTSIDE[change], model, monkeypatch, origin)
+    monkeypatch.undo()
+
+
+def _changed(change: Change, model: nn.Module, patch: pytest.MonkeyPatch, origin: Origin) -> None:
+    change(model, patch)
     assert origin.has_changed()
 
 

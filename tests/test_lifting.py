@@ -7,6 +7,7 @@ import pickle
 import threading
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -66,6 +67,13 @@ def test_lifted_model_equals_the_model(case: KeptCase) -> None:
     unchanged.check()
     if rewritten.keeper is not None:
         assert set(case.labels) <= {slot.label for slot in rewritten.keeper.plan.slots}
+    with torch.no_grad():
+        say, _ = case.begin(model)
+        origin = rewritten.__dict__["_origin"]
+        is_changed = origin.has_changed()  # where a sequence begins with new hooks
+        say(IDS[:, :3], 0)
+        say(IDS[:, 3:], 3)
+    assert origin.has_changed() is is_changed, "its own calls are no change"
 
 
 def twin_of(case: KeptCase, model: torch.nn.Module) -> torch.nn.Module:
@@ -355,3 +363,44 @@ def test_forward_that_raises_leaves_no_trace() -> None:
     with pytest.raises(CaptureError, match="midway"):
         cachefree.rewrite(model, (IDS,))
     unchanged.check()
+
+
+class Switchable(torch.nn.Module):
+    """Keeps its rows on itself, and reads what may be replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rows = torch.nn.Embedding(33, 8), torch.nn.Linear(8, 8)
+        self.cache: torch.Tensor | None = None
+        self.shift: float | None = None
+        self.scales = numpy.ones(1)
+
+    def factor(self) -> float:
+        return float(self.scales[0])
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        rows = self.rows(x)
+        self.cache = rows if self.cache is None else torch.cat([self.cache, rows], dim=1)
+        y = x + self.cache.mean(1, keepdim=True) * self.factor()
+        return y if self.shift is None else y + self.shift
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "shift", 2.0),
+        lambda m: m.scales.fill(3.0),
+        lambda m: setattr(m, "factor", lambda: 3.0),
+        lambda m: setattr(m.rows, "forward", torch.tanh),
+    ],
+)
+def test_a_model_that_keeps_its_cache_is_watched_too(change: Any) -> None:
+    model = seeded(Switchable)()
+    rewritten = cachefree.rewrite(model, (IDS,), progress=False)
+    change(model)
+    with torch.no_grad():
+        model(IDS + 1)  # what it holds now is not what the graph starts from
+        mine = [rewritten(IDS), rewritten(IDS[:, :1])]
+        model.cache = None
+        same(mine, [model(IDS), model(IDS[:, :1])])

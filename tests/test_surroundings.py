@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -78,6 +79,73 @@ def test_state_outside_of_the_model_is_refused_and_put_back(build: type, name: s
         rewritten_small(small(build))
     assert name in str(caught.value)
     assert (COUNT, SEEN, MEMORY, CountsOnItsClass.calls) == (0, [], {}, 0)
+
+
+class CountsInAnotherFile(Small):
+    def forward(self, ids, past=None):
+        from tests import small as other
+
+        other.CALLS.append(1)
+        logits, present = super().forward(ids, past)
+        return (logits * 2 if len(other.CALLS) > 90 else logits), present
+
+
+def test_what_a_call_imports_is_followed() -> None:
+    with pytest.raises(cachefree.CaptureError, match="keeps state outside of itself") as caught:
+        rewritten_small(small(CountsInAnotherFile))
+    assert "tests.small.CALLS" in str(caught.value)
+
+
+def test_what_no_call_imports_is_not_run(tmp_path, monkeypatch) -> None:
+    class Trained(Small):
+        def train_it(self) -> None:
+            import a_script_that_trains  # noqa: F401
+
+        def counted(self) -> int:
+            import a_module_that_counts
+
+            a_module_that_counts.CALLS.append(1)
+            return 1
+
+        def forward(self, ids, past=None):
+            self.counted()
+            return super().forward(ids, past)
+
+    for name in ("a_script_that_trains", "a_module_that_counts"):
+        (tmp_path / f"{name}.py").write_text("CALLS = []\n", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(cachefree.CaptureError, match="a_module_that_counts.CALLS"):
+        rewritten_small(small(Trained))
+    assert sys.modules["a_module_that_counts"].CALLS == []
+    assert "a_script_that_trains" not in sys.modules
+
+
+@functools.lru_cache
+def remembered(by: int) -> float:
+    return by * FACTOR
+
+
+@functools.lru_cache(None)
+def remembered_rows(by: int) -> torch.Tensor:
+    return torch.full((12,), by * FACTOR)
+
+
+FACTOR = 2.0
+
+
+@pytest.mark.parametrize("function", [remembered, remembered_rows])
+def test_what_is_remembered_has_to_be_what_would_come_out_now(function, monkeypatch) -> None:
+    class Remembers(Small):
+        def forward(self, ids, past=None):
+            logits, present = super().forward(ids, past)
+            return logits * function(3), present
+
+    function(3)
+    assert rewritten_small(small(Remembers)).report.verdict.is_proof
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)
+    with pytest.raises(cachefree.CaptureError, match="which it would not give any more"):
+        rewritten_small(small(Remembers))
 
 
 class Records(Small):

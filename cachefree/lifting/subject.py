@@ -28,7 +28,6 @@ from cachefree.terms import topological
 
 __all__ = [
     "assumed_of",
-    "buffers_of_state",
     "called_alike",
     "find_subject",
     "keeper_of",
@@ -255,10 +254,3 @@ def called_alike(model: nn.Module, rewritten: Any) -> nn.Module:
         return Lifted(model, rewritten.keeper.methods, rewritten.keeper.plan)
     methods = rewritten.calling.methods
     return Facade(model, methods) if methods else model
-
-
-def buffers_of_state(subject: nn.Module) -> frozenset[str]:
-    """The names of the buffers that are a part of the state."""
-    if not isinstance(subject, Lifted):
-        return frozenset()
-    return frozenset(slot.label for slot in subject.plan.slots)
