@@ -12,7 +12,7 @@ ones. These two are what the input is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +26,12 @@ from cachefree.certify import Certified
 from cachefree.discover import Discovery
 from cachefree.encoder_call import EncoderCall
 from cachefree.errors import DomainError, Refusal, UnsupportedBranchError
+from cachefree.hoisted_domain import ENCODER, parted_domain
 from cachefree.reading import Program
 from cachefree.rules import replaced
-from cachefree.sizes import substitute, symbols_of
+from cachefree.sizes import symbols_of
 from cachefree.spec import (
-    FIRST_CALL,
     CacheSlot,
-    Condition,
     Domain,
     InputSpec,
     Interface,
@@ -233,9 +232,12 @@ def hoisted(
         for place, slot, value in zip(crossing, slots, values, strict=True)
     )
     _refuse_unknown_sizes(parts.calling, [specs[place] for place in kept])
-    domain = _domain(interface.domain, one.ties)
+    taken = tuple(specs[place] for place in kept)
+    beside = _encoder_interface(parts, encoded, projected, crossed)
+    present = parts.encoder.whole.present if parts.encoder else {}
+    domain, encoders = parted_domain(interface.domain, one.ties, (taken, beside.inputs), present)
     own = Interface(
-        tuple(specs[place] for place in kept),
+        taken,
         tuple(interface.outputs[place] for place in left),
         tuple(slot for slot in interface.cache if slot not in slots),
         domain,
@@ -243,7 +245,7 @@ def hoisted(
     )
     call = HoistedCall(
         own,
-        _encoder_interface(parts, encoded, projected, crossed),
+        replace(beside, domain=encoders),
         kept,
         crossing,
         returned,
@@ -331,7 +333,7 @@ def _encoder_interface(
     crossed: tuple[CacheSlot, ...],
 ) -> Interface:
     presents = tuple(slot.present for slot in crossed)
-    region = Domain((Region("encoder"),))
+    region = Domain((Region(ENCODER),))
     if parts.encoder is None:
         inputs = tuple(parts.interface.inputs[place] for place in projected)
         return Interface(inputs, presents, (), region, crossed)
@@ -343,17 +345,3 @@ def _encoder_interface(
 
 def _states_place(parts: Assembled) -> int | None:
     return None if parts.encoder is None else parts.interface.inputs.index(parts.encoder.states)
-
-
-def _domain(domain: Domain, ties: Mapping[sympy.Symbol, Any]) -> Domain:
-    """The same sizes without the lengths of what was joined."""
-    regions = []
-    for region in domain.regions:
-        lengths = dict.fromkeys(ties, sympy.Integer(0)) if region.name == FIRST_CALL else dict(ties)
-        moved = [
-            Condition(substitute(c.fact, lengths), c.where, c.is_implied) for c in region.conditions
-        ]
-        regions.append(
-            Region(region.name, tuple(c for c in moved if c.fact not in (True, sympy.true)))
-        )
-    return Domain(tuple(regions), domain.fixed)

@@ -64,6 +64,7 @@ LINES: tuple[frozenset[str], ...] = tuple(
         "encoder_argument left_out outlines",
         "certify onnx branches",
         "assembly certificate proof steps kept rowless scale",
+        "hoisted_domain",
         "hoisting request",
         "paths",
         "graphs",

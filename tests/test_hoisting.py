@@ -201,6 +201,57 @@ def test_what_is_projected_need_not_tell_how_many_states_there_are() -> None:
         cachefree.rewrite(small(PooledAndCounted), given, cross_attention="hoist")
 
 
+class Led(nn.Module):
+    """Later calls see one row of the states; how many there are is asked, or not."""
+
+    def __init__(self, asks: str) -> None:
+        super().__init__()
+        self.asks = asks
+        self.emb, self.key = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids: Any, states: Any, past: Any = None) -> Any:
+        x = self.emb(ids)
+        if self.asks == "of the encoder" and states.shape[1] > 6:
+            raise ValueError("too long")
+        if self.asks == "of both" and states.shape[1] + ids.shape[1] > 12:
+            raise ValueError("too long")
+        lead = self.key(states[:, :1]) if past is None else past[1]
+        rows = x if past is None else torch.cat([past[0], x], 1)
+        return x + (x @ lead.transpose(1, 2)).sigmoid() @ lead, (rows, lead)
+
+
+@pytest.mark.parametrize(
+    "asks", ["", pytest.param("of the encoder", marks=pytest.mark.slow)], ids=["any", "few"]
+)
+def test_what_only_the_encoders_inputs_tell_is_asked_of_the_encoder(
+    asks: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    model = small(lambda: Led(asks))
+    given = torch.randint(11, (2, 3)), torch.randn(2, 5, 8)
+    rewritten = cachefree.rewrite(model, given, cross_attention="hoist")
+    assert ("states_1 <= 6" in str(rewritten.encoder_interface.domain)) == bool(asks)
+    cachefree.to_onnx(rewritten, tmp_path)
+    session = cachefree.load_onnx(tmp_path, like=rewritten)
+    for count in (1, 4):
+        tokens, seen = torch.randint(11, (2, 4)), torch.randn(2, count, 8)
+        expected, past = model(tokens[:, :3], seen)
+        for one in (rewritten, session):
+            found, own = one(tokens[:, :3], seen)
+            same(found, expected)
+            same(one(tokens[:, 3:], seen, own), model(tokens[:, 3:], seen, past))
+    if asks:
+        beside = cachefree.load_onnx(tmp_path).encoder
+        with pytest.raises(cachefree.DomainError, match="outside the domain"):
+            beside(states=torch.randn(2, 7, 8))
+
+
+def test_what_neither_side_tells_alone_is_refused() -> None:
+    given = torch.randint(11, (2, 3)), torch.randn(2, 5, 8)
+    with pytest.raises(cachefree.UnsupportedBranchError, match=r"query \+ states_1 <= 12"):
+        cachefree.rewrite(small(lambda: Led("of both")), given, cross_attention="hoist")
+
+
 class OwnCacheOnly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
