@@ -394,8 +394,7 @@ def _imported_in(function: types.FunctionType) -> Iterator[str]:
         package = space.get("__package__") or ""
         for level in range(package.count(".") + 2 if package and paths else 1):
             above = package.rsplit(".", level - 1)[0] if level else ""
-            for path in filter(None, (f"{above}.{path}".strip(".") for path in paths)):
-                yield path
+            yield from filter(None, (f"{above}.{path}".strip(".") for path in paths))
 
 
 def _modules_on(path: str) -> Iterator[types.ModuleType]:

@@ -105,17 +105,17 @@ def test_what_no_call_imports_is_not_run(tmp_path, monkeypatch) -> None:
             import a_module_that_counts
 
             a_module_that_counts.CALLS.append(1)
-            return 1
+            return len(a_module_that_counts.CALLS)
 
         def forward(self, ids, past=None):
-            self.counted()
-            return super().forward(ids, past)
+            logits, present = super().forward(ids, past)
+            return (logits * 2 if self.counted() > 90 else logits), present
 
     for name in ("a_script_that_trains", "a_module_that_counts"):
         (tmp_path / f"{name}.py").write_text("CALLS = []\n", encoding="utf-8")
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(cachefree.CaptureError, match="a_module_that_counts.CALLS"):
+    with pytest.raises(cachefree.CaptureError, match=r"a_module_that_counts\.CALLS"):
         rewritten_small(small(Trained))
     assert sys.modules["a_module_that_counts"].CALLS == []
     assert "a_script_that_trains" not in sys.modules
