@@ -59,12 +59,19 @@ class Identities:
     Args:
         namespaces: The dicts.
         is_kept: Whether what they hold is kept alive, so that no other object gets its identity.
+        are_named: Whether another name of the same object counts.
     """
 
-    def __init__(self, namespaces: Iterable[Mapping[Any, Any]], *, is_kept: bool = True) -> None:
+    def __init__(
+        self,
+        namespaces: Iterable[Mapping[Any, Any]],
+        *,
+        is_kept: bool = True,
+        are_named: bool = False,
+    ) -> None:
         every = list(namespaces)
-        self._namespaces = every
-        self._names = list(_all(every))
+        self._named = [namespace for namespace in every if namespace] if are_named else []
+        self._names = list(_all(self._named))
         self._empty = [namespace for namespace in every if not namespace]
         self._views = [namespace.values() for namespace in every if namespace]
         held = list(_all(self._views))
@@ -76,7 +83,7 @@ class Identities:
         """Whether any of them does."""
         if any(self._empty) or list(map(id, _all(self._views))) != self._known:
             return True
-        return list(_all(self._namespaces)) != self._names
+        return list(_all(self._named)) != self._names
 
     def held(self) -> Iterator[Any]:
         """What they hold and is not None, while nothing has changed."""

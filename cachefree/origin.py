@@ -78,7 +78,9 @@ class Origin:
         }
         self._modules = list(modules.values())
         self._classes = list(map(type, self._modules))
-        self._children = Identities(module._modules for module in modules.values())
+        self._children = Identities(
+            (module._modules for module in modules.values()), are_named=True
+        )
         self._hooks = Identities(
             [
                 *(_global_forward_hooks, _global_forward_pre_hooks),
