@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -300,6 +302,17 @@ def test_a_folder_for_a_later_transformers_tells_both_versions(
     assert "It is version 2.1.1, and the folder was written by 5.23.0." in shown
 
 
+@pytest.mark.parametrize("words", [["rewrote"], ["rewrite"], ["verify", "a:b", "--seed", "x"]])
+def test_wrong_words_are_plain_values_too(words: list[str], capsys) -> None:
+    assert main([*words, "--json"]) == 2
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert told["error"] == "WrongWordsError"
+    assert "cachefree" in told["refusals"][0]["what"]
+    assert told["refusals"][0]["remedy"].startswith("usage: cachefree")
+    assert shown.err == ""
+
+
 @pytest.mark.parametrize("command", ["", "rewrite", "export", "check", "completion", "demo"])
 def test_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"] if command else ["--help"]) == 0
@@ -343,6 +356,41 @@ def test_bash_completes_commands_and_choices() -> None:
     )
     found = subprocess.run(["bash", "-c", program], check=True, capture_output=True, text=True)
     assert found.stdout.split("\n")[:2] == ["explain export", "genai"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_commands_and_choices() -> None:
+    for words, expected in (("cachefree ex", "explain"), ("cachefree export --names g", "genai")):
+        program = f"{script('fish')}\ncomplete -C '{words}'"
+        found = subprocess.run(["fish", "-c", program], check=True, capture_output=True, text=True)
+        assert expected in found.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completes_commands_and_choices(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(script("zsh"))
+    typed = [
+        "autoload -U compinit && compinit -u -D\n",
+        f"source {tmp_path / 'script'}\n",
+        "echo said-$((40 + 2))\n",
+        "cachefree expo\t --na\t gen\t",
+    ]
+    child, terminal = pty.fork()
+    if child == 0:  # pragma: no cover
+        os.execvpe("zsh", ["zsh", "-f"], {**os.environ, "TERM": "dumb"})
+    shown = ""
+    try:
+        for line, answer in zip(typed, ("", "", "said-42", "--names genai"), strict=True):
+            os.write(terminal, line.encode())
+            end = time.monotonic() + 30
+            while answer not in shown and time.monotonic() < end:
+                if select.select([terminal], [], [], 0.1)[0]:
+                    shown += os.read(terminal, 4096).decode()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+    assert "cachefree export --names genai" in shown
 
 
 def few_steps(large: bool, steps: int) -> tuple[GPT, torch.Tensor, object]:

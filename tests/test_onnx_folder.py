@@ -109,6 +109,25 @@ def test_shared_buffers_are_ours_alone(rewritten: Any, tmp_path: Path) -> None:
     assert 'kv="concat"' in path.with_name("README.md").read_text()
 
 
+class Interrupting:
+    """A tokenizer whose files are half written when somebody interrupts."""
+
+    def save_pretrained(self, folder: str) -> None:
+        (Path(folder) / "vocab.txt").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_leaves_a_folder_as_it_was(rewritten: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        to_onnx(rewritten, tmp_path / "new", folder=True, tokenizer=Interrupting())
+    assert os.listdir(tmp_path) == []
+    path = to_onnx(rewritten, tmp_path / "old", folder=True)
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        to_onnx(rewritten, tmp_path / "old", folder=True, tokenizer=Interrupting(), kv="shared")
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
 def test_no_tokenizer_there(rewritten: Any, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -11,7 +11,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cachefree.cli.parser import DIFFERENT, INTERRUPTED, MISSING, WRONG, make_parser
+from cachefree.cli.parser import (
+    DIFFERENT,
+    INTERRUPTED,
+    MISSING,
+    WRONG,
+    WrongWordsError,
+    make_parser,
+)
 from cachefree.errors import (
     CacheFreeError,
     CacheNotFoundError,
@@ -37,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         options = make_parser(__version__).parse_args(arguments)
-    except SystemExit as leaving:  # --help, --version, or a word that the parser does not know
+    except SystemExit as leaving:  # --help, --version
         return int(leaving.code or 0)
+    except WrongWordsError as error:
+        return _not_understood(error, sys.argv[1:] if arguments is None else arguments)
     wants_json = bool(getattr(options, "json", False))
     try:
         with _ending_is_an_interrupt():
@@ -49,6 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _not_understood(error: WrongWordsError, words: Sequence[str]) -> int:
+    if "--json" in words:
+        told = {"what": str(error), "why": "", "remedy": error.usage, "file": None, "line": None}
+        print(json.dumps({"error": type(error).__name__, "refusals": [told]}, indent=2))
+    else:
+        print(f"{error.usage}{error}", file=sys.stderr)
+    return WRONG
 
 
 def _run(options: Any, *, wants_json: bool) -> int:

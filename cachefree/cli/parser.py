@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-__all__ = ["DIFFERENT", "INTERRUPTED", "MISSING", "OK", "WRONG", "make_parser"]
+__all__ = ["DIFFERENT", "INTERRUPTED", "MISSING", "OK", "WRONG", "WrongWordsError", "make_parser"]
 
 OK, DIFFERENT, WRONG, MISSING, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -44,9 +45,22 @@ _EXAMPLES = {
 }
 
 
+class WrongWordsError(Exception):
+    """The parser does not know a word, misses one, or does not take a value."""
+
+    def __init__(self, usage: str, message: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongWordsError(self.format_usage(), f"{self.prog}: error: {message}")
+
+
 def make_parser(version: str) -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    """The parser of all commands; it raises `WrongWordsError`."""
+    parser = _Parser(
         prog="cachefree",
         description="One graph for a decoder's first call and for every call with a cache.",
         epilog=f"examples:\n{_indented(_EXAMPLES['rewrite'])}\n\n{_SOURCE}\n{_CODES}",

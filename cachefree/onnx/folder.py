@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from cachefree.onnx.client_settings import (
 )
 from cachefree.onnx.folder_readme import readme
 
-__all__ = ["JS_DATA_SUFFIX", "write_folder"]
+__all__ = ["GENAI_FILE", "JS_DATA_SUFFIX", "write_folder"]
+
+GENAI_FILE = "genai_config.json"
 
 JS_DATA_SUFFIX = "_data"
 """Behind the name of the graph's file: the name of the weights that Optimum and transformers.js
@@ -29,12 +32,15 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def write_folder(path: Path, shown: Shown, *, model: Any, tokenizer: Any, kind: str) -> None:
+def write_folder(
+    path: Path, shown: Shown, data: Iterable[Path], *, model: Any, tokenizer: Any, kind: str
+) -> None:
     """Writes what stands beside a graph.
 
     Args:
-        path: The graph's file.
+        path: A file of the graph's name, in the directory that is written to.
         shown: What it takes and gives.
+        data: The files with weights.
         model: The user's model; its ``config`` and ``generation_config`` are written if it has
             them.
         tokenizer: A folder whose tokenizer files are copied, or what has ``save_pretrained``; None
@@ -45,23 +51,21 @@ def write_folder(path: Path, shown: Shown, *, model: Any, tokenizer: Any, kind: 
         CacheFreeError: the tokenizer's files are not there.
     """
     folder = path.parent
-    config = {**model_settings(model, shown), "transformers.js_config": _js_settings(folder)}
+    config = {**model_settings(model, shown), "transformers.js_config": _js_settings(data)}
     generation = generation_settings(model, config)
     genai = genai_settings(path.name, shown, config, generation) if kind != "shared" else None
     _put(folder / "config.json", _json(config))
     _put(folder / "generation_config.json", _json(generation))
     if genai is not None:
-        _put(folder / "genai_config.json", _json(genai))
-    else:  # one that an earlier export left would be about another graph
-        (folder / "genai_config.json").unlink(missing_ok=True)
+        _put(folder / GENAI_FILE, _json(genai))
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, folder)
     _put(folder / "README.md", readme(path.name, shown, kind, has_genai=genai is not None))
 
 
-def _js_settings(folder: Path) -> dict[str, Any]:
+def _js_settings(data: Iterable[Path]) -> dict[str, Any]:
     """What transformers.js asks for: a file's name without a suffix, and where weights are."""
-    files = sorted(folder.glob(f"*.onnx{JS_DATA_SUFFIX}"))
+    files = sorted(file for file in data if file.name.endswith(f".onnx{JS_DATA_SUFFIX}"))
     stored = {file.name.removesuffix(JS_DATA_SUFFIX): 1 for file in files if file.stat().st_size}
     return {"dtype": "fp32", "use_external_data_format": stored}
 
@@ -81,18 +85,11 @@ def _copy_tokenizer(tokenizer: Any, folder: Path) -> None:
             )
         )
     for file in found:
-        if file.parent.resolve() != folder.resolve():
-            shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(file, folder / file.name)
 
 
 def _put(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _json(value: Any) -> str:

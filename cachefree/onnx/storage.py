@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "UnwritableError",
     "check_storage",
     "data_file",
+    "files_beside",
     "files_of",
     "new_folder",
     "replace_files",
@@ -66,6 +67,31 @@ def new_folder(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def files_beside(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """A temporary directory; what is written there is moved to the folder when the block ends.
+
+    If the block raises, nothing has changed.
+
+    Args:
+        folder: The folder.
+        names: Files that an earlier export may have left: those that are not written again go.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".beside.", dir=folder) as directory:
+            yield Path(directory)
+            for name in {*names} - {*os.listdir(directory)}:
+                (folder / name).unlink(missing_ok=True)
+            for path in sorted(Path(directory).rglob("*")):
+                target = folder / path.relative_to(directory)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    os.replace(path, target)
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def check_storage(path: Path) -> tuple[dict[str, str], bool]:

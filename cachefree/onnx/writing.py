@@ -29,7 +29,7 @@ from cachefree.onnx.exporting import (
     save,
     save_graph,
 )
-from cachefree.onnx.folder import JS_DATA_SUFFIX, write_folder
+from cachefree.onnx.folder import GENAI_FILE, JS_DATA_SUFFIX, write_folder
 from cachefree.onnx.loops.choices import Beam, Greedy
 from cachefree.onnx.loops.composing import compose, plan_of
 from cachefree.onnx.masks import repeat_masks
@@ -39,7 +39,7 @@ from cachefree.onnx.placing import place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
 from cachefree.onnx.stages import split, stage_targets
-from cachefree.onnx.storage import data_file, new_folder, replace_files
+from cachefree.onnx.storage import data_file, files_beside, new_folder, replace_files
 from cachefree.onnx.weights import Matched, matched_weights
 from cachefree.preconditions import refuse_no_path, refuse_not_rewritten
 from cachefree.vocabulary import vocabulary_sizes
@@ -150,6 +150,8 @@ def to_onnx(
     with contextlib.ExitStack() as files:
         if target != Path(path):
             files.enter_context(new_folder(target.parent))
+        if folder:
+            staged = files.enter_context(files_beside(target.parent, [GENAI_FILE]))
         proved = files.enter_context(replace_files(_certificate_file(target))) if proof else None
         if beside_it is not None:
             encoder = _Graph(
@@ -165,14 +167,18 @@ def to_onnx(
         if proof is not None and proved is not None:
             say("writing the certificate")
             proof.for_onnx(written[0]).save(proved)
-    if folder:
-        shown = Shown(
-            interface,
-            one.names,
-            encoder.names if beside_it is not None else None,
-            next(iter(vocabulary.values()), None),
-        )
-        write_folder(target, shown, model=_model_of(rewritten), tokenizer=tokenizer, kind=kv)
+        if folder:
+            shown = Shown(
+                interface,
+                one.names,
+                encoder.names if beside_it is not None else None,
+                next(iter(vocabulary.values()), None),
+            )
+            data = [file for part in written for file in part.parent.iterdir()]
+            data += beside.parent.iterdir() if beside_it is not None else []
+            model = _model_of(rewritten)
+            path_there = staged / target.name
+            write_folder(path_there, shown, data, model=model, tokenizer=tokenizer, kind=kv)
     return targets[0]
 
 
