@@ -75,6 +75,12 @@ class WeightsAsFakes(TorchDispatchMode):
         leaves, structure = tree_flatten((args, kwargs or {}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         is_real = bool(tensors) and not any(self._is_fake(tensor) for tensor in tensors)
+        is_whole = is_real and torch.is_inference_mode_enabled() and isinstance(func, OpOverload)
+        if is_whole:  # without autograd nobody took it apart
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:  # it may be the operand itself
+                return result
         if is_real or any(self._has_twin(tensor) for tensor in tensors):
             self.is_written |= func._schema.is_mutable
             leaves = [

@@ -404,3 +404,32 @@ def test_a_model_that_keeps_its_cache_is_watched_too(change: Any) -> None:
         mine = [rewritten(IDS), rewritten(IDS[:, :1])]
         model.cache = None
         same(mine, [model(IDS), model(IDS[:, :1])])
+
+
+class MovesItsTable(torch.nn.Module):
+    """Puts a plain tensor where its input is, in every call; nothing is kept by that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rows = torch.nn.Embedding(33, 8), torch.nn.Linear(8, 8)
+        self.angles = torch.polar(torch.ones(32, 4), torch.arange(32.0)[:, None] / torch.ones(4))
+        self.kept = torch.zeros(4, 32, 8)
+
+    @torch.inference_mode()
+    def forward(self, ids: torch.Tensor, start_pos: int) -> torch.Tensor:
+        batch, length = ids.shape
+        x = self.embed(ids)
+        self.angles = self.angles.to(x.device)
+        turned = torch.view_as_complex(self.rows(x).reshape(batch, length, -1, 2))
+        turned = turned * self.angles[start_pos : start_pos + length]
+        self.kept = self.kept.to(x)
+        self.kept[:batch, start_pos : start_pos + length] = torch.view_as_real(turned).flatten(2)
+        return x + self.kept[:batch, : start_pos + length].mean(1, keepdim=True)
+
+
+def test_a_table_that_is_moved_in_every_call_is_no_state() -> None:
+    model = seeded(MovesItsTable)()
+    rewritten = cachefree.rewrite(model, (IDS, 0), progress=False)
+    assert rewritten.report.verdict.is_proof
+    mine = [rewritten(IDS, 0), rewritten(IDS[:, :2], IDS.shape[1])]
+    same(mine, [model(IDS, 0), model(IDS[:, :2], IDS.shape[1])])
