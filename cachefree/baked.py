@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cachefree.glances import Readings
+from cachefree.held_code import is_installed
 from cachefree.reach import PLAIN, get, names_by_text, reached_by
 from cachefree.settings import setting, settings_named
 from cachefree.structure import flatten, is_same_plain
@@ -220,7 +221,8 @@ def asks_for_devices(model: nn.Module) -> bool:
 def _variables(model: nn.Module) -> set[str | None] | None:
     """The variables of the environment that the model's code may read; None where it reads none.
 
-    Those are the texts that it is asked for; all, and None, where code asks for another one.
+    Those are the texts that it is asked for; all, and None, where code of the user's asks for
+    another one.
     """
     reached = reached_by(model)
     ours = [value for name in _ENVIRONMENT if (value := getattr(os, name, None)) is not None]
@@ -229,7 +231,13 @@ def _variables(model: nn.Module) -> set[str | None] | None:
     codes = [code for code in reached.codes if names & {*code.co_names, *code.co_freevars}]
     if not codes:
         return None
-    asked = {text for code in codes for text in _asked_for(code, names)}
+    asked: set[str | None] = set()
+    for code in codes:
+        texts = {*_asked_for(code, names)}
+        if None in texts and is_installed(code.co_filename):  # it names what it may ask for
+            texts |= {text for text in code.co_consts if isinstance(text, str)}
+            texts -= {None}
+        asked |= texts
     return asked if None not in asked else {*os.environ, *asked}
 
 

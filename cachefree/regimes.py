@@ -198,6 +198,9 @@ def _points(
     for name in names:
         values = {2, 7, *(abs(number) + delta for number in numbers for delta in (-1, 0, 1))}
         points += [{**base, name: value} for value in sorted(values)]
+        # what is asked may only be false where another size is large, too
+        large = sorted(abs(number) + 1 for number in numbers)
+        points += [{**dict.fromkeys(names, n), name: len(names) * n} for n in large]
     points.append({**base, **{name: 4 * size for name, size in base.items()}})
     checks = [compiled(condition.fact) for condition in conditions]
     return [point for point in points if all(check(point) for check in checks)]
