@@ -14,6 +14,7 @@ sizes leaves: so, by induction, the same holds after any number of calls.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -225,6 +226,12 @@ class _Shown:
         """
         calls = [call] if earlier is None else [renamed(earlier), call]
         kind = Kind(name, in_a_row(calls))
+        regions = [
+            self._regions(FIRST_CALL, kind, is_earlier=True),
+            self._regions(name, kind, is_earlier=False),
+        ]
+        known = [fact for found in regions if len(found) == 1 for fact in found[0]]
+        kind = replace(kind, within=tuple(known))
         hints = {str(symbol): self._hint(symbol) for symbol in kind.symbols}
         program = read(capture(self.both, kind.call, hints), self.table, self.names)
         if program.captured.values:
@@ -254,11 +261,10 @@ class _Shown:
         if self.both.has_left_more(left):
             return None
         served = sympy.Or(*[_holding(regime) for regime in found.served])
-        for of_earlier in self._regions(FIRST_CALL, kind, is_earlier=True):
-            for of_call in self._regions(name, kind, is_earlier=False):
-                if not Facts((*kind.basics, *of_earlier, *of_call)).holds(served):
-                    self._note(found, count)
-                    return None
+        for of_earlier, of_call in itertools.product(*regions):
+            if not Facts((*kind.basics, *of_earlier, *of_call)).holds(served):
+                self._note(found, count)
+                return None
         self.comparisons += [regime.comparison for regime in found.served]
         return found.served
 

@@ -86,6 +86,7 @@ class Kind:
         inputs: Inputs of the one graph that are replaced here: the neutral cache.
         ties: Symbols of the one graph that are sizes of the call here.
         uniform: Inputs of the call whose elements are all one number here, as such tensors.
+        within: What holds of the calls that are looked at.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Kind:
     inputs: Mapping[str, Term] = field(default_factory=dict)
     ties: Mapping[sympy.Symbol, Any] = field(default_factory=dict)
     uniform: Mapping[str, Term] = field(default_factory=dict)
+    within: tuple[Any, ...] = ()
 
     def values(self, pinned: Mapping[sympy.Symbol, int]) -> dict[sympy.Symbol, Any]:
         """What the one graph's sizes are here."""
@@ -128,7 +130,7 @@ class Kind:
     @property
     def basics(self) -> tuple[Any, ...]:
         """What holds of every such call: no size is 0."""
-        return tuple(sympy.Ge(symbol, 1) for symbol in self.symbols)
+        return (*(sympy.Ge(symbol, 1) for symbol in self.symbols), *self.within)
 
 
 def conditions_of(program: Program, kind: Kind) -> tuple[Condition, ...]:
@@ -150,6 +152,10 @@ def conditions_of(program: Program, kind: Kind) -> tuple[Condition, ...]:
     for question in sorted(captured.operator_questions, key=lambda q: sympy.count_ops(q.fact)):
         holds = compiled(question.fact)
         others = [point for point in points if not holds(point)]
+        if not others and any(_numbers_in(question)):  # false only where several are large
+            due = [sympy.Not(question.fact), *(condition.fact for condition in kept)]
+            far = Facts(kind.basics).witness(*due, hints=captured.sizes)
+            others = [] if far is None else [{**captured.sizes, **far}]
         if others and not all(signatures.hold(point) for point in _tried(others, signatures)):
             kept.append(Condition(question.fact, question.where))
             points = [point for point in points if holds(point)]
@@ -189,21 +195,18 @@ def _points(
         for some in few
         for values in itertools.product((1, 2, 3), repeat=len(some))
     ]
-    numbers = {
-        int(n)
-        for question in questions
-        for n in question.fact.atoms(sympy.Integer)
-        if 3 < abs(int(n)) < 10**6
-    }
+    numbers = {number for question in questions for number in _numbers_in(question)}
     for name in names:
         values = {2, 7, *(abs(number) + delta for number in numbers for delta in (-1, 0, 1))}
         points += [{**base, name: value} for value in sorted(values)]
-        # what is asked may only be false where another size is large, too
-        large = sorted(abs(number) + 1 for number in numbers)
-        points += [{**dict.fromkeys(names, n), name: len(names) * n} for n in large]
     points.append({**base, **{name: 4 * size for name, size in base.items()}})
     checks = [compiled(condition.fact) for condition in conditions]
     return [point for point in points if all(check(point) for check in checks)]
+
+
+def _numbers_in(question: Question) -> Iterator[int]:
+    """The numbers that a question names, but for small ones and those that stand for no end."""
+    return (n for n in map(int, question.fact.atoms(sympy.Integer)) if 3 < abs(n) < 10**6)
 
 
 def _follows(facts: Facts, fact: Any) -> bool:

@@ -108,6 +108,18 @@ class BlockWithABuffer(Block):
         return self.bias[past:total, :total]
 
 
+class BlockWithAMaskForSixty(Block):
+    """The mask is there from the start, for no more than sixty rows: so are the calls."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        seen = torch.tril(torch.ones(60, 60, dtype=torch.bool))
+        self.register_buffer("seen", seen, persistent=False)
+
+    def causal(self, past, total):
+        return self.seen[past:total, :total]
+
+
 class BlockWithAMaskOfSix(Block):
     """Made for six rows by the first call, and again, as a buffer, by a call that needs more."""
 
@@ -286,6 +298,7 @@ TABLES: tuple[ModelCase, ...] = (
         RotaryOfTheLastLength,
         expects_proof=False,
     ),
+    _case("rotary_within_bounds", BlockWithAMaskForSixty, RotaryGrown, expects_proof=False),
     _case("sinusoids_grown", Block, None, True, expects_proof=False),
 )
 REFUSED_TABLES: tuple[RefusalCase, ...] = (
