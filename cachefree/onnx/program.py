@@ -8,6 +8,7 @@ its nodes compute every size that they need; no guard is made, and so none can f
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from cachefree.fakes import device_of, has_no_values
 from cachefree.graph import is_body
 from cachefree.onnx.domain import concrete
 from cachefree.onnx.networks import network_operator
+from cachefree.onnx.pairs import Pairs, pair_of, unwritten
 from cachefree.onnx.simpler import PREVIOUS, SIMPLER, Result, without_groups
 from cachefree.onnx.spare_rounds import cut_to, with_spare_round, with_spare_row
 from cachefree.sizes import SizeEnvironment, size_symbol
@@ -140,22 +142,24 @@ def graph_values(module: fx.GraphModule, interface: Interface) -> dict[fx.Node, 
         CaptureError: the graph runs at no sizes of its domain.
     """
     device = device_of(module)
-    _, nodes = _written(module, interface, device)
+    writer = _written(module, interface, device)[1]
+    pairs = writer.pairs.numbers
     return {
-        node: value.meta.get("val", ()) if isinstance(value, fx.Node) else value  # () for a loop
-        for node, value in nodes.items()
+        # () for a loop
+        node: pairs.get(value, value.meta.get("val", ())) if isinstance(value, fx.Node) else value
+        for node, value in writer.nodes.items()
     }
 
 
 def _written(
     module: fx.GraphModule, interface: Interface, device: torch.device
-) -> tuple[ExportedProgram, dict[fx.Node, Any]]:
+) -> tuple[ExportedProgram, _ProgramWriter]:
     reason: Exception | None = None
     for sizes in example_sizes(interface):
         writer = _ProgramWriter(module, interface, sizes, device)
         try:
             with torch.no_grad(), torch.inference_mode(False), enable_python_dispatcher():
-                return writer.run(), writer.nodes
+                return writer.run(), writer
         except (RuntimeError, ValueError, IndexError) as error:
             log.debug("The graph does not run at %s: %s", sizes, error)
             reason = reason or error
@@ -190,6 +194,7 @@ class _ProgramWriter:
         self.state: dict[str, torch.Tensor] = {}
         self.bodies: dict[str, fx.GraphModule] = {}
         self.returned: list[fx.Node] = []
+        self.pairs = Pairs(self.mode)
 
     def run(self) -> ExportedProgram:
         fakes = self._fakes()
@@ -234,18 +239,26 @@ class _ProgramWriter:
             elif node.op == "get_attr":
                 used.append(node)
         tensors = [_tensor(self.module, str(node.target)) for node in used]
-        is_parameter = [isinstance(tensor, torch.nn.Parameter) for tensor in tensors]
+        is_parameter = [
+            isinstance(tensor, torch.nn.Parameter) and not tensor.is_complex() for tensor in tensors
+        ]
         order = sorted(range(len(used)), key=lambda place: not is_parameter[place])
         for place in order:  # parameters stand before buffers
             node, tensor, name = used[place], tensors[place], str(used[place].target)
             if id(tensor) not in seen:
                 kind = InputKind.PARAMETER if is_parameter[place] else InputKind.BUFFER
-                fake = self._fake(tensor)
-                self.state[name] = fake if has_no_values(tensor) else tensor
+                fake = number = self._fake(tensor)
+                kept = fake if has_no_values(tensor) else tensor
+                if tensor.is_complex():
+                    with self.mode:
+                        fake = pair_of(number)
+                    kept = fake if has_no_values(tensor) else pair_of(tensor)
+                self.state[name] = kept
                 prefix = "p" if is_parameter[place] else "b"
-                seen[id(tensor)] = self._placeholder(
-                    f"{prefix}_{name.replace('.', '_')}", fake, kind, name
-                )
+                written = self._placeholder(f"{prefix}_{name.replace('.', '_')}", fake, kind, name)
+                if tensor.is_complex():
+                    self.pairs.numbers[written] = number
+                seen[id(tensor)] = written
             self.nodes[node] = seen[id(tensor)]
 
     def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -262,12 +275,16 @@ class _ProgramWriter:
 
         args = fx.node.map_aggregate(node.args, written)
         if node.target is token_scan:
+            if self.pairs.is_due(token_scan, args, {}):
+                raise unwritten(node)
             return self._write_scan(node, args)
         kwargs = fx.node.map_aggregate(node.kwargs, written)
         if node.target is getattr:  # the only attribute that the graph reads is the device
             return self.device
         if node.target is operator.getitem and isinstance(args[0], tuple):
             return args[0][args[1]]  # type: ignore[index]
+        if self.pairs.is_due(node.target, args, kwargs):
+            return self.pairs.write(functools.partial(self._create, node), node, args, kwargs)
         for target, simpler in SIMPLER.items():
             if node.target is target and (steps := simpler(args)) is not None:
                 return self._write_steps(node, steps, kwargs)
@@ -355,6 +372,8 @@ class _ProgramWriter:
 
     def _write_output(self, node: fx.Node) -> None:
         returned = [self.nodes[result] for result in node.args[0]]  # type: ignore[union-attr, index]
+        if any(result in self.pairs.numbers for result in returned):
+            raise unwritten(node)
         self.graph.output(tuple(returned))
         self.returned = returned
         self.outputs = [
@@ -387,6 +406,7 @@ class _BodyWriter(_ProgramWriter):
     def __init__(self, module: fx.GraphModule, outer: _ProgramWriter) -> None:
         super().__init__(module, outer.interface, outer.sizes, outer.device)
         self.environment, self.mode = outer.environment, outer.mode
+        self.pairs = Pairs(self.mode)
 
     def run_body(self, fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
         remaining = iter(fakes)

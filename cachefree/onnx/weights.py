@@ -189,6 +189,11 @@ def _misfits(
             f"{name} is {tuple(tensor.shape)} in the model, and {stored.shape} where it is stored.",
             remedy="Give the weights of this model's configuration.",
         )
+    elif tensor.is_complex() or stored.dtype.is_complex:
+        yield Refusal(
+            f"{name} holds complex numbers, which ONNX cannot point at.",
+            remedy="Leave it out with Weights(..., strict=False), and give the model its values.",
+        )
     elif tensor.dtype != stored.dtype and cast is None:
         yield Refusal(
             f"{name} is {_said(tensor.dtype)} in the model, and {_said(stored.dtype)} where it is "

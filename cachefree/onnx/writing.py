@@ -35,6 +35,7 @@ from cachefree.onnx.loops.composing import compose, plan_of
 from cachefree.onnx.masks import repeat_masks
 from cachefree.onnx.metadata import describe, describe_cache, describe_loop, neutral_elements
 from cachefree.onnx.names import Names, Style, name_interface
+from cachefree.onnx.pairs import refuse_complex
 from cachefree.onnx.placing import place
 from cachefree.onnx.program import exported_program
 from cachefree.onnx.rotary import repeat_angles
@@ -134,6 +135,9 @@ def to_onnx(
     say = progress or (lambda step: None)
     matched = None if weights is None else matched_weights(weights, rewritten)
     beside_it: Interface | None = rewritten.encoder_interface
+    for part in (rewritten.interface, beside_it):
+        if part is not None:
+            refuse_complex(part)
     target = _target(Path(path), has_encoder=beside_it is not None)
     interface: Interface = rewritten.interface
     vocabulary = _looked_up(rewritten.graph_module, interface)
