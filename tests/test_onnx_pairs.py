@@ -60,6 +60,10 @@ TURNS: dict[str, Turn] = {
     "matrices": lambda x, f: x @ (f.mT @ f),
     "doubled": lambda x, f: (x.to(torch.complex128) * f).to(torch.complex64),
     "looked up": lambda x, f: x * f[torch.arange(f.shape[0])],
+    "moved": lambda x, f: (x.to("cpu", copy=True) * f.to(x.device)).to(f).type_as(f),
+    "flat": lambda x, f: x.unflatten(-1, (2, 2)).flatten(2).repeat(1, 1, 2)[..., 2:6] * f,
+    "sizes of numbers": lambda x, f: (x * f).abs() + 0.5,
+    "sums along": lambda x, f: x * f + (x * f).sum(-1, keepdim=True) - x.mean(-1, keepdim=True),
     "flipped": lambda x, f: -x.flip(-1) * f,
 }
 

@@ -275,6 +275,27 @@ def _is_wanted_complex(args: Any, options: Any) -> bool:
     return all(dtype.is_complex for dtype in dtypes)
 
 
+def _converted_like(step: _Step, args: Any, options: Any) -> Any:
+    if step.is_pair(args[0]) and not step.is_pair(args[1]):
+        return None
+    return step.pair(args[0])
+
+
+def _flattened(step: _Step, args: Any, options: Any) -> Any:
+    first, last = (*args[1:], *(0, -1)[len(args) - 1 :])
+    return _along(1, 2)(step, (args[0], first, last), options)
+
+
+def _repeated(step: _Step, args: Any, options: Any) -> Any:
+    return step.call(step.target, args[0], [*args[1], 1])
+
+
+def _size(step: _Step, args: Any, options: Any) -> Any:
+    """``|a + bi| = √(a² + b²)``."""
+    squares = [step.call(aten.mul.Tensor, part, part) for part in step.parts(args[0])]
+    return step.call(aten.sqrt.default, step.call(aten.add.Tensor, *squares))
+
+
 def _times(step: _Step, times: Any, one: Any, other: Any) -> Any:
     if not isinstance(one, fx.Node):
         one, other = other, one
@@ -343,6 +364,10 @@ _RULES: dict[Any, Rule] = {
     **_table(_along(1, more=1), aten.unsqueeze.default, aten.stack.default),
     **_table(_along(2), aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default),
     **_table(_along(1, 2), aten.transpose.int),
+    **_table(_flattened, aten.flatten.using_ints),
+    **_table(_along(1), aten.unflatten.int, aten.sum.dim_IntList, aten.mean.dim),
+    **_table(_repeated, aten.repeat.default),
+    **_table(_size, aten.abs.default),
     **_table(_sized, aten.view.default, aten.reshape.default, aten.expand.default),
     **_table(_sized, aten._unsafe_view.default),
     **_table(_permute, aten.permute.default),
@@ -354,7 +379,9 @@ _RULES: dict[Any, Rule] = {
     **_table(_polar, aten.polar.default),
     **_table(_exp, aten.exp.default),
     **_table(_complex, aten.complex.default),
-    **_table(_converted, aten._to_copy.default, aten.to.dtype),
+    **_table(_converted, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout),
+    **_table(_converted, aten.to.device),
+    **_table(_converted_like, aten.to.other, aten.type_as.default),
     **_table(_converted, torch.ops.prims.convert_element_type.default),
     **_table(_product(aten.mul.Tensor), aten.mul.Tensor, aten.mul.Scalar),
     **_table(_product(aten.matmul.default), aten.matmul.default),
