@@ -76,17 +76,20 @@ class _Memories:
     Attributes:
         places: What tells a memory → the operand's place, or -1 - n for the n-th new one.
         of_weights: The places of operands that are the model's own.
+        dtypes: As what each memory is read: another dtype is a view that strides do not tell.
     """
 
     places: dict[int, int]
     of_weights: set[int]
+    dtypes: dict[int, torch.dtype]
 
     def described(self, value: Any) -> _Tensor | None:
         """A fake tensor; None for what is not to be copied."""
         if type(value) is not FakeTensor or value.constant is not None or not _is_dense(value):
             return None
         memory = self.places.setdefault(_memory(value), -1 - len(self.places))
-        if memory in self.of_weights:
+        dtype = self.dtypes.setdefault(memory, value.dtype)
+        if memory in self.of_weights or dtype is not value.dtype:
             return None
         layout = (value.shape, value.stride(), value.storage_offset())
         return _Tensor(layout, value.dtype, value.fake_device, memory)
@@ -280,6 +283,7 @@ class AlikeCalls(TorchFunctionMode):
                 if (fake := self._fake(o)) is not None
             },
             {k for k, operand in enumerate(operands) if not isinstance(operand, FakeTensor)},
+            {k: operand.dtype for k, operand in enumerate(operands)},
         )
         known = dict(nodes)
         steps = [] if last is None else self._steps(last, operands, known, memories)

@@ -128,6 +128,11 @@ def decays(block: Block, keys: torch.Tensor, number: int) -> torch.Tensor:
     return keys.cumsum(1) * 0.5
 
 
+def turns(block: Block, keys: torch.Tensor, number: int) -> torch.Tensor:
+    pairs = torch.view_as_complex(keys.unflatten(-1, (4, 2)))
+    return torch.view_as_real(pairs * pairs).flatten(-2).cumsum(1)
+
+
 def writes_to_a_view(block: Block, keys: torch.Tensor, number: int) -> torch.Tensor:
     kept = keys * 2
     kept[:, :, :4].mul_(0.5)
@@ -161,8 +166,9 @@ def rewritten_equals(model: Stack) -> cachefree.Rewritten:
     return rewritten
 
 
-def test_blocks_that_are_alike_are_copied(captures: list[Any]) -> None:
-    rewritten_equals(built(decays))
+@pytest.mark.parametrize("compute", [decays, turns])
+def test_blocks_that_are_alike_are_copied(compute: Any, captures: list[Any]) -> None:
+    rewritten_equals(built(compute))
     for alike, with_copies, without in captures:
         assert alike.copied > 12
         assert not alike.is_spoiled

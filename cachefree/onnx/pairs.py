@@ -282,7 +282,8 @@ def _converted_like(step: _Step, args: Any, options: Any) -> Any:
 
 
 def _flattened(step: _Step, args: Any, options: Any) -> Any:
-    first, last = (*args[1:], *(0, -1)[len(args) - 1 :])
+    first = args[1] if len(args) > 1 else 0
+    last = args[2] if len(args) > 2 else -1
     return _along(1, 2)(step, (args[0], first, last), options)
 
 
