@@ -44,14 +44,27 @@ SLOWER = {
     "mixtral": "a mixture of experts, as one grouped product",
     "gpt_oss": "a window, a mixture of experts, and sinks of attention",
 }
-NAMES = [*CAUSAL, *OF_ONE_LAYER, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)]
+SLOWER_OF_ONE_LAYER = {
+    "gptj": "rotary positions by neighbours, from a table",
+    "codegen": "the same, one projection in shards",
+    "biogpt": "learned positions counted from the mask, embeddings scaled",
+    "bert": "an encoder's blocks, as a decoder",
+    "gemma": "norms whose weights count from one",
+    "cohere": "norms without a bias, logits scaled",
+}
+NAMES = [
+    *CAUSAL,
+    *OF_ONE_LAYER,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER | SLOWER_OF_ONE_LAYER),
+]
 GENERATING = ("llama", pytest.param("mistral", marks=pytest.mark.slow))
 
 
 @functools.cache
 def rewritten_of(name: str) -> tuple[Any, cachefree.Rewritten]:
     with torch.no_grad():
-        model = tiny_model("causal", name, layers=1 if name in OF_ONE_LAYER else 2)
+        of_one_layer = OF_ONE_LAYER | SLOWER_OF_ONE_LAYER
+        model = tiny_model("causal", name, layers=1 if name in of_one_layer else 2)
     return model, cachefree.rewrite(model)
 
 
