@@ -66,8 +66,9 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         if given[-1] is None:
             found.append(None)
             return once(*given)
-        traced = once(*given)
-        found.append((given[-1][0], traced, once(*given[:-1], None)))
+        # One line makes both: what the capture itself begins with bears the line that asks for it.
+        traced, without = [once(*given[:-1], copies) for copies in (given[-1], None)]
+        found.append((given[-1][0], traced, without))
         return traced
 
     monkeypatch.setattr(capturing, "_traced_once", twice)
