@@ -101,6 +101,18 @@ class RotaryFilledOnce(RotaryInABuffer):
         return self.angles[start:end].cos(), self.angles[start:end].sin()
 
 
+class RotaryInSharedMemory(RotaryInABuffer):
+    """The buffer that calls write to has its second row in another one, which they read."""
+
+    def __init__(self, dim=4):
+        super().__init__(dim)
+        self.register_buffer("second", self.angles[1:2], persistent=False)
+
+    def forward(self, start, end):
+        cos, sin = super().forward(start, end)
+        return cos + self.second, sin
+
+
 class Block(nn.Module):
     def __init__(self, rotary=None, dim=8):
         super().__init__()
