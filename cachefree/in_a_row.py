@@ -114,6 +114,11 @@ class InARow(nn.Module):
         found = places_of(own)
         return found is None or not set(found) <= set(self.places)
 
+    @property
+    def known_buffers(self) -> set[str]:
+        """The names of the buffers among the places."""
+        return {_name(place) for place in self.places if place[1] == "_buffers" and place[2]}
+
     def _held(self) -> tuple[Any, ...]:
         return tuple([self._at(*place) for place in self.places])
 

@@ -41,7 +41,8 @@ from cachefree.in_a_row import (
 )
 from cachefree.isolation import StateChange
 from cachefree.laws import TABLE_LAWS
-from cachefree.reading import Program, read
+from cachefree.normal import Normaliser
+from cachefree.reading import Program, is_own_buffer, read
 from cachefree.regimes import Kind, Regime, Survey, captured_at, conditions_of, survey
 from cachefree.results import other_result
 from cachefree.sizes import compiled, size_symbol, substitute, symbols_of
@@ -258,7 +259,8 @@ class _Shown:
         )
         self._serve_other_paths(found, Kind(name, call), count)
         left = [change for path in found.served for change in path.program.captured.changes]
-        if self.both.has_left_more(left):
+        written = {name for path in found.served for name in _written(path.program)}
+        if self.both.has_left_more(left) or not written <= self.both.known_buffers:
             return None
         served = sympy.Or(*[_holding(regime) for regime in found.served])
         for of_earlier, of_call in itertools.product(*regions):
@@ -375,6 +377,8 @@ class _Shown:
             return True
         own = set(symbols_of_call(call))
         if not after.is_of(own):
+            after = self._without_overwritten(after, facts)
+        if not after.is_of(own):
             return False
         for other in left:
             found, _ = _held(other.program)
@@ -390,6 +394,15 @@ class _Shown:
                 if all(map(facts.holds, due)) and self._are_equal(after, found, facts, sizes):
                     return True
         return False
+
+    def _without_overwritten(self, held: _Held, facts: Facts) -> _Held:
+        """What is held, without what an earlier call left and a later one has written over."""
+        normaliser = Normaliser(self.table, facts, more=TABLE_LAWS)
+        normal = iter(normaliser.normal(held.terms))
+        if normaliser.misnoted:
+            return held
+        leaves = [next(normal) if isinstance(leaf, Term) else leaf for leaf in held.leaves]
+        return replace(held, leaves=tuple(leaves))
 
     def _are_equal(
         self, one: _Held, other: _Held, facts: Facts, sizes: Mapping[sympy.Symbol, Any]
@@ -422,6 +435,15 @@ def _other_result(
     after = replace(own, outputs=result, output_leaves=own.output_leaves[: result.leaf_count])
     problem = other_result(alone, after, facts, sizes)
     return None if problem is None else Refusal(f"A call after another one differs: {problem}.")
+
+
+def _written(program: Program) -> set[Any]:
+    """What a path writes to, other than its inputs: buffers of their own memory by their names."""
+    return {
+        term.args[0] if is_own_buffer(term, program.captured) else term
+        for term in program.written
+        if term.op != "input"
+    }
 
 
 def _basics(program: Program) -> tuple[Any, ...]:

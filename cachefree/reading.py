@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from cachefree.axes_in_place import changes_axes, names_of, view_of
 from cachefree.calls import TensorSpec
@@ -19,6 +19,8 @@ from cachefree.capture import Captured
 from cachefree.errors import CaptureError, Refusal, SourceLine
 from cachefree.in_place import as_place, dtype_of, value_written, without_the_write
 from cachefree.inverse_views import CASTS, is_part, put_back
+from cachefree.isolation import StateChange
+from cachefree.memos import MEMOS
 from cachefree.provenance import LINE
 from cachefree.randomness import is_random, is_thrown_away
 from cachefree.recurrent import original
@@ -26,9 +28,9 @@ from cachefree.scans import Rounds
 from cachefree.sizes import expression
 from cachefree.storages import Base, Value, Views, are_apart, sharing, spoil, storage_of
 from cachefree.strided import is_in_order, taken
-from cachefree.terms import Table, Term, operands
+from cachefree.terms import Table, Term, operands, topological
 
-__all__ = ["Program", "read"]
+__all__ = ["Program", "is_own_buffer", "read"]
 
 aten = torch.ops.aten
 
@@ -68,7 +70,32 @@ def read(captured: Captured, table: Table, names: dict[int, str]) -> Program:
     Raises:
         CaptureError: the path draws random numbers, or writes in a way that has no value.
     """
-    return _Reader(captured, table, names).run()
+    program = _Reader(captured, table, names).run()
+    if MEMOS.may_keep and not MEMOS.numbers_only:
+        _keep_writes(program)
+    return program
+
+
+def _keep_writes(program: Program) -> None:
+    """Takes what is written to buffers, and not read in the end, for what calls may leave."""
+    read_in_the_end = set(topological(program.outputs)) if program.written else set()
+    for term in list(program.written):
+        module, _, key = str(term.args[0]).rpartition(".")
+        if term not in read_in_the_end and is_own_buffer(term, program.captured):
+            before, after = {key: term}, {key: program.written.pop(term)}
+            MEMOS.kept.append(StateChange(module, "_buffers", before, after))
+
+
+def is_own_buffer(term: Term, captured: Captured) -> bool:
+    """Whether what is written to is a buffer, and no other tensor of the path is a part of it."""
+    buffer = term.payload
+    others = [tensor for tensor in captured.attributes.values() if tensor is not buffer]
+    is_buffer = term.op == "attribute" and not isinstance(buffer, nn.Parameter)
+    return is_buffer and all(
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.untyped_storage()._cdata != buffer.untyped_storage()._cdata
+        for tensor in others
+    )
 
 
 class _Reader:

@@ -14,6 +14,7 @@ from .models.tables import (
     TABLES,
     BlockWithAMaskEachTime,
     Decoder,
+    RotaryInSharedMemory,
     RotaryOfTheLastLength,
 )
 
@@ -56,3 +57,10 @@ def test_a_table_is_no_cache_in_place_of_the_argument() -> None:
     model = Decoder(BlockThatHalvesAtFirst, RotaryOfTheLastLength).eval()
     with pytest.raises(cachefree.UnsupportedBranchError, match="compute different things"):
         cachefree.rewrite(model)
+
+
+@pytest.mark.slow
+def test_a_table_that_is_read_by_another_name_is_refused() -> None:
+    model = Decoder(BlockWithAMaskEachTime, RotaryInSharedMemory).eval()
+    with pytest.raises(cachefree.CaptureError, match=r"in place to 'block\.rotary\.angles'"):
+        cachefree.rewrite(model, cache="past")

@@ -56,16 +56,31 @@ def _slice_of_product(term: Term, rewriter: Rewriter) -> Term | None:
         return None
     equation, operands, *rest = source.args
     inputs, _, output = equation.replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    if not output or "." in equation or any(len(set(part)) < len(part) for part in letters):
+    letters = [
+        _spelled_out(part, len(operand.sizes))
+        for part, operand in zip(inputs.split(","), operands, strict=True)
+    ]
+    output = _spelled_out(output, len(source.sizes))
+    if not output or any(len(set(part)) < len(part) for part in letters):
+        return None
+    axes = [names.index(output[dim]) if output[dim] in names else None for names in letters]
+    sizes = [
+        None if axis is None else operand.sizes[axis]
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    if source.sizes[dim] == 1 or any(n not in (None, 1, source.sizes[dim]) for n in sizes):
         return None
     sliced = tuple(
-        _part(operand, names.index(output[dim]), bounds, term, rewriter)
-        if output[dim] in names
-        else operand
-        for operand, names in zip(operands, letters, strict=True)
+        operand if axis is None or size == 1 else _part(operand, axis, bounds, term, rewriter)
+        for operand, axis, size in zip(operands, axes, sizes, strict=True)
     )
     return rewriter.build(source.op, (equation, sliced, *rest), term.shape, term)
+
+
+def _spelled_out(letters: str, rank: int) -> str:
+    """The axes of an operand of einsum, with a name for each that ``...`` stands for."""
+    count = rank - len(letters.replace("...", ""))
+    return letters.replace("...", "0123456789"[10 - count :])
 
 
 def _part(source: Term, axis: int, bounds: Any, term: Term, rewriter: Rewriter) -> Term:
@@ -77,6 +92,48 @@ def _part(source: Term, axis: int, bounds: Any, term: Term, rewriter: Rewriter) 
 def _is_table(term: Term) -> bool:
     """Whether a value depends on sizes and the model's own tensors alone."""
     return all(below.op not in ("input", "bound", SCAN) for below in topological([term]))
+
+
+def _slice_of_written(term: Term, rewriter: Rewriter) -> Term | None:
+    source, dim, first, last, *_ = term.args
+    found = _rows_written(source)
+    if found is None or found[2] != dim or term.args[4:] not in ((), (1,)):
+        return None
+    rows, start = found[1], found[3]
+    facts = rewriter.facts
+    end = start + rows.sizes[dim]
+    if facts.at_most(0, start) and facts.at_most(start, first) and facts.at_most(last, end):
+        return _part(rows, dim, (first - start, last - start, 1), term, rewriter)
+    return None
+
+
+def _written_over(term: Term, rewriter: Rewriter) -> Term | None:
+    found = _rows_written(term)
+    before = None if found is None else _rows_written(found[0])
+    if found is None or before is None or found[2] != before[2]:
+        return None
+    _, rows, dim, start = found
+    whole, covered, _, begin = before
+    facts = rewriter.facts
+    is_over = (
+        facts.at_most(0, start)
+        and facts.at_most(start, begin)
+        and facts.at_most(begin + covered.sizes[dim], start + rows.sizes[dim])
+    )
+    if not is_over:
+        return None
+    return rewriter.build(term.op, (whole, *term.args[1:]), term.shape, term)
+
+
+def _rows_written(term: Term) -> tuple[Term, Term, int, Any] | None:
+    """A tensor, the rows written to it one after the other, the axis, and the first one's place."""
+    if term.op is not aten.slice_scatter.default:
+        return None
+    args: tuple[Any, ...] = (*term.args, *(0, None, None, 1)[len(term.args) - 2 :])
+    whole, rows, dim, start, _, step = args
+    if step != 1 or whole.dtype != rows.dtype or len(whole.sizes) != len(rows.sizes):
+        return None
+    return whole, rows, dim % len(whole.sizes), 0 if start is None else start
 
 
 TABLE_LAWS: tuple[Law, ...] = (
@@ -93,5 +150,20 @@ TABLE_LAWS: tuple[Law, ...] = (
         "real",
         ("slice",),
         _slice_of_product,
+    ),
+    Law(
+        "slice-of-written",
+        "slice_scatter(x, y, d, a, b)[c:e] = y[c-a:e-a]  if those rows of d are among y's",
+        "exact",
+        ("slice",),
+        _slice_of_written,
+    ),
+    Law(
+        "written-over",
+        "slice_scatter(slice_scatter(x, y, d, a, b), z, d, c, e) = slice_scatter(x, z, d, c, e)  "
+        "if the rows of y are among those of z",
+        "exact",
+        (aten.slice_scatter.default,),
+        _written_over,
     ),
 )

@@ -60,6 +60,59 @@ class RotaryStretched(RotaryGrown):
         self.cos, self.sin, self.max_seq_len_cached = angles.cos(), angles.sin(), length
 
 
+class RotaryInABuffer(nn.Module):
+    """A buffer of 64 rows, of which the first ones are written by the calls that need them."""
+
+    def __init__(self, dim=4):
+        super().__init__()
+        self.register_buffer("inv_freq", 1.0 / (100 ** (torch.arange(0, dim, 2).float() / dim)))
+        self.register_buffer("angles", torch.zeros(64, dim), persistent=False)
+        self.rows = 0
+
+    def frequencies(self, end):
+        return self.inv_freq
+
+    def forward(self, start, end):
+        if end <= self.rows:
+            angles = self.angles[:end]
+        else:
+            places = torch.arange(end, dtype=self.inv_freq.dtype)
+            angles = torch.einsum("..., f -> ... f", places, self.frequencies(end))
+            angles = angles.unsqueeze(-1).expand(*angles.shape, 2).reshape(end, -1)
+            if end <= 64:
+                self.angles[:end] = angles.detach()
+                self.rows = end
+        return angles[start:].cos(), angles[start:].sin()
+
+
+class RotaryStretchedInABuffer(RotaryInABuffer):
+    """The longest call so far decides the frequencies."""
+
+    def frequencies(self, end):
+        return self.inv_freq / (1 + 0.1 * end)
+
+
+class RotaryFilledOnce(RotaryInABuffer):
+    """The first call fills the buffer; longer ones read rows that nobody wrote."""
+
+    def forward(self, start, end):
+        if self.rows == 0:
+            return super().forward(start, end)
+        return self.angles[start:end].cos(), self.angles[start:end].sin()
+
+
+class RotaryInSharedMemory(RotaryInABuffer):
+    """The buffer that calls write to has its second row in another one, which they read."""
+
+    def __init__(self, dim=4):
+        super().__init__(dim)
+        self.register_buffer("second", self.angles[1:2], persistent=False)
+
+    def forward(self, start, end):
+        cos, sin = super().forward(start, end)
+        return cos + self.second, sin
+
+
 class Block(nn.Module):
     def __init__(self, rotary=None, dim=8):
         super().__init__()
@@ -299,9 +352,12 @@ TABLES: tuple[ModelCase, ...] = (
         expects_proof=False,
     ),
     _case("rotary_within_bounds", BlockWithAMaskForSixty, RotaryGrown, expects_proof=False),
+    _case("rotary_in_a_buffer", BlockWithAMaskEachTime, RotaryInABuffer, expects_proof=False),
     _case("sinusoids_grown", Block, None, True, expects_proof=False),
 )
 REFUSED_TABLES: tuple[RefusalCase, ...] = (
+    _refused("rotary_stretched_in_a_buffer", BlockWithAMaskEachTime, RotaryStretchedInABuffer),
+    _refused("rotary_filled_once", BlockWithAMaskEachTime, RotaryFilledOnce),
     _refused("rotary_stretched", Block, RotaryStretched),
     _refused("another_mask_beyond", BlockWithAnotherMaskBeyond),
     _refused("mask_for_good", BlockWithAMaskForGood),
