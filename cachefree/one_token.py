@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import sympy
+import torch
 from torch import nn
 
 from cachefree.calls import SizeSpec, TensorSpec
@@ -62,7 +63,7 @@ def with_cache_carried(table: Table, discovery: Discovery, first: Program) -> On
     )
     starts: dict[tuple[Term, int], Term] = {}
     for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
-        value, past = first.outputs[output], inputs[place]
+        value, past = _uncopied(first.outputs[output]), inputs[place]
         if not _is_carried(value):
             raise _not_carried(str(past.args[0]), value.line)
         if value.sizes != past.sizes or (value.args[0], value.args[1]) in starts:
@@ -80,7 +81,7 @@ def with_unread_carried(table: Table, discovery: Discovery, later: Program) -> O
     read_by_it = set(topological(later.outputs))
     starts: dict[tuple[Term, int], Term] = {}
     for place, output in zip(discovery.cache_leaves, discovery.carried, strict=True):
-        value, past = later.outputs[output], later.inputs[place]
+        value, past = _uncopied(later.outputs[output]), later.inputs[place]
         if past in read_by_it:
             continue
         if not _is_carried(value) or value.sizes != past.sizes:
@@ -89,6 +90,13 @@ def with_unread_carried(table: Table, discovery: Discovery, later: Program) -> O
     if not starts:
         raise _not_carried("that the later path leaves unread", None)
     return OneCall(discovery.later, later.inputs, _started(table, later.outputs, starts), {})
+
+
+def _uncopied(value: Term) -> Term:
+    """What is written to a state in place is a copy of what the loop has carried."""
+    while value.op is torch.ops.aten.clone.default:
+        value = value.args[0]
+    return value
 
 
 def _is_carried(value: Term) -> bool:

@@ -61,9 +61,20 @@ class Forgetful(Selective):
         return super().step(state, row * 1.5)
 
 
+class WrittenBack(Selective):
+    """What its loop has carried is written to the place where the state is kept."""
+
+    def forward(self, ids: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+        y, (rows, hidden) = super().forward(ids, state)
+        kept = torch.zeros_like(hidden) if state is None else state[1]
+        kept.copy_(hidden)
+        return y, (rows, kept)
+
+
 @pytest.mark.slow
-def test_the_loop_goes_on_from_the_cache_for_one_token() -> None:
-    model = small(Selective)
+@pytest.mark.parametrize("build", [Selective, WrittenBack])
+def test_the_loop_goes_on_from_the_cache_for_one_token(build: type[Selective]) -> None:
+    model = small(build)
     rewritten = cachefree.rewrite(model, (torch.randint(17, (2, 3)),))
     assert rewritten.report.verdict.name == "PROVED_REAL"
     regions = [str(region) for region in rewritten.report.domain.regions]
