@@ -151,19 +151,17 @@ class _Walk:
 
     def _settle(self, one: Term, other: Term) -> None:
         """Decides a pair, after all pairs below it."""
-        order: list[tuple[Term, Term]] = []
-        stack = [(one, other)]
+        stack = [((one, other), False)]
         seen: set[tuple[Term, Term]] = set()
         while stack:
-            pair = stack.pop()
-            if pair[0] is pair[1] or pair in seen or pair in self.known:
-                continue
-            seen.add(pair)
-            order.append(pair)
-            stack.extend(_operand_pairs(*pair) or ())
-        for pair in reversed(order):
-            self.known.setdefault(pair, False)  # while it is being decided
-            self.known[pair] = self._decide(*pair)
+            pair, are_all_below_known = stack.pop()
+            if are_all_below_known:
+                self.known.setdefault(pair, False)  # while it is being decided
+                self.known[pair] = self._decide(*pair)
+            elif pair[0] is not pair[1] and pair not in seen and pair not in self.known:
+                seen.add(pair)
+                stack.append((pair, True))
+                stack.extend((below, False) for below in _operand_pairs(*pair) or ())
 
     def equal(self, one: Term, other: Term) -> bool:
         """Whether two terms are equal: known, or found now."""
